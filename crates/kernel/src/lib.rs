@@ -1,0 +1,1 @@
+//! Every syscall of terok.

@@ -1,0 +1,59 @@
+//! The control interface of a supervisor (design §10): shapes only, spoken as Varlink by supervisor and launcher.
+
+use crate::policy::{Labels, Shield, Sourced};
+use serde::{Deserialize, Serialize};
+
+/// Varlink interface name.
+pub const INTERFACE: &str = "io.terok.Supervisor";
+
+/// What `create` records of a container in [`crate::layout::CONTAINER`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    /// Full id.
+    pub id: String,
+    /// Name in the engine, where the bundle tells it.
+    pub name: String,
+    /// Init's pid, in the host's pid namespace.
+    pub pid: i32,
+    /// Unix time of the start, seconds.
+    pub started: u64,
+    /// Absolute bundle path: gone when the container was removed.
+    pub bundle: String,
+    /// Labels.
+    pub labels: Labels,
+}
+
+/// Answer of `Status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The container.
+    pub container: Container,
+    /// State in force.
+    pub state: Shield,
+    /// Unix seconds at which `down` ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<u64>,
+    /// Allow rules in force with their sources, live ones last.
+    pub allow: Vec<Sourced>,
+    /// Deny rules in force.
+    pub deny: Vec<Sourced>,
+    /// Open connections now.
+    pub connections: u64,
+    /// Connections and names allowed since the supervisor's start.
+    pub allowed: u64,
+    /// Refusals since the supervisor's start, kernel ones included.
+    pub refused: u64,
+    /// Times the worker was restarted.
+    pub restarts: u64,
+    /// Confinement layers in force, `landlock=…`, `seccomp`, …; a missing one as `no-landlock: reason`.
+    pub confinement: Vec<String>,
+}
+
+/// Answer of `Allow`, `Deny`, `Forget` and `SetState`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    /// What changed, as canonical rules or the new state; empty where it was so already.
+    pub changed: Vec<String>,
+    /// Live flows that were cut.
+    pub cut: u64,
+}

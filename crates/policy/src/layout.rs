@@ -1,0 +1,45 @@
+//! Names of files, folders, sockets and descriptors, said once.
+
+/// nftables table (family `inet`).
+pub const TABLE: &str = "terok";
+/// NFLOG group of kernel denials in the container's namespace.
+pub const NFLOG_GROUP: u16 = 7468;
+/// Folder of rootful runtime state, one folder a container below.
+pub const RUN_ROOTFUL: &str = "/run/terok";
+/// Folder of rootful persistent state.
+pub const STATE_ROOTFUL: &str = "/var/lib/terok";
+/// Below `/run/user/UID` for a user.
+pub const RUN_USER: &str = "terok";
+/// Below the home directory for a user.
+pub const STATE_USER: &str = ".local/state/terok";
+/// A user's own profiles, below the home directory; system-wide ones are in [`PROFILES_SYSTEM`].
+pub const PROFILES_USER: &str = ".config/terok/profiles";
+/// System-wide profiles.
+pub const PROFILES_SYSTEM: &str = "/etc/terok/profiles";
+
+/// In the runtime folder of a container: the Varlink socket.
+pub const CONTROL: &str = "control.sock";
+/// In the runtime folder: what container this is ([`crate::control::Container`] as JSON), written by `create`.
+pub const CONTAINER: &str = "container.json";
+/// In the state folder: the audit log.
+pub const AUDIT: &str = "audit.jsonl";
+/// In the state folder: operator state ([`crate::live::Live`]).
+pub const LIVE: &str = "live.json";
+/// In the state folder: names that were given a virtual address, one a line, `INDEX NAME`.
+pub const NAMES: &str = "names";
+/// In the state folder: why the last start was refused, and supervisor messages.
+pub const LOG: &str = "log";
+
+/// Program names, as installed side by side in one folder.
+pub const HOOK: &str = "terok-hook";
+/// The supervisor.
+pub const SUPERVISOR: &str = "terok-supervisor";
+/// The launcher.
+pub const LAUNCHER: &str = "terok";
+
+/// Whether `id` may name a folder: 1 to 128 of `[a-zA-Z0-9_.-]`, not starting with a dot or dash.
+pub fn is_container_id(id: &str) -> bool {
+    (1..=128).contains(&id.len())
+        && !id.starts_with(['.', '-'])
+        && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
+}

@@ -1,0 +1,66 @@
+//! What one container may do, typed: the meaning of its annotations with profiles resolved.
+
+use crate::rule::Rule;
+use serde::{Deserialize, Serialize};
+
+/// The firewall's state (design §5, "States").
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shield {
+    /// Default deny.
+    #[default]
+    Up,
+    /// Everything but the floor and the denies passes, audited.
+    Down,
+    /// Nothing passes, every flow is cut.
+    Block,
+}
+
+/// Names a person gave, for audit and prompts. Empty where not given.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Labels {
+    /// `terok.project`
+    pub project: String,
+    /// `terok.task`
+    pub task: String,
+    /// `terok.name`; the container's own name where absent
+    pub name: String,
+}
+
+/// Where a rule was written.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// An annotation of the container.
+    Annotation,
+    /// A profile, by name (the one that was asked for or included).
+    Profile(String),
+    /// `terok allow` / `terok deny` on the running container.
+    Live,
+}
+
+/// A rule and where it was written.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Sourced {
+    /// The rule.
+    pub rule: Rule,
+    /// Its origin.
+    pub source: Source,
+}
+
+/// The typed policy of one container.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Policy {
+    /// State at start; what an operator set later lives in [`crate::live::Live`].
+    pub shield: Shield,
+    /// Profiles asked for, in order; `["base"]` where the annotation is absent.
+    pub profiles: Vec<String>,
+    /// Allow rules of annotation and profiles, duplicates removed, first source kept.
+    pub allow: Vec<Sourced>,
+    /// Deny rules of the annotation.
+    pub deny: Vec<Sourced>,
+    /// `terok.restricted`
+    pub restricted: bool,
+    /// Labels.
+    pub labels: Labels,
+}

@@ -1,0 +1,1 @@
+//! Where terok is installed.

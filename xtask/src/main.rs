@@ -1,0 +1,2 @@
+//! terok.
+fn main() {}
