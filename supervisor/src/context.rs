@@ -1,0 +1,60 @@
+//! What the worker's tasks share. One thread: `Rc<Context>`, no lock.
+
+use crate::audit::Audit;
+use crate::names::NameTable;
+use std::cell::{Ref, RefCell};
+use std::rc::Rc;
+use std::time::{SystemTime, UNIX_EPOCH};
+use terok_policy::live::Live;
+use terok_policy::plan::SupervisorConfig;
+use terok_policy::{Query, Shield, Verdict};
+
+/// Everything the worker's tasks share.
+pub(crate) struct Context {
+    /// What the hook decided.
+    pub(crate) config: SupervisorConfig,
+    /// The audit log.
+    pub(crate) audit: Audit,
+    /// Names with a virtual address.
+    pub(crate) names: NameTable,
+    live: RefCell<Live>,
+}
+
+impl Context {
+    /// Shares what the worker opened.
+    pub(crate) fn new(config: SupervisorConfig, audit: Audit, names: NameTable, live: Live) -> Rc<Self> {
+        Rc::new(Context { config, audit, names, live: RefCell::new(live) })
+    }
+
+    /// The verdict now: policy, live rules and the shield's state (which may have timed out a moment ago).
+    pub(crate) fn judge(&self, query: &Query<'_>) -> Verdict {
+        terok_policy::judge(&self.config.policy, &self.live.borrow(), self.shield(), query)
+    }
+
+    /// The shield's state now.
+    pub(crate) fn shield(&self) -> Shield {
+        self.live.borrow().shield(self.config.policy.shield, unix_seconds())
+    }
+
+    /// What the operator set. Not to be held across an await.
+    pub(crate) fn live(&self) -> Ref<'_, Live> {
+        self.live.borrow()
+    }
+
+    /// Puts an operator's change in force, once it is on disk.
+    pub(crate) fn set_live(&self, live: Live) {
+        self.live.replace(live);
+    }
+}
+
+/// Seconds since the Unix epoch; 0 on a clock before it.
+pub(crate) fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+/// Milliseconds since the Unix epoch; 0 on a clock before it.
+pub(crate) fn unix_millis() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}
