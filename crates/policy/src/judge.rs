@@ -1,9 +1,10 @@
 //! The verdict on one query: pure, total, deny before allow (E1).
 
+use crate::floor::{Floor, floor};
 use crate::live::Live;
-use crate::name::Name;
-use crate::policy::{Policy, Shield, Sourced};
-use crate::rule::Proto;
+use crate::name::{self, Name};
+use crate::policy::{Policy, Shield, Source, Sourced};
+use crate::rule::{Ports, Proto, Rule, Target};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
@@ -109,6 +110,382 @@ impl Verdict {
 /// Judges `query` under `policy` and the operator's `live` additions with the shield in `state`.
 /// Deny beats allow from any source, also with the shield down. Literal queries below the floor need a literal rule.
 pub fn judge(policy: &Policy, live: &Live, state: Shield, query: &Query<'_>) -> Verdict {
-    let _ = (policy, live, state, query);
-    todo!()
+    if state == Shield::Block {
+        return Verdict::Refuse { reason: Reason::Blocked, rule: None };
+    }
+    let rules = Rules { policy, live };
+    match *query {
+        Query::Resolve(name) => rules.resolve(state, name),
+        Query::Name { name, port, proto } if name.is_internal() => match name.as_str() {
+            name::HOST => rules.connect(Shield::Up, &Destination::Host, port, proto),
+            _ => Verdict::Refuse { reason: Reason::Unlisted, rule: None },
+        },
+        Query::Name { name, port, proto } => rules.connect(state, &Destination::Name(name), port, proto),
+        Query::Literal { ip, port, proto } => {
+            rules.connect(state, &Destination::Literal(ip.to_canonical()), port, proto)
+        }
+        // The host's loopback is below the floor, so `down` does not open it.
+        Query::Host { port, proto } => rules.connect(Shield::Up, &Destination::Host, port, proto),
+    }
+}
+
+impl Verdict {
+    fn refuse(reason: Reason, rule: Option<Found<'_>>) -> Self {
+        Verdict::Refuse { reason, rule: rule.map(Found::sourced) }
+    }
+}
+
+/// Where a connection goes.
+enum Destination<'a> {
+    Name(&'a Name),
+    Literal(IpAddr),
+    Host,
+}
+
+impl Destination<'_> {
+    /// Whether an allow rule for `target` opens the way here, ports aside.
+    fn allowed_by(&self, target: &Target) -> bool {
+        match (self, target) {
+            (Destination::Name(name), Target::Name(rule)) => *name == rule,
+            (Destination::Name(name), Target::Under(rule)) => name.is_under(rule),
+            (Destination::Literal(ip), Target::Net(net)) => net.contains(*ip),
+            (Destination::Host, Target::Host) => true,
+            (Destination::Name(_), Target::Any) => true,
+            (Destination::Literal(ip), Target::Any) => floor(*ip).is_none(),
+            _ => false,
+        }
+    }
+
+    /// As [`Destination::allowed_by`], but a denied `any` has no floor: it closes everything.
+    fn denied_by(&self, target: &Target) -> bool {
+        *target == Target::Any || self.allowed_by(target)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Found<'a> {
+    rule: &'a Rule,
+    source: &'a Source,
+}
+
+impl Found<'_> {
+    fn sourced(self) -> Sourced {
+        Sourced { rule: self.rule.clone(), source: self.source.clone() }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Rules<'a> {
+    policy: &'a Policy,
+    live: &'a Live,
+}
+
+impl<'a> Rules<'a> {
+    fn allow(self) -> impl Iterator<Item = Found<'a>> {
+        found(&self.policy.allow, &self.live.allow)
+    }
+
+    fn deny(self) -> impl Iterator<Item = Found<'a>> {
+        found(&self.policy.deny, &self.live.deny)
+    }
+
+    fn connect(self, state: Shield, to: &Destination<'_>, port: u16, proto: Proto) -> Verdict {
+        let here = |rule: &Rule| rule.proto == proto && rule.ports.contains(port);
+        if let Some(deny) = self.deny().find(|found| here(found.rule) && to.denied_by(&found.rule.target)) {
+            return Verdict::refuse(Reason::Denied, Some(deny));
+        }
+        let below = match to {
+            Destination::Literal(ip) => floor(*ip),
+            _ => None,
+        };
+        // Dialled from the host, 0.0.0.0 and 127.0.0.1 are the host itself: not even 0.0.0.0/0 means that.
+        if matches!(below, Some(Floor::Loopback | Floor::Unspecified)) {
+            return Verdict::refuse(Reason::Floor, None);
+        }
+        let mut other_port = false;
+        for found in self.allow().filter(|found| to.allowed_by(&found.rule.target)) {
+            if here(found.rule) {
+                return Verdict::Allow { rule: found.sourced() };
+            }
+            other_port = true;
+        }
+        if below.is_some() {
+            Verdict::refuse(Reason::Floor, None)
+        } else if state == Shield::Down {
+            Verdict::Down
+        } else {
+            Verdict::refuse(if other_port { Reason::PortUnlisted } else { Reason::Unlisted }, None)
+        }
+    }
+
+    /// A name is answered while at least one port of it is allowed and not denied.
+    fn resolve(self, state: Shield, name: &Name) -> Verdict {
+        let (to, state) = match name.as_str() {
+            name::HOST => (Destination::Host, Shield::Up),
+            _ if name.is_internal() => return Verdict::refuse(Reason::Unlisted, None),
+            _ => (Destination::Name(name), state),
+        };
+        let denies: Vec<Found<'_>> = self.deny().filter(|found| to.denied_by(&found.rule.target)).collect();
+        let open = |ports: &Ports, proto: Proto| {
+            let denied = denies.iter().filter(|found| found.rule.proto == proto);
+            !denied.fold(ports.clone(), |left, found| left.without(&found.rule.ports)).is_empty()
+        };
+        let mut listed = false;
+        for found in self.allow().filter(|found| to.allowed_by(&found.rule.target)) {
+            if denies.is_empty() || open(&found.rule.ports, found.rule.proto) {
+                return Verdict::Allow { rule: found.sourced() };
+            }
+            listed = true;
+        }
+        if state == Shield::Down && open(&Ports::all(), Proto::Tcp) {
+            return Verdict::Down;
+        }
+        match denies.first() {
+            Some(&deny) if listed || deny.rule.ports == Ports::all() => {
+                Verdict::refuse(Reason::Denied, Some(deny))
+            }
+            _ => Verdict::refuse(Reason::Unlisted, None),
+        }
+    }
+}
+
+fn found<'a>(policy: &'a [Sourced], live: &'a [Rule]) -> impl Iterator<Item = Found<'a>> {
+    let policy = policy.iter().map(|sourced| Found { rule: &sourced.rule, source: &sourced.source });
+    policy.chain(live.iter().map(|rule| Found { rule, source: &Source::Live }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(allow: &[&str], deny: &[&str]) -> Policy {
+        let source = Source::Annotation;
+        let sourced = |rule| Sourced { rule, source: source.clone() };
+        Policy {
+            allow: allow.iter().map(|text| sourced(text.parse().unwrap())).collect(),
+            deny: deny.iter().map(|text| sourced(Rule::parse_deny(text).unwrap())).collect(),
+            ..Policy::default()
+        }
+    }
+
+    /// `TARGET:PORT`, or `NAME?` for a resolution, as a word: `allow`, `down` or the reason.
+    fn ask(policy: &Policy, live: &Live, state: Shield, question: &str) -> String {
+        let verdict = match question.strip_suffix('?') {
+            Some(name) => judge(policy, live, state, &Query::Resolve(&name.parse().unwrap())),
+            None => {
+                let (target, port) = question.rsplit_once(':').unwrap();
+                let (port, proto) = (port.parse().unwrap(), Proto::Tcp);
+                match target.trim_matches(['[', ']']).parse::<IpAddr>() {
+                    Ok(ip) => judge(policy, live, state, &Query::Literal { ip, port, proto }),
+                    Err(_) if target == "host" => judge(policy, live, state, &Query::Host { port, proto }),
+                    Err(_) => {
+                        let name = target.parse().unwrap();
+                        judge(policy, live, state, &Query::Name { name: &name, port, proto })
+                    }
+                }
+            }
+        };
+        match verdict {
+            Verdict::Allow { .. } => "allow".into(),
+            Verdict::Down => "down".into(),
+            Verdict::Refuse { reason, .. } => {
+                serde_json::to_value(reason).unwrap().as_str().unwrap().to_owned()
+            }
+        }
+    }
+
+    #[track_caller]
+    fn all(policy: &Policy, state: Shield, questions: &[(&str, &str)]) {
+        for (question, answer) in questions {
+            assert_eq!(ask(policy, &Live::default(), state, question), *answer, "{question}");
+        }
+    }
+
+    #[test]
+    fn a_bare_name_is_that_host_only_and_a_wildcard_its_subdomains_only() {
+        let policy = policy(&["a.example", "*.b.example:443"], &[]);
+        all(
+            &policy,
+            Shield::Up,
+            &[
+                ("a.example:443", "allow"),
+                ("a.example:80", "allow"),
+                ("a.example:22", "port-unlisted"),
+                ("x.a.example:443", "unlisted"),
+                ("x.b.example:443", "allow"),
+                ("x.y.b.example:443", "allow"),
+                ("b.example:443", "unlisted"),
+                ("xb.example:443", "unlisted"),
+                ("a.example?", "allow"),
+                ("b.example?", "unlisted"),
+                ("x.b.example?", "allow"),
+            ],
+        );
+    }
+
+    #[test]
+    fn deny_beats_allow_in_every_state() {
+        let policy =
+            policy(&["*.a.example", "10.0.0.0/8", "any"], &["b.a.example", "10.1.0.0/16:22", "c.example:80"]);
+        for state in [Shield::Up, Shield::Down] {
+            all(
+                &policy,
+                state,
+                &[
+                    ("b.a.example:443", "denied"),
+                    ("b.a.example:22", "denied"),
+                    ("b.a.example?", "denied"),
+                    ("c.a.example:443", "allow"),
+                    ("10.1.2.3:22", "denied"),
+                    ("[::ffff:10.1.2.3]:22", "denied"),
+                    ("10.1.2.3:23", "allow"),
+                    ("c.example:80", "denied"),
+                    ("c.example:443", "allow"),
+                    ("c.example?", "allow"),
+                ],
+            );
+        }
+    }
+
+    #[test]
+    fn a_name_with_no_open_port_left_is_not_answered() {
+        let policy =
+            policy(&["a.example:443", "b.example"], &["a.example:443", "b.example:1-100", "b.example:443"]);
+        all(
+            &policy,
+            Shield::Up,
+            &[("a.example?", "denied"), ("b.example?", "denied"), ("c.example?", "unlisted")],
+        );
+    }
+
+    #[test]
+    fn only_a_literal_rule_reaches_below_the_floor() {
+        let open = policy(&["any"], &[]);
+        for state in [Shield::Up, Shield::Down] {
+            all(
+                &open,
+                state,
+                &[
+                    ("10.0.0.1:80", "floor"),
+                    ("169.254.169.254:80", "floor"),
+                    ("[fd00::1]:80", "floor"),
+                    ("1.1.1.1:53", "allow"),
+                ],
+            );
+        }
+        let literal = policy(&["10.0.0.1:80", "169.254.169.254"], &[]);
+        all(
+            &literal,
+            Shield::Up,
+            &[
+                ("10.0.0.1:80", "allow"),
+                ("10.0.0.1:81", "floor"),
+                ("10.0.0.2:80", "floor"),
+                ("169.254.169.254:80", "allow"),
+            ],
+        );
+    }
+
+    #[test]
+    fn not_even_the_widest_literal_rule_means_the_hosts_loopback() {
+        let wide = policy(&["0.0.0.0/0", "::/0"], &[]);
+        all(
+            &wide,
+            Shield::Down,
+            &[
+                ("127.0.0.1:80", "floor"),
+                ("0.0.0.0:80", "floor"),
+                ("[::1]:80", "floor"),
+                ("[::]:80", "floor"),
+                ("[64:ff9b::7f00:1]:80", "floor"),
+                ("192.168.0.1:80", "allow"),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_name_is_never_matched_by_an_address_rule_nor_an_address_by_a_name() {
+        let policy = policy(&["0.0.0.0/0", "a.example"], &[]);
+        all(
+            &policy,
+            Shield::Up,
+            &[("b.example:443", "unlisted"), ("b.example?", "unlisted"), ("[2001:db8::1]:443", "unlisted")],
+        );
+    }
+
+    #[test]
+    fn the_hosts_loopback_needs_a_host_rule_per_port() {
+        let none = policy(&["any"], &[]);
+        for state in [Shield::Up, Shield::Down] {
+            all(
+                &none,
+                state,
+                &[
+                    ("host:8080", "unlisted"),
+                    ("host.terok.internal?", "unlisted"),
+                    ("x.terok.internal?", "unlisted"),
+                ],
+            );
+        }
+        let one = policy(&["host:8080"], &[]);
+        all(
+            &one,
+            Shield::Up,
+            &[
+                ("host:8080", "allow"),
+                ("host:8081", "port-unlisted"),
+                ("host.terok.internal:8080", "allow"),
+                ("host.terok.internal?", "allow"),
+                ("terok.internal?", "unlisted"),
+            ],
+        );
+        let denied = policy(&["host:8080"], &["any"]);
+        all(&denied, Shield::Up, &[("host:8080", "denied"), ("host.terok.internal?", "denied")]);
+    }
+
+    #[test]
+    fn block_lets_nothing_through_and_down_everything_but_floor_and_denies() {
+        let policy = policy(&["a.example"], &["b.example"]);
+        all(
+            &policy,
+            Shield::Block,
+            &[("a.example:443", "blocked"), ("a.example?", "blocked"), ("1.1.1.1:443", "blocked")],
+        );
+        all(
+            &policy,
+            Shield::Down,
+            &[
+                ("a.example:443", "allow"),
+                ("z.example:22", "down"),
+                ("z.example?", "down"),
+                ("b.example?", "denied"),
+                ("b.example:22", "denied"),
+                ("1.1.1.1:22", "down"),
+                ("10.0.0.1:22", "floor"),
+            ],
+        );
+    }
+
+    #[test]
+    fn live_rules_count_like_written_ones_and_a_written_deny_beats_them() {
+        let policy = policy(&["a.example"], &["b.example"]);
+        let mut live = Live::default();
+        live.allow("b.example".parse().unwrap());
+        live.allow("c.example".parse().unwrap());
+        live.deny(Rule::parse_deny("a.example").unwrap());
+        for (question, answer) in [
+            ("a.example:443", "denied"),
+            ("b.example:443", "denied"),
+            ("c.example:443", "allow"),
+            ("c.example?", "allow"),
+        ] {
+            assert_eq!(ask(&policy, &live, Shield::Up, question), answer, "{question}");
+        }
+        let name = "a.example".parse().unwrap();
+        let query = Query::Name { name: &name, port: 443, proto: Proto::Tcp };
+        match judge(&policy, &live, Shield::Up, &query) {
+            Verdict::Refuse { rule: Some(rule), .. } => assert_eq!(rule.to_string(), "a.example:* (live)"),
+            other => panic!("{other:?}"),
+        }
+    }
 }

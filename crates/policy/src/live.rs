@@ -31,4 +31,106 @@ impl Live {
             (None, _) => base,
         }
     }
+
+    /// Adds a live allow; the ports it names are taken out of live denies of the same target, since the later word wins.
+    /// Returns whether anything changed.
+    pub fn allow(&mut self, rule: Rule) -> bool {
+        let cut = take_out(&mut self.deny, &rule);
+        add(&mut self.allow, rule) || cut
+    }
+
+    /// Adds a live deny; the ports it names are taken out of live allows of the same target.
+    /// Returns whether anything changed.
+    pub fn deny(&mut self, rule: Rule) -> bool {
+        let cut = take_out(&mut self.allow, &rule);
+        add(&mut self.deny, rule) || cut
+    }
+
+    /// Removes what live allows and denies say of the rule's target on its ports. Returns whether anything changed.
+    pub fn forget(&mut self, rule: &Rule) -> bool {
+        let allow = take_out(&mut self.allow, rule);
+        take_out(&mut self.deny, rule) || allow
+    }
+}
+
+fn add(rules: &mut Vec<Rule>, rule: Rule) -> bool {
+    let new = !rules.contains(&rule);
+    if new {
+        rules.push(rule);
+    }
+    new
+}
+
+/// Takes the ports of `rule` out of the rules with the same target and protocol.
+fn take_out(rules: &mut Vec<Rule>, rule: &Rule) -> bool {
+    let mut changed = false;
+    rules.retain_mut(|other| {
+        if other.target != rule.target || other.proto != rule.proto {
+            return true;
+        }
+        let left = other.ports.without(&rule.ports);
+        changed |= left != other.ports;
+        other.ports = left;
+        !other.ports.is_empty()
+    });
+    changed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(text: &str) -> Rule {
+        text.parse().unwrap()
+    }
+    fn deny(text: &str) -> Rule {
+        Rule::parse_deny(text).unwrap()
+    }
+
+    #[test]
+    fn the_later_of_two_opposite_live_rules_wins() {
+        let mut live = Live::default();
+        assert!(live.allow(rule("a.example")));
+        assert!(live.deny(deny("a.example")));
+        assert_eq!((live.allow.len(), live.deny.len()), (0, 1));
+        assert!(live.allow(rule("a.example:443")));
+        assert!(!live.deny[0].ports.contains(443) && live.deny[0].ports.contains(22));
+        assert_eq!(live.allow, [rule("a.example:443")]);
+    }
+
+    #[test]
+    fn a_live_rule_leaves_other_targets_alone() {
+        let mut live = Live::default();
+        live.allow(rule("*.a.example"));
+        live.deny(deny("b.a.example"));
+        assert_eq!((live.allow.len(), live.deny.len()), (1, 1));
+    }
+
+    #[test]
+    fn saying_the_same_twice_changes_nothing() {
+        let mut live = Live::default();
+        assert!(live.allow(rule("a.example")));
+        assert!(!live.allow(rule("a.example")));
+        assert!(live.forget(&rule("a.example")));
+        assert!(!live.forget(&rule("a.example")));
+        assert_eq!(live, Live::default());
+    }
+
+    #[test]
+    fn down_ends_by_itself_in_up() {
+        let live = Live { state: Some(Shield::Down), until: Some(100), ..Live::default() };
+        assert_eq!(live.shield(Shield::Up, 99), Shield::Down);
+        assert_eq!(live.shield(Shield::Down, 100), Shield::Up);
+        assert_eq!(Live::default().shield(Shield::Block, 0), Shield::Block);
+    }
+
+    #[test]
+    fn live_state_survives_json() {
+        let mut live = Live { state: Some(Shield::Block), ..Live::default() };
+        live.allow(rule("host:8080"));
+        live.deny(deny("*.a.example"));
+        let text = serde_json::to_string(&live).unwrap();
+        assert_eq!(text, r#"{"state":"block","allow":["host:8080"],"deny":["*.a.example:*"]}"#);
+        assert_eq!(serde_json::from_str::<Live>(&text).unwrap(), live);
+    }
 }

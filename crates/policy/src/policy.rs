@@ -48,6 +48,33 @@ pub struct Sourced {
     pub source: Source,
 }
 
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Source::Annotation => f.write_str("annotation"),
+            Source::Profile(name) => write!(f, "profile {name}"),
+            Source::Live => f.write_str("live"),
+        }
+    }
+}
+
+/// `rule (source)`, as audit lines carry it.
+impl std::fmt::Display for Sourced {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.rule, self.source)
+    }
+}
+
+impl std::fmt::Display for Shield {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Shield::Up => "up",
+            Shield::Down => "down",
+            Shield::Block => "block",
+        })
+    }
+}
+
 /// The typed policy of one container.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Policy {

@@ -43,14 +43,41 @@ pub struct Cidr {
 }
 
 impl Cidr {
+    /// The block of one address (v4-mapped becomes IPv4).
+    pub fn host(ip: IpAddr) -> Self {
+        let addr = ip.to_canonical();
+        Cidr { addr, prefix: if addr.is_ipv4() { 32 } else { 128 } }
+    }
     /// Whether `ip` (a v4-mapped address counts as IPv4) lies in the block.
     pub fn contains(&self, ip: IpAddr) -> bool {
-        let _ = ip;
-        todo!()
+        let (first, last) = self.range();
+        let ip = ip.to_canonical();
+        ip.is_ipv4() == first.is_ipv4() && first <= ip && ip <= last
     }
     /// First and last address.
     pub fn range(&self) -> (IpAddr, IpAddr) {
-        todo!()
+        let last = match self.addr {
+            IpAddr::V4(ip) => {
+                let host = u32::MAX.checked_shr(u32::from(self.prefix)).unwrap_or(0);
+                IpAddr::V4((u32::from(ip) | host).into())
+            }
+            IpAddr::V6(ip) => {
+                let host = u128::MAX.checked_shr(u32::from(self.prefix)).unwrap_or(0);
+                IpAddr::V6((u128::from(ip) | host).into())
+            }
+        };
+        (self.addr, last)
+    }
+}
+
+impl std::fmt::Display for Cidr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let full = if self.addr.is_ipv4() { 32 } else { 128 };
+        if self.prefix == full {
+            write!(f, "{}", self.addr)
+        } else {
+            write!(f, "{}/{}", self.addr, self.prefix)
+        }
     }
 }
 
@@ -69,9 +96,84 @@ pub enum Proto {
 pub struct Ports(pub Vec<(u16, u16)>);
 
 impl Ports {
+    /// Every port, `*`.
+    pub fn all() -> Self {
+        Ports(vec![(0, u16::MAX)])
+    }
+    /// 80 and 443: what a name means where no port is written.
+    pub fn web() -> Self {
+        Ports(vec![(80, 80), (443, 443)])
+    }
+    /// Sorts and merges inclusive ranges.
+    pub fn new(mut ranges: Vec<(u16, u16)>) -> Self {
+        ranges.retain(|(from, to)| from <= to);
+        ranges.sort_unstable();
+        let mut merged: Vec<(u16, u16)> = Vec::with_capacity(ranges.len());
+        for (from, to) in ranges {
+            match merged.last_mut() {
+                Some(last) if u32::from(from) <= u32::from(last.1) + 1 => last.1 = last.1.max(to),
+                _ => merged.push((from, to)),
+            }
+        }
+        Ports(merged)
+    }
     /// Whether `port` is in one of the ranges.
     pub fn contains(&self, port: u16) -> bool {
         self.0.iter().any(|&(from, to)| (from..=to).contains(&port))
+    }
+    /// Whether no port is in it.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+    /// The ports of `self` that are not in `other`.
+    #[must_use]
+    pub fn without(&self, other: &Ports) -> Ports {
+        let mut left = Vec::new();
+        for &(from, to) in &self.0 {
+            let mut next = u32::from(from);
+            for &(cut_from, cut_to) in other.0.iter().filter(|&&(f, t)| f <= to && t >= from) {
+                if u32::from(cut_from) > next {
+                    left.push((next as u16, cut_from - 1));
+                }
+                next = next.max(u32::from(cut_to) + 1);
+            }
+            if next <= u32::from(to) {
+                left.push((next as u16, to));
+            }
+        }
+        Ports(left)
+    }
+}
+
+impl std::fmt::Display for Ports {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if *self == Ports::all() {
+            return f.write_str("*");
+        }
+        for (index, &(from, to)) in self.0.iter().enumerate() {
+            let plus = if index == 0 { "" } else { "+" };
+            if from == to { write!(f, "{plus}{from}")? } else { write!(f, "{plus}{from}-{to}")? }
+        }
+        Ok(())
+    }
+}
+
+impl Proto {
+    /// IANA protocol number.
+    pub fn number(self) -> u8 {
+        match self {
+            Proto::Tcp => 6,
+            Proto::Udp => 17,
+        }
+    }
+}
+
+impl std::fmt::Display for Proto {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Proto::Tcp => "tcp",
+            Proto::Udp => "udp",
+        })
     }
 }
 
@@ -85,16 +187,30 @@ pub struct RuleError {
     pub reason: String,
 }
 
+impl Rule {
+    /// Parses `text` as a rule that denies: as [`Rule::from_str`](std::str::FromStr), except that a name without ports
+    /// means every port. Whoever writes `deny github.com` does not mean to leave its port 22 open.
+    pub fn parse_deny(text: &str) -> Result<Self, RuleError> {
+        parse(text, Verb::Deny)
+    }
+
+    /// The shortest spelling that [`Rule::parse_deny`] reads as this rule.
+    pub fn to_deny_string(&self) -> String {
+        let ports = self.ports != Verb::Deny.default_ports(&self.target);
+        Spelling { rule: self, ports }.to_string()
+    }
+}
+
 impl std::str::FromStr for Rule {
     type Err = RuleError;
     fn from_str(text: &str) -> Result<Self, RuleError> {
-        let _ = text;
-        todo!()
+        parse(text, Verb::Allow)
     }
 }
 impl std::fmt::Display for Rule {
-    fn fmt(&self, _f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        todo!()
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ports = self.target == Target::Host || self.ports != Verb::Allow.default_ports(&self.target);
+        Spelling { rule: self, ports }.fmt(f)
     }
 }
 impl TryFrom<String> for Rule {
@@ -106,5 +222,394 @@ impl TryFrom<String> for Rule {
 impl From<Rule> for String {
     fn from(rule: Rule) -> String {
         rule.to_string()
+    }
+}
+
+/// What a rule without ports means depends on whether it opens or closes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verb {
+    Allow,
+    Deny,
+}
+
+impl Verb {
+    fn default_ports(self, target: &Target) -> Ports {
+        match target {
+            Target::Name(_) | Target::Under(_) if self == Verb::Allow => Ports::web(),
+            _ => Ports::all(),
+        }
+    }
+}
+
+struct Spelling<'a> {
+    rule: &'a Rule,
+    ports: bool,
+}
+
+impl std::fmt::Display for Spelling<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Rule { target, ports, proto, direct } = self.rule;
+        match target {
+            Target::Name(name) => write!(f, "{name}")?,
+            Target::Under(name) => write!(f, "*.{name}")?,
+            Target::Net(net) if self.ports && net.addr.is_ipv6() => write!(f, "[{net}]")?,
+            Target::Net(net) => write!(f, "{net}")?,
+            Target::Host => f.write_str("host")?,
+            Target::Any => f.write_str("any")?,
+        }
+        if self.ports {
+            write!(f, ":{ports}")?;
+        }
+        if *proto != Proto::Tcp {
+            write!(f, "/{proto}")?;
+        }
+        if *direct { f.write_str(" direct") } else { Ok(()) }
+    }
+}
+
+fn parse(text: &str, verb: Verb) -> Result<Rule, RuleError> {
+    let refuse = |reason: String| RuleError { text: text.chars().take(300).collect(), reason };
+    let mut words = text.split_ascii_whitespace();
+    let (Some(spec), direct, None) = (words.next(), words.next(), words.next()) else {
+        return Err(refuse("a rule is TARGET[:PORTS][/PROTO][ direct]".into()));
+    };
+    let direct = match direct {
+        None => false,
+        Some("direct") => true,
+        Some(word) => return Err(refuse(format!("{word:?} after the target: only `direct` may follow"))),
+    };
+    let (spec, proto) = match spec.rsplit_once('/') {
+        Some((spec, "tcp")) => (spec, Proto::Tcp),
+        Some((spec, "udp")) => (spec, Proto::Udp),
+        Some((_, proto))
+            if matches!(proto, "sctp" | "icmp" | "icmpv6" | "dccp" | "quic" | "any" | "TCP" | "UDP") =>
+        {
+            return Err(refuse(format!("protocol {proto:?}: write /tcp or /udp")));
+        }
+        _ => (spec, Proto::Tcp),
+    };
+    let (target, ports) = parse_spec(spec).map_err(refuse)?;
+    let ports = match ports {
+        Some(ports) => parse_ports(ports).map_err(refuse)?,
+        None if target == Target::Host && verb == Verb::Allow => {
+            return Err(refuse("name the port of the host's loopback: host:PORT".into()));
+        }
+        None => verb.default_ports(&target),
+    };
+    if direct && !matches!(target, Target::Name(_) | Target::Under(_)) {
+        return Err(refuse("`direct` is for names: an address is reached directly anyway".into()));
+    }
+    Ok(Rule { target, ports, proto, direct })
+}
+
+/// Splits `target[:ports]` and reads the target. An IPv6 address with ports stands in brackets.
+fn parse_spec(spec: &str) -> Result<(Target, Option<&str>), String> {
+    if let Some(rest) = spec.strip_prefix('[') {
+        let (inside, after) = rest.split_once(']').ok_or("`[` without `]`")?;
+        let net = parse_net(inside).filter(|_| inside.contains(':'));
+        let net = net.ok_or_else(|| format!("{inside:?} is not an IPv6 address or block"))??;
+        return match after.strip_prefix(':') {
+            Some(ports) => Ok((net, Some(ports))),
+            None if after.is_empty() => Ok((net, None)),
+            None => Err(format!("{after:?} after `]`: write [ADDRESS/PREFIX]:PORTS")),
+        };
+    }
+    if let Some(net) = parse_net(spec) {
+        return Ok((net?, None));
+    }
+    let (target, ports) = match spec.rsplit_once(':') {
+        Some((target, ports)) => (target, Some(ports)),
+        None => (spec, None),
+    };
+    let target = match target {
+        "host" => Target::Host,
+        "any" => Target::Any,
+        "*" => return Err("write `any` for every destination, or `*.NAME` for the subdomains of NAME".into()),
+        _ => match parse_net(target) {
+            Some(net) => net?,
+            None => parse_name(target, spec)?,
+        },
+    };
+    Ok((target, ports))
+}
+
+/// Reads an address or a block; `None` where the text is neither.
+fn parse_net(text: &str) -> Option<Result<Target, String>> {
+    let (addr, prefix) = match text.split_once('/') {
+        Some((addr, prefix)) => (addr, Some(prefix)),
+        None => (text, None),
+    };
+    let addr: IpAddr = addr.parse().ok()?;
+    if prefix.is_some_and(|prefix| prefix.is_empty() || !prefix.bytes().all(|b| b.is_ascii_digit())) {
+        return None;
+    }
+    Some(net(addr, prefix).map(Target::Net))
+}
+
+fn net(written: IpAddr, prefix: Option<&str>) -> Result<Cidr, String> {
+    let full = if written.is_ipv4() { 32 } else { 128 };
+    let mut prefix = match prefix {
+        None => full,
+        Some(text) if text.len() > 1 && text.starts_with('0') => full + 1,
+        Some(text) => text.parse().unwrap_or(full + 1),
+    };
+    if prefix > full {
+        return Err(format!("the prefix length of a block is 0 to {full}"));
+    }
+    let mut addr = written;
+    if addr.to_canonical().is_ipv4() && addr.is_ipv6() && prefix >= 96 {
+        (addr, prefix) = (addr.to_canonical(), prefix - 96);
+    }
+    let masked = mask(addr, prefix);
+    if masked != addr {
+        return Err(format!("address bits beyond the prefix: write {}", Cidr { addr: masked, prefix }));
+    }
+    let net = Cidr { addr, prefix };
+    if addr.is_loopback() && net.range().1.is_loopback() {
+        return Err(
+            "the container's own loopback is never filtered; for a port of the host write host:PORT".into()
+        );
+    }
+    if crate::virt::index(addr).is_some() && crate::virt::index(net.range().1).is_some() {
+        return Err("198.18.0.0/15 and fd74:6572:6f6b::/64 are terok's own: name the host instead".into());
+    }
+    Ok(net)
+}
+
+fn mask(addr: IpAddr, prefix: u8) -> IpAddr {
+    match addr {
+        IpAddr::V4(ip) => {
+            IpAddr::V4((u32::from(ip) & u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0)).into())
+        }
+        IpAddr::V6(ip) => {
+            IpAddr::V6((u128::from(ip) & u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0)).into())
+        }
+    }
+}
+
+fn parse_name(text: &str, spec: &str) -> Result<Target, String> {
+    if let Some((_, rest)) = spec.split_once("://") {
+        let host = rest.split(['/', ':', '?', '#']).next().unwrap_or(rest);
+        return Err(format!("write the host name alone: {host}"));
+    }
+    if text.contains(':') {
+        return Err("an IPv6 address with ports stands in brackets: [ADDRESS]:PORTS".into());
+    }
+    if let Some((host, path)) = text.split_once('/') {
+        return Err(format!(
+            "/{path} is no protocol (tcp, udp) and no prefix length; rules know no paths: write {host}"
+        ));
+    }
+    let (under, plain) = match text.strip_prefix("*.") {
+        Some(rest) => (true, rest),
+        None => (false, text),
+    };
+    if plain.contains('*') {
+        return Err("a wildcard stands for whole labels at the front: *.NAME".into());
+    }
+    let name = Name::parse(plain).map_err(|error| error.to_string())?;
+    if name.is_internal() {
+        return Err(
+            "names under terok.internal are terok's own; for a port of the host write host:PORT".into()
+        );
+    }
+    if name.as_str() == "localhost" || name.as_str().ends_with(".localhost") {
+        return Err(
+            "the container's own loopback is never filtered; for a port of the host write host:PORT".into()
+        );
+    }
+    Ok(if under { Target::Under(name) } else { Target::Name(name) })
+}
+
+fn parse_ports(text: &str) -> Result<Ports, String> {
+    const FORM: &str = "ports are PORT+PORT…, PORT-PORT or *, each 1 to 65535";
+    if text == "*" {
+        return Ok(Ports::all());
+    }
+    let port = |text: &str| match text.parse::<u16>() {
+        Ok(port) if port != 0 && text.bytes().all(|b| b.is_ascii_digit()) => Ok(port),
+        _ => Err(format!("{text:?} is no port: {FORM}")),
+    };
+    let mut ranges = Vec::new();
+    for part in text.split('+') {
+        let (from, to) = match part.split_once('-') {
+            Some((from, to)) => (port(from)?, port(to)?),
+            None => (port(part)?, port(part)?),
+        };
+        if from > to {
+            return Err(format!("{part:?} ends before it starts: write {to}-{from}"));
+        }
+        ranges.push((from, to));
+    }
+    Ok(Ports::new(ranges))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn canonical(text: &str) -> String {
+        text.parse::<Rule>().map_or_else(|error| panic!("{error}"), |rule| rule.to_string())
+    }
+
+    #[test]
+    fn every_form_of_the_grammar_has_one_shortest_spelling() {
+        for (text, shortest) in [
+            ("api.example.com", "api.example.com"),
+            ("API.Example.com.:443+80", "api.example.com"),
+            ("api.example.com:443", "api.example.com:443"),
+            ("*.example.com:443/tcp", "*.example.com:443"),
+            ("example.com:8000-8010+22", "example.com:22+8000-8010"),
+            ("example.com:80+81+82", "example.com:80-82"),
+            ("example.com:*", "example.com:*"),
+            ("example.com:53/udp", "example.com:53/udp"),
+            ("example.com:443   direct", "example.com:443 direct"),
+            ("192.0.2.1", "192.0.2.1"),
+            ("192.0.2.1/32:*", "192.0.2.1"),
+            ("10.0.0.0/8:22", "10.0.0.0/8:22"),
+            ("10.0.0.0/8/udp", "10.0.0.0/8/udp"),
+            ("2001:db8::1", "2001:db8::1"),
+            ("[2001:db8::1]", "2001:db8::1"),
+            ("[2001:db8:0::1]:443", "[2001:db8::1]:443"),
+            ("2001:db8::/32", "2001:db8::/32"),
+            ("[2001:db8::/32]:22", "[2001:db8::/32]:22"),
+            ("2001:db8::/32:22", "[2001:db8::/32]:22"),
+            ("::ffff:192.0.2.1", "192.0.2.1"),
+            ("[::ffff:192.0.2.0/120]:22", "192.0.2.0/24:22"),
+            ("0.0.0.0/0", "0.0.0.0/0"),
+            ("::/0", "::/0"),
+            ("host:8080", "host:8080"),
+            ("host:*", "host:*"),
+            ("any", "any"),
+            ("any:443", "any:443"),
+        ] {
+            assert_eq!(canonical(text), shortest, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_name_without_ports_means_80_and_443_and_an_address_every_port() {
+        assert_eq!("a.example".parse::<Rule>().unwrap().ports, Ports::web());
+        assert_eq!("*.a.example".parse::<Rule>().unwrap().ports, Ports::web());
+        assert_eq!("192.0.2.0/24".parse::<Rule>().unwrap().ports, Ports::all());
+    }
+
+    #[test]
+    fn a_denied_name_without_ports_is_denied_on_every_port() {
+        let rule = Rule::parse_deny("a.example").unwrap();
+        assert_eq!(rule.ports, Ports::all());
+        assert_eq!(rule.to_deny_string(), "a.example");
+        let web = Rule::parse_deny("a.example:80+443").unwrap();
+        assert_eq!(web.to_deny_string(), "a.example:80+443");
+        assert_eq!(Rule::parse_deny("host").unwrap().to_string(), "host:*");
+    }
+
+    #[test]
+    fn what_is_no_rule_is_refused_with_what_to_write_instead() {
+        for (text, hint) in [
+            ("", "TARGET"),
+            ("a b c", "TARGET"),
+            ("a.example indirect", "only `direct`"),
+            ("https://a.example/x", "write the host name alone: a.example"),
+            ("a.example/path", "write a.example"),
+            ("a.example/sctp", "/tcp or /udp"),
+            ("a.example:0", "no port"),
+            ("a.example:65536", "no port"),
+            ("a.example:", "no port"),
+            ("a.example:+80", "no port"),
+            ("a.example:80-", "no port"),
+            ("a.example:90-80", "write 80-90"),
+            ("a.example:80:90", "brackets"),
+            ("2001:db8::1:2:3:4:5:6:443", "brackets"),
+            ("10.0.0.0/+8", "no prefix length"),
+            ("[2001:db8::]/32:443", "[ADDRESS/PREFIX]:PORTS"),
+            ("[192.0.2.1]:80", "not an IPv6"),
+            ("[2001:db8::1", "without `]`"),
+            ("10.0.0.1/8", "write 10.0.0.0/8"),
+            ("10.0.0.0/33", "0 to 32"),
+            ("10.0.0.0/08", "0 to 32"),
+            ("127.0.0.1:80", "host:PORT"),
+            ("127.1:80", "not a host name"),
+            ("0x7f.1", "not a host name"),
+            ("[::1]:80", "host:PORT"),
+            ("[::ffff:127.0.0.1]:80", "host:PORT"),
+            ("localhost:80", "host:PORT"),
+            ("host.terok.internal:80", "host:PORT"),
+            ("198.18.3.4", "terok's own"),
+            ("host", "host:PORT"),
+            ("*", "`any`"),
+            ("*.*.example", "whole labels"),
+            ("a*.example", "whole labels"),
+            ("any direct", "is for names"),
+            ("192.0.2.1 direct", "is for names"),
+            ("fe80::1%eth0", "brackets"),
+        ] {
+            let error = text.parse::<Rule>().expect_err(text);
+            assert!(error.reason.contains(hint), "{text}: {}", error.reason);
+            assert!(!error.to_string().contains('\n'));
+        }
+    }
+
+    #[test]
+    fn blocks_know_their_first_and_last_address() {
+        let net = |text: &str| match text.parse::<Rule>().unwrap().target {
+            Target::Net(net) => net,
+            other => panic!("{other:?}"),
+        };
+        let range = |text| {
+            let (first, last) = net(text).range();
+            format!("{first} {last}")
+        };
+        assert_eq!(range("10.0.0.0/8"), "10.0.0.0 10.255.255.255");
+        assert_eq!(range("0.0.0.0/0"), "0.0.0.0 255.255.255.255");
+        assert_eq!(range("192.0.2.7"), "192.0.2.7 192.0.2.7");
+        assert_eq!(range("2001:db8::/127"), "2001:db8:: 2001:db8::1");
+        assert!(net("10.0.0.0/8").contains("::ffff:10.1.2.3".parse().unwrap()));
+        assert!(!net("::/0").contains("10.1.2.3".parse().unwrap()));
+    }
+
+    pub(crate) fn ports() -> impl Strategy<Value = Ports> {
+        let range = (1u16.., 0u16..200).prop_map(|(from, n)| (from, from.saturating_add(n)));
+        prop_oneof![
+            Just(Ports::all()),
+            Just(Ports::web()),
+            proptest::collection::vec(range, 1..4).prop_map(Ports::new)
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_rule_survives_printing_and_parsing(text in rule_text()) {
+            if let Ok(rule) = text.parse::<Rule>() {
+                prop_assert_eq!(&rule.to_string().parse::<Rule>().unwrap(), &rule);
+                prop_assert_eq!(&Rule::parse_deny(&rule.to_deny_string()).unwrap(), &rule);
+            }
+        }
+
+        #[test]
+        fn ports_without_others_are_the_difference(a in ports(), b in ports(), port: u16) {
+            prop_assert_eq!(a.without(&b).contains(port), a.contains(port) && !b.contains(port));
+        }
+
+        #[test]
+        fn no_text_panics(text in "\\PC{0,60}") {
+            let _ = text.parse::<Rule>();
+            let _ = Rule::parse_deny(&text);
+        }
+    }
+
+    fn rule_text() -> impl Strategy<Value = String> {
+        let name = "(\\*\\.)?[a-zü]{1,5}(\\.[a-z0-9]{1,4}){0,2}";
+        let v4 = (any::<u32>(), 0u8..=33)
+            .prop_map(|(ip, p)| format!("{}/{p}", mask(IpAddr::V4(ip.into()), p.min(32))));
+        let v6 = (any::<u128>(), 0u8..=129)
+            .prop_map(|(ip, p)| format!("{}/{p}", mask(IpAddr::V6(ip.into()), p.min(128))));
+        let v6_ports = (any::<u128>(), 0u8..=128)
+            .prop_map(|(ip, p)| format!("[{}/{p}]", mask(IpAddr::V6(ip.into()), p)));
+        let target = prop_oneof![name, v4, v6, v6_ports, "host|any", "[a-f0-9:./*\\[\\]]{1,20}"];
+        let ports =
+            prop_oneof![Just(String::new()), Just(":*".to_owned()), "(:[0-9]{1,5}([+-][0-9]{1,5}){0,3})?"];
+        (target, ports, "(/udp|/tcp)?", "( direct)?").prop_map(|(t, p, proto, d)| format!("{t}{p}{proto}{d}"))
     }
 }

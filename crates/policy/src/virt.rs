@@ -31,3 +31,32 @@ pub fn index(ip: IpAddr) -> Option<u32> {
     };
     (index < END).then_some(index)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_comes_back_from_both_of_its_addresses() {
+        for at in [0, HOST, FIRST_NAME, 65_535, 65_536, END - 1] {
+            let (v4, v6) = addresses(at);
+            assert_eq!((index(v4.into()), index(v6.into())), (Some(at), Some(at)));
+            assert_eq!(index(v4.to_ipv6_mapped().into()), Some(at));
+        }
+    }
+
+    #[test]
+    fn addresses_outside_the_pools_have_no_index() {
+        for text in [
+            "198.17.255.255",
+            "198.20.0.0",
+            "fd74:6572:6f6b::2:0",
+            "fd74:6572:6f6a::1",
+            "::1",
+            "255.255.255.255",
+        ] {
+            assert_eq!(index(text.parse().unwrap()), None, "{text}");
+        }
+        assert_eq!(index(V6_SELF.into()), None);
+    }
+}
