@@ -1,1 +1,11 @@
-//! Where terok is installed.
+//! Where terok is installed, in which order, and whether Podman consults it: the library behind
+//! `terok setup`, `terok uninstall`, `terok doctor` and the check that `terok run` makes before every start.
+//! It starts no container.
+
+pub mod consulted;
+pub mod containers_conf;
+pub mod hook_json;
+pub mod host;
+pub mod podman;
+pub mod setup;
+pub mod target;

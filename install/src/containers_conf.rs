@@ -1,0 +1,224 @@
+//! Which hooks directories Podman reads: the `hooks_dir` that its configuration files leave in force.
+//! The rules are containers-common's, as observed on Podman 4.3, 5.4 and 5.8 (the last file that sets the list replaces it).
+
+use crate::host::Host;
+use std::path::{Path, PathBuf};
+
+/// Read by Podman when no file sets `hooks_dir`.
+pub const DEFAULT_DIR: &str = "/usr/share/containers/oci/hooks.d";
+/// Read besides [`DEFAULT_DIR`] only by a privileged Podman whose configuration sets an empty list.
+const OVERRIDE_DIR: &str = "/etc/containers/oci/hooks.d";
+
+/// The directories in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HookDirs {
+    /// In the order Podman reads them; a later directory replaces a file of the same name.
+    pub dirs: Vec<PathBuf>,
+    /// The last file that had a say, `None` for the built-in default.
+    pub set_by: Option<PathBuf>,
+    /// The file that makes Podman a client of a remote engine, if one does.
+    pub remote: Option<PathBuf>,
+}
+
+/// A configuration file that cannot be understood. Podman refuses to start with it.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {reason}")]
+pub struct ConfError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong.
+    pub reason: String,
+}
+
+/// The hooks directories in force for `host`, as if the file `without` did not exist.
+///
+/// # Errors
+/// A file that exists but cannot be read or understood.
+pub fn hook_dirs(host: &Host, without: Option<&Path>) -> Result<HookDirs, ConfError> {
+    let default = HookDirs { dirs: vec![PathBuf::from(DEFAULT_DIR)], set_by: None, remote: None };
+    let mut in_force = default;
+    for path in files(host)? {
+        if without == Some(path.as_path()) {
+            continue;
+        }
+        let Some(settings) = read(&path)? else { continue };
+        match settings.remote {
+            Some(true) => in_force.remote = Some(path.clone()),
+            Some(false) => in_force.remote = None,
+            None => {}
+        }
+        if let Some((dirs, append)) = settings.hooks_dir {
+            if !append {
+                in_force.dirs.clear();
+            }
+            in_force.dirs.extend(dirs);
+            in_force.set_by = Some(path);
+        }
+    }
+    if in_force.dirs.is_empty() && !host.rootless() {
+        in_force.dirs = vec![PathBuf::from(DEFAULT_DIR), PathBuf::from(OVERRIDE_DIR)];
+    }
+    Ok(in_force)
+}
+
+/// The configuration files Podman reads, in order.
+///
+/// # Errors
+/// A drop-in folder that cannot be listed.
+pub fn files(host: &Host) -> Result<Vec<PathBuf>, ConfError> {
+    let mut files = Vec::new();
+    if let Some(only) = &host.conf {
+        files.push(only.clone());
+    } else {
+        files.push(host.at("/usr/share/containers/containers.conf"));
+        files.push(host.at("/etc/containers/containers.conf"));
+        files.extend(drop_ins(&host.at("/etc/containers/containers.conf.d"))?);
+        if host.rootless() {
+            let own = host.at(host.config_home.join("containers/containers.conf"));
+            files.push(own.clone());
+            files.extend(drop_ins(&own.with_extension("conf.d"))?);
+        }
+    }
+    files.extend(host.conf_override.clone());
+    Ok(files)
+}
+
+fn drop_ins(dir: &Path) -> Result<Vec<PathBuf>, ConfError> {
+    let failed = |error: std::io::Error| ConfError { path: dir.to_path_buf(), reason: error.to_string() };
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        if path.extension().is_some_and(|extension| extension == "conf") && !path.is_dir() {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+struct Settings {
+    /// The list, and whether it is added to the one before.
+    hooks_dir: Option<(Vec<PathBuf>, bool)>,
+    remote: Option<bool>,
+}
+
+fn read(path: &Path) -> Result<Option<Settings>, ConfError> {
+    let failed = |reason: String| ConfError { path: path.to_path_buf(), reason };
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error.to_string())),
+    };
+    parse(&text).map(Some).map_err(failed)
+}
+
+fn parse(text: &str) -> Result<Settings, String> {
+    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+        let line = error.span().map_or(0, |span| text[..span.start].lines().count().max(1));
+        format!("line {line}: {}", error.message())
+    })?;
+    let engine = table.get("engine").and_then(toml::Value::as_table);
+    let remote = engine.and_then(|engine| engine.get("remote")).and_then(toml::Value::as_bool);
+    let Some(list) = engine.and_then(|engine| engine.get("hooks_dir")) else {
+        return Ok(Settings { hooks_dir: None, remote });
+    };
+    let list = list.as_array().ok_or("engine.hooks_dir is not a list")?;
+    let mut dirs = Vec::new();
+    let mut append = false;
+    for item in list {
+        match item {
+            toml::Value::String(dir) => dirs.push(PathBuf::from(dir)),
+            // `{append=true}`: containers-common 0.57 (Podman 4.8) and later.
+            toml::Value::Table(attributes) => {
+                append = attributes.get("append").and_then(toml::Value::as_bool).unwrap_or(append);
+            }
+            _ => return Err("engine.hooks_dir holds something that is not a path".to_owned()),
+        }
+    }
+    Ok(Settings { hooks_dir: Some((dirs, append)), remote })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::tests_host;
+
+    fn write(host: &Host, path: &str, text: &str) {
+        let path = host.at(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
+    fn dirs(host: &Host) -> Vec<String> {
+        let found = hook_dirs(host, None).unwrap();
+        found.dirs.iter().map(|dir| dir.display().to_string()).collect()
+    }
+
+    #[test]
+    fn without_files_the_default_directory_is_read() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(dirs(&tests_host(root.path(), 1001)), [DEFAULT_DIR]);
+        assert_eq!(dirs(&tests_host(root.path(), 0)), [DEFAULT_DIR]);
+    }
+
+    #[test]
+    fn the_last_file_that_sets_the_list_replaces_it() {
+        let root = tempfile::tempdir().unwrap();
+        let host = tests_host(root.path(), 1001);
+        write(&host, "/etc/containers/containers.conf", "[engine]\nhooks_dir=[\"/etc/a\"]\n");
+        write(&host, "/etc/containers/containers.conf.d/20-b.conf", "[engine]\nhooks_dir=[\"/b\"]\n");
+        write(&host, "/etc/containers/containers.conf.d/10-c.conf", "[engine]\nhooks_dir=[\"/c\"]\n");
+        write(&host, "/etc/containers/containers.conf.d/30-d.txt", "not read");
+        assert_eq!(dirs(&host), ["/b"]);
+        write(&host, "/home/u/.config/containers/containers.conf", "[containers]\n");
+        assert_eq!(dirs(&host), ["/b"]);
+        write(&host, "/home/u/.config/containers/containers.conf.d/x.conf", "[engine]\nhooks_dir=[\"/x\"]\n");
+        assert_eq!(dirs(&host), ["/x"]);
+        assert_eq!(dirs(&tests_host(root.path(), 0)), ["/b"], "a privileged podman reads no user's files");
+    }
+
+    #[test]
+    fn append_keeps_what_was_in_force() {
+        let root = tempfile::tempdir().unwrap();
+        let host = tests_host(root.path(), 1001);
+        write(&host, "/etc/containers/containers.conf", "[engine]\nhooks_dir=[\"/x\", {append=true}]\n");
+        assert_eq!(dirs(&host), [DEFAULT_DIR, "/x"]);
+    }
+
+    #[test]
+    fn an_empty_list_means_no_hooks_for_a_user_and_the_two_defaults_for_root() {
+        let root = tempfile::tempdir().unwrap();
+        let host = tests_host(root.path(), 1001);
+        write(&host, "/etc/containers/containers.conf", "[engine]\nhooks_dir=[]\n");
+        assert!(dirs(&host).is_empty());
+        assert_eq!(dirs(&tests_host(root.path(), 0)), [DEFAULT_DIR, OVERRIDE_DIR]);
+    }
+
+    #[test]
+    fn containers_conf_in_the_environment_hides_every_other_file() {
+        let root = tempfile::tempdir().unwrap();
+        let mut host = tests_host(root.path(), 1001);
+        write(&host, "/etc/containers/containers.conf", "[engine]\nhooks_dir=[\"/x\"]\n");
+        host.conf = Some(PathBuf::from("/dev/null"));
+        assert_eq!(dirs(&host), [DEFAULT_DIR]);
+        write(&host, "/over.conf", "[engine]\nhooks_dir=[\"/over\"]\n");
+        host.conf_override = Some(host.at("/over.conf"));
+        assert_eq!(dirs(&host), ["/over"]);
+    }
+
+    #[test]
+    fn a_broken_file_is_named_with_its_line() {
+        let root = tempfile::tempdir().unwrap();
+        let host = tests_host(root.path(), 1001);
+        write(&host, "/etc/containers/containers.conf", "[engine]\nhooks_dir = oops\n");
+        let error = hook_dirs(&host, None).unwrap_err().to_string();
+        assert!(error.contains("containers.conf: line 2"), "{error}");
+        write(&host, "/etc/containers/containers.conf", "[engine]\nhooks_dir = \"/x\"\n");
+        assert!(hook_dirs(&host, None).unwrap_err().to_string().contains("not a list"));
+    }
+}

@@ -1,0 +1,166 @@
+//! The three hook files that Podman reads: written from one table, and recognised by it.
+//! Format: oci-hooks(5), version 1.0.0.
+
+use crate::target::{Scope, Target};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use terok_policy::{annotation, layout};
+
+/// One of our hooks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stage {
+    /// File name in the hooks directory.
+    pub file: &'static str,
+    /// Podman's name of the stage.
+    pub stage: &'static str,
+    /// `terok-hook`'s argument.
+    pub verb: &'static str,
+    /// Seconds after which Podman or the runtime kills the hook, which stops the start.
+    pub timeout: u32,
+}
+
+/// In the order they are installed. `create` comes first and goes last: alone it refuses every start, while
+/// `precreate` alone would let a container through without its table.
+pub const STAGES: [Stage; 3] = [
+    Stage { file: "50-terok-create.json", stage: "createRuntime", verb: "create", timeout: 20 },
+    Stage { file: "50-terok-precreate.json", stage: "precreate", verb: "precreate", timeout: 10 },
+    Stage { file: "50-terok-stop.json", stage: "poststop", verb: "stop", timeout: 5 },
+];
+
+/// The whole environment of a hook. It must not be empty: Podman drops an empty list, and the hook would inherit conmon's.
+const ENVIRONMENT: [&str; 1] = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"];
+
+/// A hook file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HookFile {
+    /// `1.0.0`
+    pub version: String,
+    /// What is run.
+    pub hook: Program,
+    /// For which containers; all conditions must hold.
+    pub when: When,
+    /// At which stages.
+    pub stages: Vec<String>,
+}
+
+/// The program of a hook.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    /// Absolute path.
+    pub path: PathBuf,
+    /// With the program's own name first.
+    #[serde(default)]
+    pub args: Vec<String>,
+    /// `KEY=value`
+    #[serde(default)]
+    pub env: Vec<String>,
+    /// Seconds.
+    #[serde(default)]
+    pub timeout: Option<u32>,
+}
+
+/// The condition of a hook.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct When {
+    /// Regular expression for a key → regular expression for its value.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl Stage {
+    /// The file for an installation at `target`.
+    pub fn file_for(&self, target: &Target) -> HookFile {
+        let mut args = vec![layout::HOOK.to_owned(), self.verb.to_owned()];
+        if let Scope::User { home } = &target.scope {
+            args.push(format!("--home={}", home.display()));
+        }
+        HookFile {
+            version: "1.0.0".to_owned(),
+            hook: Program {
+                path: target.bin_dir().join(layout::HOOK),
+                args,
+                env: ENVIRONMENT.map(str::to_owned).to_vec(),
+                timeout: Some(self.timeout),
+            },
+            when: When { annotations: BTreeMap::from([(condition(), ".*".to_owned())]) },
+            stages: vec![self.stage.to_owned()],
+        }
+    }
+
+    /// Whether `file` is this hook of some installation of terok.
+    pub fn is_in(&self, file: &HookFile) -> bool {
+        file.hook.path.file_name().is_some_and(|name| name == layout::HOOK)
+            && file.hook.args.get(1).is_some_and(|verb| verb == self.verb)
+            && file.stages.iter().any(|stage| stage == self.stage)
+            && file.when.annotations.get(&condition()).is_some_and(|value| value == ".*")
+    }
+}
+
+impl HookFile {
+    /// The text as installed.
+    pub fn text(&self) -> String {
+        // Strings, numbers and lists of them always serialise.
+        serde_json::to_string_pretty(self).map(|text| text + "\n").unwrap_or_default()
+    }
+}
+
+/// Matches the prefix, so that a misspelt key still summons the hook, which refuses it (A1).
+fn condition() -> String {
+    format!("^{}", annotation::PREFIX.replace('.', "\\."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_files_are_what_podman_expects() {
+        let target = Target { scope: Scope::User { home: "/home/u".into() }, ..Target::tests_system() };
+        assert_eq!(
+            STAGES[0].file_for(&target).text(),
+            r#"{
+  "version": "1.0.0",
+  "hook": {
+    "path": "/home/u/.local/share/terok/bin/terok-hook",
+    "args": [
+      "terok-hook",
+      "create",
+      "--home=/home/u"
+    ],
+    "env": [
+      "PATH=/usr/sbin:/usr/bin:/sbin:/bin"
+    ],
+    "timeout": 20
+  },
+  "when": {
+    "annotations": {
+      "^terok\\.": ".*"
+    }
+  },
+  "stages": [
+    "createRuntime"
+  ]
+}
+"#
+        );
+        assert_eq!(STAGES[0].file_for(&Target::tests_system()).hook.args, ["terok-hook", "create"]);
+    }
+
+    #[test]
+    fn a_file_is_recognised_by_program_verb_stage_and_condition() {
+        let target = Target::tests_system();
+        let ours = STAGES[1].file_for(&target);
+        assert!(STAGES[1].is_in(&ours));
+        assert!(!STAGES[0].is_in(&ours));
+        let mut other = ours.clone();
+        other.when = When::default();
+        assert!(!STAGES[1].is_in(&other), "`when: {{}}` never runs");
+        let mut other = ours.clone();
+        other.stages.clear();
+        assert!(!STAGES[1].is_in(&other));
+        let mut other = ours;
+        other.hook.path = "/usr/bin/true".into();
+        assert!(!STAGES[1].is_in(&other));
+    }
+}

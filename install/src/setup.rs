@@ -1,0 +1,381 @@
+//! `terok setup` and `terok uninstall`: a list of steps as data, then their application.
+//! Binaries come first and hook files last, and the other way round on the way out: Podman skips a hook whose
+//! program is missing without a word, so a hook file without its binary must never exist, not even for a moment.
+
+use crate::containers_conf::{ConfError, hook_dirs};
+use crate::hook_json::STAGES;
+use crate::host::Host;
+use crate::target::Target;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use terok_policy::layout;
+
+/// One thing to do. Each is whole or not done, and doing it twice changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Put a program in place.
+    Program {
+        /// Where it is now.
+        from: PathBuf,
+        /// Where it goes.
+        to: PathBuf,
+    },
+    /// Put a text in place.
+    Text {
+        /// Where it goes.
+        to: PathBuf,
+        /// Its content.
+        text: String,
+    },
+    /// Take a file away.
+    Remove(PathBuf),
+    /// Take a folder away if it is empty.
+    RemoveFolder(PathBuf),
+    /// Take a folder away with all it holds.
+    RemoveTree(PathBuf),
+}
+
+/// Why an installation could not be changed.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// A binary is not beside the running program.
+    #[error(
+        "{path}: missing; terok, terok-hook and terok-supervisor must be in one folder (cargo xtask dist puts them into target/dist/bin)"
+    )]
+    NoSource {
+        /// Where it was expected.
+        path: PathBuf,
+    },
+    /// A file operation failed.
+    #[error("{path}: {error}{hint}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel says.
+        error: io::Error,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// Podman's configuration cannot be read.
+    #[error(transparent)]
+    Conf(#[from] ConfError),
+}
+
+/// The steps that install the binaries found in `source` at `target`.
+///
+/// # Errors
+/// A missing binary, or a Podman configuration that cannot be read.
+pub fn install_steps(host: &Host, target: &Target, source: &Path) -> Result<Vec<Step>, SetupError> {
+    let mut steps = Vec::new();
+    let places = [
+        (layout::SUPERVISOR, target.bin_dir().join(layout::SUPERVISOR)),
+        (layout::HOOK, target.bin_dir().join(layout::HOOK)),
+        (layout::LAUNCHER, target.launcher()),
+    ];
+    for (name, to) in places {
+        let from = source.join(name);
+        // An installed launcher finds the other two in their own folder.
+        let from = if from.is_file() { from } else { target.at(&to) };
+        if !from.is_file() {
+            return Err(SetupError::NoSource { path: source.join(name) });
+        }
+        steps.push(Step::Program { from, to: target.at(&to) });
+    }
+    for stage in STAGES {
+        let to = target.at(&target.hooks_dir().join(stage.file));
+        steps.push(Step::Text { to, text: stage.file_for(target).text() });
+    }
+    if let Some(drop_in) = target.drop_in() {
+        let to = target.at(&drop_in);
+        let mut dirs = hook_dirs(host, Some(&to))?.dirs;
+        if !dirs.contains(&target.hooks_dir()) {
+            dirs.push(target.hooks_dir());
+        }
+        steps.push(Step::Text { to, text: drop_in_text(&dirs) });
+    }
+    Ok(steps)
+}
+
+/// The steps that take everything away again; with `purge`, audit logs and operator state as well.
+pub fn uninstall_steps(host: &Host, target: &Target, purge: bool) -> Vec<Step> {
+    let mut steps: Vec<Step> =
+        target.drop_in().into_iter().map(|path| Step::Remove(target.at(&path))).collect();
+    for stage in STAGES.iter().rev() {
+        steps.push(Step::Remove(target.at(&target.hooks_dir().join(stage.file))));
+    }
+    for name in [layout::HOOK, layout::SUPERVISOR] {
+        steps.push(Step::Remove(target.at(&target.bin_dir().join(name))));
+    }
+    steps.push(Step::Remove(target.at(&target.launcher())));
+    steps.extend(target.folders().iter().map(|folder| Step::RemoveFolder(target.at(folder))));
+    if purge {
+        steps.push(Step::RemoveTree(host.state_dir()));
+        steps.push(Step::RemoveFolder(host.run_dir()));
+    }
+    steps
+}
+
+/// Does `steps` in order and returns what was changed: nothing where all was so already.
+///
+/// # Errors
+/// The first step that fails; those before it stand.
+pub fn apply(steps: &[Step]) -> Result<Vec<PathBuf>, SetupError> {
+    let mut changed = Vec::new();
+    for step in steps {
+        let (path, done) = match step {
+            Step::Program { from, to } => (to, put_program(from, to)),
+            Step::Text { to, text } => (to, put(to, text.as_bytes(), 0o644)),
+            Step::Remove(path) => (path, remove(path)),
+            Step::RemoveFolder(path) => (path, remove_if_empty(path)),
+            Step::RemoveTree(path) => (path, missing_is_fine(std::fs::remove_dir_all(path))),
+        };
+        match done {
+            Ok(true) => changed.push(path.clone()),
+            Ok(false) => {}
+            Err(error) => {
+                let hint = if error.kind() == io::ErrorKind::PermissionDenied {
+                    "; run it as root for --system"
+                } else {
+                    ""
+                };
+                return Err(SetupError::Io { path: path.clone(), error, hint });
+            }
+        }
+    }
+    Ok(changed)
+}
+
+fn drop_in_text(dirs: &[PathBuf]) -> String {
+    let list: Vec<_> =
+        dirs.iter().map(|dir| toml::Value::from(dir.display().to_string()).to_string()).collect();
+    format!(
+        "# Written by `terok setup`, taken away by `terok uninstall`.\n\
+         # The last hooks_dir that podman reads replaces the earlier ones, so those in force are repeated here.\n\
+         [engine]\nhooks_dir = [{}]\n",
+        list.join(", ")
+    )
+}
+
+fn put_program(from: &Path, to: &Path) -> io::Result<bool> {
+    let mut content = Vec::new();
+    std::fs::File::open(from)?.read_to_end(&mut content)?;
+    put(to, &content, 0o755)
+}
+
+/// Writes by temporary file, sync and rename, so that `to` is the old file or the new one, whole.
+fn put(to: &Path, content: &[u8], mode: u32) -> io::Result<bool> {
+    let same = |meta: std::fs::Metadata| {
+        meta.is_file()
+            && meta.permissions().mode() & 0o7777 == mode
+            && std::fs::read(to).is_ok_and(|old| old == content)
+    };
+    if std::fs::symlink_metadata(to).is_ok_and(same) {
+        return Ok(false);
+    }
+    let folder = to.parent().ok_or_else(|| io::Error::other("has no folder"))?;
+    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
+    let temporary = temporary(to);
+    missing_is_fine(std::fs::remove_file(&temporary))?;
+    let written =
+        std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary).and_then(
+            |mut file| {
+                file.write_all(content)?;
+                // The umask must not decide who can run the hook.
+                file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+                file.sync_all()
+            },
+        );
+    if let Err(error) = written.and_then(|()| std::fs::rename(&temporary, to)) {
+        missing_is_fine(std::fs::remove_file(&temporary))?;
+        return Err(error);
+    }
+    sync_parent(to)?;
+    Ok(true)
+}
+
+/// Where `to` is written before it is renamed: no name that Podman reads.
+fn temporary(to: &Path) -> PathBuf {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(to.file_name().unwrap_or_default());
+    name.push(".new");
+    to.with_file_name(name)
+}
+
+/// Removes a file, and what an interrupted [`put`] left beside it.
+fn remove(path: &Path) -> io::Result<bool> {
+    missing_is_fine(std::fs::remove_file(temporary(path)))?;
+    missing_is_fine(std::fs::remove_file(path).and_then(|()| sync_parent(path)))
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |folder| std::fs::File::open(folder)?.sync_all())
+}
+
+fn missing_is_fine(done: io::Result<()>) -> io::Result<bool> {
+    match done {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn remove_if_empty(path: &Path) -> io::Result<bool> {
+    match std::fs::remove_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(false),
+        done => missing_is_fine(done),
+    }
+}
+
+/// Installs stand-in binaries for the user of `host`, below its root.
+#[cfg(test)]
+pub(crate) fn tests_install(host: &Host) -> Vec<PathBuf> {
+    let source = host.at("/build");
+    std::fs::create_dir_all(&source).unwrap();
+    for name in [layout::LAUNCHER, layout::HOOK, layout::SUPERVISOR] {
+        std::fs::write(source.join(name), format!("program {name}")).unwrap();
+    }
+    let target = Target::of(host, false, None);
+    apply(&install_steps(host, &target, &source).unwrap()).unwrap()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::consulted::consulted;
+    use crate::hook_json::HookFile;
+    use crate::host::tests_host;
+    use std::collections::BTreeMap;
+
+    /// Every file below `root` with its content and mode.
+    fn tree(root: &Path) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
+        let mut found = BTreeMap::new();
+        let mut folders = vec![root.to_path_buf()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(&folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else {
+                    let mode = path.metadata().unwrap().permissions().mode();
+                    found.insert(path.clone(), (mode, std::fs::read(&path).unwrap()));
+                }
+            }
+        }
+        found
+    }
+
+    /// No hook file anywhere below `root` names a program that is not there.
+    fn no_hook_without_its_binary(host: &Host) {
+        for (path, (_, content)) in tree(&host.root) {
+            if path.extension().is_some_and(|extension| extension == "json") {
+                let file: HookFile = serde_json::from_slice(&content).unwrap();
+                assert!(host.at(&file.hook.path).is_file(), "{} without its binary", path.display());
+                assert!(host.at(file.hook.path.with_file_name(layout::SUPERVISOR)).is_file());
+            }
+        }
+    }
+
+    #[test]
+    fn a_second_setup_changes_nothing() {
+        for uid in [0, 1001] {
+            let root = tempfile::tempdir().unwrap();
+            let host = tests_host(root.path(), uid);
+            assert!(!tests_install(&host).is_empty());
+            let before = tree(root.path());
+            assert_eq!(tests_install(&host), Vec::<PathBuf>::new());
+            assert_eq!(tree(root.path()), before);
+            consulted(&host).unwrap();
+        }
+    }
+
+    #[test]
+    fn uninstall_leaves_nothing_and_purge_takes_the_state_too() {
+        for uid in [0, 1001] {
+            let root = tempfile::tempdir().unwrap();
+            let host = tests_host(root.path(), uid);
+            tests_install(&host);
+            std::fs::remove_dir_all(host.at("/build")).unwrap();
+            std::fs::create_dir_all(host.state_dir().join("abc")).unwrap();
+            let hooks = Target::of(&host, false, None).hooks_dir();
+            std::fs::write(host.at(hooks.join(".50-terok-stop.json.new")), "half").unwrap();
+            std::fs::write(host.state_dir().join("abc/audit.jsonl"), "{}").unwrap();
+            let target = Target::of(&host, false, None);
+            apply(&uninstall_steps(&host, &target, false)).unwrap();
+            assert_eq!(tree(root.path()).len(), 1, "the audit log stays");
+            assert_eq!(apply(&uninstall_steps(&host, &target, false)).unwrap(), Vec::<PathBuf>::new());
+            apply(&uninstall_steps(&host, &target, true)).unwrap();
+            assert!(tree(root.path()).is_empty());
+        }
+    }
+
+    #[test]
+    fn interrupted_after_any_step_no_hook_file_lacks_its_binary() {
+        for uid in [0, 1001] {
+            let root = tempfile::tempdir().unwrap();
+            let host = tests_host(root.path(), uid);
+            tests_install(&host);
+            let target = Target::of(&host, false, None);
+            let install = install_steps(&host, &target, &host.at("/build")).unwrap();
+            let uninstall = uninstall_steps(&host, &target, false);
+            for done in 0..=uninstall.len() {
+                tests_install(&host);
+                apply(&uninstall[..done]).unwrap();
+                no_hook_without_its_binary(&host);
+            }
+            for done in 0..=install.len() {
+                apply(&uninstall).unwrap();
+                apply(&install[..done]).unwrap();
+                no_hook_without_its_binary(&host);
+            }
+        }
+    }
+
+    #[test]
+    fn while_installing_and_removing_a_start_is_never_half_guarded() {
+        // precreate without create would let a container through with no table.
+        let root = tempfile::tempdir().unwrap();
+        let host = tests_host(root.path(), 0);
+        tests_install(&host);
+        let target = Target::of(&host, false, None);
+        let dir = target.at(&target.hooks_dir());
+        let uninstall = uninstall_steps(&host, &target, false);
+        for done in 0..=uninstall.len() {
+            tests_install(&host);
+            apply(&uninstall[..done]).unwrap();
+            assert!(dir.join(STAGES[0].file).exists() || !dir.join(STAGES[1].file).exists());
+        }
+    }
+
+    #[test]
+    fn the_drop_in_keeps_the_directories_in_force() {
+        let root = tempfile::tempdir().unwrap();
+        let host = tests_host(root.path(), 1001);
+        let conf = host.at("/etc/containers/containers.conf");
+        std::fs::create_dir_all(conf.parent().unwrap()).unwrap();
+        std::fs::write(&conf, "[engine]\nhooks_dir=[\"/etc/my hooks\", \"/q\\\"uote\"]\n").unwrap();
+        tests_install(&host);
+        let dirs = hook_dirs(&host, None).unwrap().dirs;
+        let expected = ["/etc/my hooks", "/q\"uote", "/home/u/.local/share/terok/hooks.d"];
+        assert_eq!(dirs, expected.map(PathBuf::from));
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file_and_no_temporary() {
+        let root = tempfile::tempdir().unwrap();
+        let to = root.path().join("x");
+        std::fs::create_dir(&to).unwrap();
+        put(&to, b"new", 0o644).unwrap_err();
+        assert!(to.is_dir());
+        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_missing_binary_changes_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let host = tests_host(root.path(), 0);
+        let target = Target::of(&host, false, None);
+        let error = install_steps(&host, &target, Path::new("/nowhere")).unwrap_err();
+        assert!(error.to_string().contains("/nowhere/terok-supervisor"));
+    }
+}

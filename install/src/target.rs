@@ -1,0 +1,107 @@
+//! What goes where: the two installations, for the whole system and for one user.
+
+use crate::host::Host;
+use std::path::{Path, PathBuf};
+use terok_policy::layout;
+
+/// For whom terok is installed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// Every user of the machine, root included.
+    System,
+    /// One user's rootless Podman.
+    User {
+        /// Absolute home directory, pinned in the hook files (L6).
+        home: PathBuf,
+    },
+}
+
+/// An installation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// For whom.
+    pub scope: Scope,
+    /// The user's configuration folder.
+    pub config_home: PathBuf,
+    /// Put before every path that is written; `/` for a real installation.
+    pub destdir: PathBuf,
+}
+
+impl Target {
+    /// The installation `host`'s person asks for. Root's Podman reads the system's hooks only, so root always gets [`Scope::System`].
+    pub fn of(host: &Host, system: bool, destdir: Option<PathBuf>) -> Self {
+        let scope =
+            if system || !host.rootless() { Scope::System } else { Scope::User { home: host.home.clone() } };
+        Target {
+            scope,
+            config_home: host.config_home.clone(),
+            destdir: destdir.unwrap_or_else(|| host.root.clone()),
+        }
+    }
+
+    /// Folder of `terok-hook` and `terok-supervisor`, without the destdir.
+    pub fn bin_dir(&self) -> PathBuf {
+        match &self.scope {
+            Scope::System => PathBuf::from("/usr/libexec/terok"),
+            Scope::User { .. } => self.share().join("bin"),
+        }
+    }
+
+    /// Where the launcher goes, without the destdir.
+    pub fn launcher(&self) -> PathBuf {
+        match &self.scope {
+            Scope::System => Path::new("/usr/local/bin").join(layout::LAUNCHER),
+            Scope::User { .. } => self.bin_dir().join(layout::LAUNCHER),
+        }
+    }
+
+    /// Where the hook files go, without the destdir.
+    pub fn hooks_dir(&self) -> PathBuf {
+        match &self.scope {
+            Scope::System => PathBuf::from(crate::containers_conf::DEFAULT_DIR),
+            Scope::User { .. } => self.share().join("hooks.d"),
+        }
+    }
+
+    /// The drop-in that makes Podman read [`Target::hooks_dir`], where it does not by itself; without the destdir.
+    pub fn drop_in(&self) -> Option<PathBuf> {
+        match &self.scope {
+            Scope::System => None,
+            Scope::User { .. } => Some(self.config_home.join("containers/containers.conf.d/50-terok.conf")),
+        }
+    }
+
+    /// Folders that may be ours alone, innermost first: removed by `uninstall` where they are empty.
+    pub fn folders(&self) -> Vec<PathBuf> {
+        match &self.scope {
+            Scope::System => {
+                vec![self.bin_dir(), self.hooks_dir(), PathBuf::from("/usr/share/containers/oci")]
+            }
+            Scope::User { .. } => vec![
+                self.bin_dir(),
+                self.hooks_dir(),
+                self.share(),
+                self.config_home.join("containers/containers.conf.d"),
+                self.config_home.join("containers"),
+            ],
+        }
+    }
+
+    /// `absolute` below the destdir.
+    pub fn at(&self, absolute: &Path) -> PathBuf {
+        self.destdir.join(absolute.strip_prefix("/").unwrap_or(absolute))
+    }
+
+    fn share(&self) -> PathBuf {
+        match &self.scope {
+            Scope::System => PathBuf::from("/usr/share/terok"),
+            Scope::User { home } => home.join(".local/share/terok"),
+        }
+    }
+
+    /// A system installation at `/`.
+    #[cfg(test)]
+    pub(crate) fn tests_system() -> Self {
+        Target { scope: Scope::System, config_home: "/home/u/.config".into(), destdir: "/".into() }
+    }
+}
