@@ -1,0 +1,168 @@
+//! Sockets of the calling thread's network namespace: loopback listeners that share a port between IPv4 and IPv6,
+//! where a redirected connection wanted to go, who speaks on a unix socket, and refusing by reset.
+
+use crate::error::{Error, Result};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, getsockname, getsockopt, listen,
+    setsockopt, socket, sockopt,
+};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
+
+/// The same port on 127.0.0.1 and, where there is IPv6, on ::1.
+#[derive(Debug)]
+pub struct Loopback<T> {
+    /// Port of both.
+    pub port: u16,
+    /// On 127.0.0.1.
+    pub v4: T,
+    /// On ::1.
+    pub v6: Option<T>,
+}
+
+/// TCP listeners on a port of the kernel's choice, non-blocking, close-on-exec.
+pub fn tcp_loopback(ipv6: bool) -> Result<Loopback<TcpListener>> {
+    loopback(SockType::Stream, ipv6)
+}
+
+/// UDP sockets on a port of the kernel's choice, non-blocking, close-on-exec.
+pub fn udp_loopback(ipv6: bool) -> Result<Loopback<UdpSocket>> {
+    loopback(SockType::Datagram, ipv6)
+}
+
+fn loopback<T: From<OwnedFd>>(kind: SockType, ipv6: bool) -> Result<Loopback<T>> {
+    // The port the kernel chooses on one family may be taken on the other.
+    for _ in 0..16 {
+        let (v4, port) = bound(kind, SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0))?;
+        if !ipv6 {
+            return Ok(Loopback { port, v4: v4.into(), v6: None });
+        }
+        match bound(kind, SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port)) {
+            Ok((v6, _)) => return Ok(Loopback { port, v4: v4.into(), v6: Some(v6.into()) }),
+            Err(error) if error.errno() == Some(Errno::EADDRINUSE) => continue,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(Error::call("bind", "one port on 127.0.0.1 and ::1")(Errno::EADDRINUSE))
+}
+
+fn bound(kind: SockType, address: SocketAddr) -> Result<(OwnedFd, u16)> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let fd = socket(family, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)
+        .map_err(Error::call("socket", address))?;
+    if address.is_ipv6() {
+        setsockopt(&fd, sockopt::Ipv6V6Only, &true)
+            .map_err(Error::call("setsockopt IPV6_V6ONLY", address))?;
+    }
+    use std::os::fd::AsRawFd;
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(address)).map_err(Error::call("bind", address))?;
+    if kind == SockType::Stream {
+        // Clients wait here while a worker is restarted.
+        listen(&fd, Backlog::MAXCONN).map_err(Error::call("listen", address))?;
+    }
+    let name: SockaddrStorage = getsockname(fd.as_raw_fd()).map_err(Error::call("getsockname", address))?;
+    let port = match (name.as_sockaddr_in(), name.as_sockaddr_in6()) {
+        (Some(v4), _) => v4.port(),
+        (_, Some(v6)) => v6.port(),
+        _ => return Err(Error::call("getsockname", address)(Errno::EAFNOSUPPORT)),
+    };
+    Ok((fd, port))
+}
+
+/// Where a redirected connection wanted to go (SO_ORIGINAL_DST, IP6T_SO_ORIGINAL_DST), by the family of the socket.
+/// ENOENT: the connection was not redirected.
+pub fn original_dst(connection: impl AsFd, ipv6: bool) -> Result<SocketAddr> {
+    if ipv6 {
+        let to = getsockopt(&connection, sockopt::Ip6tOriginalDst)
+            .map_err(Error::call("getsockopt", "IP6T_SO_ORIGINAL_DST"))?;
+        let ip = Ipv6Addr::from(to.sin6_addr.s6_addr);
+        Ok(SocketAddrV6::new(ip, u16::from_be(to.sin6_port), 0, to.sin6_scope_id).into())
+    } else {
+        let to = getsockopt(&connection, sockopt::OriginalDst)
+            .map_err(Error::call("getsockopt", "SO_ORIGINAL_DST"))?;
+        let ip = Ipv4Addr::from(u32::from_be(to.sin_addr.s_addr));
+        Ok(SocketAddrV4::new(ip, u16::from_be(to.sin_port)).into())
+    }
+}
+
+/// Closing `connection` from now on sends a reset and forgets what was queued.
+pub fn reset_on_close(connection: impl AsFd) -> Result<()> {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    setsockopt(&connection, sockopt::Linger, &linger).map_err(Error::call("setsockopt", "SO_LINGER"))
+}
+
+/// The process at the other end of a connected unix socket, as it was when it connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// Process number; 0 when it lives in a pid namespace that cannot be seen from here.
+    pub pid: i32,
+    /// Effective uid, as this user namespace sees it.
+    pub uid: u32,
+}
+
+/// Who connected.
+pub fn peer(connection: impl AsFd) -> Result<Peer> {
+    let credentials = getsockopt(&connection, sockopt::PeerCredentials)
+        .map_err(Error::call("getsockopt", "SO_PEERCRED"))?;
+    Ok(Peer { pid: credentials.pid(), uid: credentials.uid() })
+}
+
+/// A connected pair of unix sockets that keeps message boundaries, close-on-exec.
+pub fn message_pair() -> Result<(OwnedFd, OwnedFd)> {
+    nix::sys::socket::socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+        .map_err(Error::call("socketpair", ""))
+}
+
+/// Whether `ip` is one of the two loopback addresses the listeners use.
+pub fn is_listener_address(ip: IpAddr) -> bool {
+    ip == IpAddr::V4(Ipv4Addr::LOCALHOST) || ip == IpAddr::V6(Ipv6Addr::LOCALHOST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{ErrorKind, Read};
+    use std::net::TcpStream;
+
+    #[test]
+    fn a_listener_pair_answers_on_one_port_of_both_families() {
+        let tcp = tcp_loopback(true).unwrap();
+        TcpStream::connect(("127.0.0.1", tcp.port)).unwrap();
+        TcpStream::connect(("::1", tcp.port)).unwrap();
+        let udp = udp_loopback(true).unwrap();
+        let client = UdpSocket::bind("[::1]:0").unwrap();
+        client.send_to(b"q", ("::1", udp.port)).unwrap();
+        assert_eq!(udp.v4.local_addr().unwrap().port(), udp.v6.unwrap().local_addr().unwrap().port());
+        assert_eq!(udp_loopback(false).unwrap().v6.is_none(), true);
+    }
+
+    #[test]
+    fn a_connection_that_was_not_redirected_has_no_original_destination() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (served, _) = listener.accept().unwrap();
+        // Without connection tracking the kernel knows no such option at all.
+        let errno = original_dst(&served, false).unwrap_err().errno();
+        assert!(matches!(errno, Some(Errno::ENOENT | Errno::ENOPROTOOPT)), "{errno:?}");
+    }
+
+    #[test]
+    fn a_refused_connection_sees_a_reset() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (served, _) = listener.accept().unwrap();
+        reset_on_close(&served).unwrap();
+        drop(served);
+        assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
+
+    #[test]
+    fn the_peer_of_a_unix_socket_is_known() {
+        let (a, _b) = message_pair().unwrap();
+        assert_eq!(
+            peer(&a).unwrap(),
+            Peer { pid: std::process::id() as i32, uid: nix::unistd::geteuid().as_raw() }
+        );
+    }
+}
