@@ -1,0 +1,174 @@
+//! The server name of a TLS client's first flight, read by rustls and compared with the name the connection was made
+//! for (E4). Nothing is answered and nothing decrypted; of an Encrypted ClientHello it is the outer name that counts.
+
+use rustls::server::Acceptor;
+use rustls::{Error, PeerMisbehaved};
+use terok_policy::Name;
+use terok_policy::judge::Reason;
+
+/// Hellos with post-quantum keys and many extensions stay below 4 KiB.
+pub const LIMIT: usize = 32 * 1024;
+
+/// A ClientHello being received.
+pub struct Hello {
+    acceptor: Acceptor,
+    seen: usize,
+}
+
+/// Why a hello is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// For the audit line.
+    pub reason: Reason,
+    /// The server name asked for, where one was readable.
+    pub sni: Option<String>,
+}
+
+impl From<Reason> for Refusal {
+    fn from(reason: Reason) -> Self {
+        Refusal { reason, sni: None }
+    }
+}
+
+impl Default for Hello {
+    fn default() -> Self {
+        Hello { acceptor: Acceptor::default(), seen: 0 }
+    }
+}
+
+impl Hello {
+    /// Takes the next `bytes` of the client. `Ok(true)`: the hello is complete and names `name`; `Ok(false)`: more is
+    /// needed. Not to be called again after anything but `Ok(false)`.
+    pub fn feed(&mut self, bytes: &[u8], name: &Name) -> Result<bool, Refusal> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            match self.acceptor.read_tls(&mut rest) {
+                Ok(read) if read > 0 => self.seen += read,
+                _ => return Err(Reason::BadProtocol.into()),
+            }
+            match self.acceptor.accept() {
+                Ok(Some(accepted)) => return agreement(accepted.client_hello().server_name(), name),
+                Ok(None) if self.seen > LIMIT => return Err(Reason::TooLarge.into()),
+                Ok(None) => {}
+                Err((error, _)) => return Err(reason(&error).into()),
+            }
+        }
+        Ok(false)
+    }
+}
+
+fn agreement(sni: Option<&str>, name: &Name) -> Result<bool, Refusal> {
+    let Some(sni) = sni else { return Err(Reason::SniMissing.into()) };
+    match Name::parse(sni) {
+        Ok(asked) if asked == *name => Ok(true),
+        _ => Err(Refusal { reason: Reason::SniMismatch, sni: Some(sni.to_owned()) }),
+    }
+}
+
+fn reason(error: &Error) -> Reason {
+    match error {
+        Error::PeerMisbehaved(PeerMisbehaved::ServerNameMustContainOneHostName) => Reason::SniMismatch,
+        _ => Reason::BadProtocol,
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A ClientHello record with these extensions beside the usual ones, in records of at most `record` bytes.
+    pub(crate) fn client_hello(sni: Option<&str>, record: usize) -> Vec<u8> {
+        let mut extensions = Vec::new();
+        if let Some(sni) = sni {
+            let name = prefixed2(sni.as_bytes());
+            let list = prefixed2(&[&[0][..], &name].concat());
+            extensions.extend([&[0, 0][..], &prefixed2(&list)].concat());
+        }
+        let schemes = prefixed2(&[0x04, 0x03, 0x08, 0x04]);
+        extensions.extend([&[0, 13][..], &prefixed2(&schemes)].concat());
+        extensions.extend([&[0, 43][..], &prefixed2(&[2, 3, 4])].concat());
+        let mut body = vec![3, 3];
+        body.extend([7; 32]);
+        body.push(0);
+        body.extend(prefixed2(&[0x13, 0x01]));
+        body.extend([1, 0]);
+        body.extend(prefixed2(&extensions));
+        let mut message = vec![1, 0];
+        message.extend(prefixed2(&body));
+        message.chunks(record).flat_map(|part| [&[0x16, 3, 1][..], &prefixed2(part)].concat()).collect()
+    }
+
+    fn prefixed2(bytes: &[u8]) -> Vec<u8> {
+        [&u16::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat()
+    }
+
+    fn name() -> Name {
+        "api.example.com".parse().unwrap()
+    }
+
+    fn whole(hello: &[u8]) -> Result<bool, Reason> {
+        Hello::default().feed(hello, &name()).map_err(|r| r.reason)
+    }
+
+    #[test]
+    fn the_name_is_compared_in_canonical_form() {
+        for sni in ["api.example.com", "API.Example.COM", "api.example.com."] {
+            assert_eq!(whole(&client_hello(Some(sni), 9999)), Ok(true), "{sni}");
+        }
+    }
+
+    #[test]
+    fn another_server_name_is_refused_and_reported() {
+        let refusal = Hello::default().feed(&client_hello(Some("evil.example"), 9999), &name()).unwrap_err();
+        assert_eq!(refusal, Refusal { reason: Reason::SniMismatch, sni: Some("evil.example".into()) });
+        for sni in ["example.com", "x.api.example.com", "api.example.com.evil.example", "api.example.com\0.b"] {
+            assert_eq!(whole(&client_hello(Some(sni), 9999)), Err(Reason::SniMismatch), "{sni}");
+        }
+    }
+
+    #[test]
+    fn no_server_name_and_an_address_as_server_name_are_refused() {
+        assert_eq!(whole(&client_hello(None, 9999)), Err(Reason::SniMissing));
+        assert_eq!(whole(&client_hello(Some("192.0.2.1"), 9999)), Err(Reason::SniMissing));
+    }
+
+    #[test]
+    fn a_hello_that_arrives_byte_by_byte_in_small_records_is_read() {
+        for record in [1, 3, 50, 9999] {
+            for (sni, want) in [("api.example.com", Ok(true)), ("evil.example", Err(Reason::SniMismatch))] {
+                let bytes = client_hello(Some(sni), record);
+                let mut hello = Hello::default();
+                let (last, first) = bytes.split_last().unwrap();
+                for byte in first {
+                    assert_eq!(hello.feed(&[*byte], &name()), Ok(false));
+                }
+                assert_eq!(hello.feed(&[*last], &name()).map_err(|r| r.reason), want);
+            }
+        }
+    }
+
+    #[test]
+    fn what_follows_the_hello_does_not_matter() {
+        let mut bytes = client_hello(Some("api.example.com"), 9999);
+        bytes.extend([0x14, 3, 3, 0, 1, 1, 0x17, 3, 3, 0, 4, 1, 2, 3, 4]);
+        assert_eq!(whole(&bytes), Ok(true));
+    }
+
+    #[test]
+    fn garbage_is_no_hello() {
+        assert_eq!(whole(b"\x16\x03\x01\x00\x05hello"), Err(Reason::BadProtocol));
+        assert_eq!(whole(&[0x16, 3, 1, 0xff, 0xff, 1, 2, 3]), Err(Reason::BadProtocol));
+        assert_eq!(whole(b"\x16\x03\x01\x00\x04\x02\x00\x00\x00"), Err(Reason::BadProtocol));
+    }
+
+    #[test]
+    fn an_endless_hello_is_refused() {
+        let mut hello = Hello::default();
+        let mut message = vec![1, 0, 0xff, 0xf0];
+        message.extend(vec![0; 60_000]);
+        let stream: Vec<u8> =
+            message.chunks(1000).flat_map(|part| [&[0x16, 3, 1][..], &prefixed2(part)].concat()).collect();
+        let end = stream.chunks(999).find_map(|part| hello.feed(part, &name()).err());
+        assert_eq!(end.map(|r| r.reason), Some(Reason::TooLarge));
+    }
+}
