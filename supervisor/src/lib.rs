@@ -3,4 +3,6 @@
 
 pub(crate) mod audit;
 pub(crate) mod context;
+pub(crate) mod flows;
 pub(crate) mod names;
+pub mod proxy;

@@ -1,0 +1,163 @@
+//! The connections that are open now, each with what it was allowed as, so that one which lost its rule can be cut (E1).
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use terok_policy::rule::Proto;
+use terok_policy::{Name, Query};
+use tokio::sync::Notify;
+
+/// What a connection was made for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Target {
+    /// Host.
+    pub(crate) host: Host,
+    /// Destination port.
+    pub(crate) port: u16,
+}
+
+/// The host of a [`Target`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Host {
+    /// The name behind a virtual address.
+    Name(Name),
+    /// An address that no answer of ours gave out.
+    Literal(IpAddr),
+    /// The host's loopback.
+    Loopback,
+}
+
+/// The open connections.
+#[derive(Default)]
+pub(crate) struct Flows {
+    inner: Rc<RefCell<Inner>>,
+}
+
+#[derive(Default)]
+struct Inner {
+    next: u64,
+    open: HashMap<u64, Rc<Flow>>,
+}
+
+struct Flow {
+    target: Target,
+    cut: Cell<bool>,
+    notify: Notify,
+}
+
+/// A connection's place among the open ones; dropped with the connection.
+pub(crate) struct FlowGuard {
+    id: u64,
+    flow: Rc<Flow>,
+    inner: Rc<RefCell<Inner>>,
+}
+
+impl Flows {
+    /// Enters a connection. To be called in the same step as its verdict, so that no change can come between.
+    pub(crate) fn insert(&self, target: Target) -> FlowGuard {
+        let flow = Rc::new(Flow { target, cut: Cell::new(false), notify: Notify::new() });
+        let mut inner = self.inner.borrow_mut();
+        let id = inner.next;
+        inner.next += 1;
+        inner.open.insert(id, flow.clone());
+        FlowGuard { id, flow, inner: self.inner.clone() }
+    }
+
+    /// Cuts every connection that is `allowed` no more; returns how many.
+    pub(crate) fn recheck(&self, allowed: impl Fn(&Query<'_>) -> bool) -> usize {
+        let inner = self.inner.borrow();
+        let lost = inner.open.values().filter(|flow| !flow.cut.get() && !allowed(&flow.target.query()));
+        lost.map(|flow| {
+            flow.cut.set(true);
+            flow.notify.notify_waiters();
+        })
+        .count()
+    }
+
+    /// How many connections are open.
+    pub(crate) fn open(&self) -> usize {
+        self.inner.borrow().open.len()
+    }
+}
+
+impl FlowGuard {
+    /// What the connection was made for.
+    pub(crate) fn target(&self) -> &Target {
+        &self.flow.target
+    }
+
+    /// Returns once the connection must end.
+    pub(crate) async fn cut(&self) {
+        let notified = self.flow.notify.notified();
+        if !self.flow.cut.get() {
+            notified.await;
+        }
+    }
+}
+
+impl Drop for FlowGuard {
+    fn drop(&mut self) {
+        self.inner.borrow_mut().open.remove(&self.id);
+    }
+}
+
+impl Target {
+    /// The question the policy answers.
+    pub(crate) fn query(&self) -> Query<'_> {
+        let (port, proto) = (self.port, Proto::Tcp);
+        match &self.host {
+            Host::Name(name) => Query::Name { name, port, proto },
+            Host::Literal(ip) => Query::Literal { ip: *ip, port, proto },
+            Host::Loopback => Query::Host { port, proto },
+        }
+    }
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.host {
+            Host::Name(name) => write!(f, "{name}:{}", self.port),
+            Host::Literal(ip) => SocketAddr::new(*ip, self.port).fmt(f),
+            Host::Loopback => write!(f, "host:{}", self.port),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn literal(last: u8) -> Target {
+        Target { host: Host::Literal(IpAddr::from([192, 0, 2, last])), port: 443 }
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn only_a_connection_that_lost_its_rule_is_cut() {
+        let flows = Flows::default();
+        let (lost, kept) = (flows.insert(literal(1)), flows.insert(literal(2)));
+        let cut = flows.recheck(|query| *query == literal(2).query());
+        assert_eq!(cut, 1);
+        lost.cut().await;
+        assert!(tokio::time::timeout(Duration::from_millis(20), kept.cut()).await.is_err());
+        assert_eq!(flows.recheck(|_| true), 0, "a flow is cut once");
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_waiting_connection_learns_of_its_cut() {
+        let flows = Flows::default();
+        let flow = flows.insert(literal(1));
+        let ((), cut) = tokio::join!(flow.cut(), async { flows.recheck(|_| false) });
+        assert_eq!(cut, 1);
+    }
+
+    #[test]
+    fn a_dropped_connection_is_open_no_more() {
+        let flows = Flows::default();
+        let flow = flows.insert(literal(1));
+        assert_eq!((flows.open(), flow.target().to_string().as_str()), (1, "192.0.2.1:443"));
+        drop(flow);
+        assert_eq!(flows.open(), 0);
+    }
+}
