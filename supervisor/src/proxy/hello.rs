@@ -121,7 +121,8 @@ pub(crate) mod tests {
     fn another_server_name_is_refused_and_reported() {
         let refusal = Hello::default().feed(&client_hello(Some("evil.example"), 9999), &name()).unwrap_err();
         assert_eq!(refusal, Refusal { reason: Reason::SniMismatch, sni: Some("evil.example".into()) });
-        for sni in ["example.com", "x.api.example.com", "api.example.com.evil.example", "api.example.com\0.b"] {
+        for sni in ["example.com", "x.api.example.com", "api.example.com.evil.example", "api.example.com\0.b"]
+        {
             assert_eq!(whole(&client_hello(Some(sni), 9999)), Err(Reason::SniMismatch), "{sni}");
         }
     }

@@ -165,7 +165,8 @@ pub fn upgrade_answer(answer: &[u8]) -> Option<Answer> {
         match response.parse(rest) {
             Ok(httparse::Status::Complete(length)) => match response.code {
                 Some(101) => {
-                    let mut upgrade = response.headers.iter().filter(|h| h.name.eq_ignore_ascii_case("upgrade"));
+                    let mut upgrade =
+                        response.headers.iter().filter(|h| h.name.eq_ignore_ascii_case("upgrade"));
                     let socket = upgrade.next().is_some_and(|h| h.value.eq_ignore_ascii_case(b"websocket"));
                     return Some(if socket { Answer::Switched } else { Answer::Stayed });
                 }

@@ -77,7 +77,8 @@ mod tests {
 
     #[test]
     fn a_beginning_that_could_become_several_protocols_waits() {
-        for head in [&b""[..], b"\x16", b"S", b"SSH-2.0", b"GET", b"GET /index", b"\r\n", b"GET / HTTP/1.1\r"] {
+        for head in [&b""[..], b"\x16", b"S", b"SSH-2.0", b"GET", b"GET /index", b"\r\n", b"GET / HTTP/1.1\r"]
+        {
             assert_eq!(protocol(head), None, "{head:?}");
         }
     }

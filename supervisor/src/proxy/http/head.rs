@@ -75,11 +75,13 @@ pub(super) fn judge(
         return Err(blame(Refusal::new(Reason::HostMismatch, "no Host")));
     };
     let Some(host) = authority.agrees(host) else {
-        let mut refusal = blame(Refusal::new(Reason::HostMismatch, "a Host other than the name connected to"));
+        let mut refusal =
+            blame(Refusal::new(Reason::HostMismatch, "a Host other than the name connected to"));
         refusal.host = repeated(&String::from_utf8_lossy(host));
         return Err(refusal);
     };
-    let framing = if control.chunked { Framing::Chunked } else { Framing::Length(control.length.unwrap_or(0)) };
+    let framing =
+        if control.chunked { Framing::Chunked } else { Framing::Length(control.length.unwrap_or(0)) };
     // An answer is matched to its request only where it is the connection's first; WebSocket clients make it so.
     let upgrade = first
         && method == "GET"

@@ -41,7 +41,11 @@ fn a_plain_request_is_forwarded_as_it_is() {
 fn the_host_is_forwarded_in_canonical_form() {
     let canonical = "GET / HTTP/1.1\r\nHost: api.example.com\r\n\r\n";
     for host in ["API.Example.com", "api.example.com.", "api.example.com:"] {
-        assert_eq!(forwarded(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).unwrap(), canonical, "{host}");
+        assert_eq!(
+            forwarded(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).unwrap(),
+            canonical,
+            "{host}"
+        );
     }
     let with_port = "GET / HTTP/1.1\r\nHost: api.example.com:80\r\n\r\n";
     assert_eq!(forwarded(with_port).unwrap(), with_port);
@@ -93,7 +97,9 @@ fn an_absolute_target_must_agree_and_is_forwarded_in_origin_form() {
     let absolute = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: api.example.com\r\n\r\n");
     assert_eq!(forwarded(&absolute("http://API.example.com/x?y")).unwrap(), absolute("/x?y"));
     assert_eq!(forwarded(&absolute("HTTP://api.example.com:80?y")).unwrap(), absolute("/?y"));
-    for target in ["http://evil.example/", "http://u@api.example.com/", "http://api.example.com:81/", "http:///"] {
+    for target in
+        ["http://evil.example/", "http://u@api.example.com/", "http://api.example.com:81/", "http:///"]
+    {
         assert_eq!(refused(&absolute(target)), Reason::HostMismatch, "{target}");
     }
     for target in ["https://api.example.com/", "ftp://api.example.com/", "x", "api.example.com:443", "*"] {
@@ -107,7 +113,10 @@ fn an_absolute_target_must_agree_and_is_forwarded_in_origin_form() {
 fn ambiguous_messages_are_refused() {
     let host = "Host: api.example.com\r\n";
     for (what, request) in [
-        ("CL and TE", format!("POST / HTTP/1.1\r\n{host}Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n")),
+        (
+            "CL and TE",
+            format!("POST / HTTP/1.1\r\n{host}Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        ),
         ("two CL", format!("POST / HTTP/1.1\r\n{host}Content-Length: 4\r\nContent-Length: 4\r\n\r\n")),
         ("CL list", format!("POST / HTTP/1.1\r\n{host}Content-Length: 4, 4\r\n\r\n")),
         ("CL sign", format!("POST / HTTP/1.1\r\n{host}Content-Length: +4\r\n\r\n")),
@@ -116,7 +125,12 @@ fn ambiguous_messages_are_refused() {
         ("CL empty", format!("POST / HTTP/1.1\r\n{host}Content-Length:\r\n\r\n")),
         ("TE identity", format!("POST / HTTP/1.1\r\n{host}Transfer-Encoding: identity\r\n\r\n")),
         ("TE list", format!("POST / HTTP/1.1\r\n{host}Transfer-Encoding: gzip, chunked\r\n\r\n")),
-        ("TE twice", format!("POST / HTTP/1.1\r\n{host}Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n")),
+        (
+            "TE twice",
+            format!(
+                "POST / HTTP/1.1\r\n{host}Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n"
+            ),
+        ),
         ("TE vertical tab", format!("POST / HTTP/1.1\r\n{host}Transfer-Encoding: \x0bchunked\r\n\r\n")),
         ("TE in 1.0", format!("POST / HTTP/1.0\r\n{host}Transfer-Encoding: chunked\r\n\r\n")),
         ("space before colon", format!("POST / HTTP/1.1\r\n{host}Content-Length : 4\r\n\r\n")),
@@ -136,7 +150,10 @@ fn ambiguous_messages_are_refused() {
         ("CONNECT", "CONNECT api.example.com:80 HTTP/1.1\r\nHost: api.example.com\r\n\r\n".to_owned()),
         ("HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned()),
         ("hidden Host", format!("GET / HTTP/1.1\r\n{host}Connection: close, Host\r\n\r\n")),
-        ("hidden length", format!("POST / HTTP/1.1\r\n{host}Connection: content-length\r\nContent-Length: 4\r\n\r\n")),
+        (
+            "hidden length",
+            format!("POST / HTTP/1.1\r\n{host}Connection: content-length\r\nContent-Length: 4\r\n\r\n"),
+        ),
     ] {
         assert_eq!(refused(&request), Reason::BadProtocol, "{what}");
     }
@@ -149,14 +166,19 @@ fn a_body_by_length_passes_and_the_next_request_is_judged() {
     assert_eq!(body.len(), 40);
     let text = format!("{post}{body}{GET}");
     assert_eq!(forwarded(&text).unwrap(), text);
-    assert_eq!(refused(&format!("{post}{body}GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n")), Reason::HostMismatch);
+    assert_eq!(
+        refused(&format!("{post}{body}GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n")),
+        Reason::HostMismatch
+    );
 }
 
 const POST_CHUNKED: &str = "POST / HTTP/1.1\r\nHost: api.example.com\r\nTransfer-Encoding: chunked\r\n\r\n";
 
 #[test]
 fn a_chunked_body_is_written_anew_and_the_next_request_is_judged() {
-    let got = forwarded(&format!("{POST_CHUNKED}0005 ;x=y\r\nhello\r\nA\r\n0123456789\r\n0\r\nX-Sum: 1\r\n\r\n{GET}"));
+    let got = forwarded(&format!(
+        "{POST_CHUNKED}0005 ;x=y\r\nhello\r\nA\r\n0123456789\r\n0\r\nX-Sum: 1\r\n\r\n{GET}"
+    ));
     let want = format!("{POST_CHUNKED}5\r\nhello\r\na\r\n0123456789\r\n0\r\nX-Sum: 1\r\n\r\n{GET}");
     assert_eq!(got.unwrap(), want);
     let evil = "GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n";
@@ -229,7 +251,8 @@ fn other_changes_of_protocol_are_not_forwarded() {
 
 #[test]
 fn only_a_101_to_websocket_changes_the_protocol() {
-    let switched = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n\x81";
+    let switched =
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n\x81";
     assert_eq!(upgrade_answer(switched), Some(Answer::Switched));
     assert_eq!(upgrade_answer(&switched[..60]), None);
     let early = [b"HTTP/1.1 103 Early Hints\r\n\r\n".as_slice(), switched].concat();
