@@ -226,6 +226,14 @@ impl Writer {
         self.0[start..start + 4].copy_from_slice(&length.to_ne_bytes());
     }
 
+    /// Sets more flags in the message whose first octet is at `start`.
+    pub fn add_flags(&mut self, start: usize, flags: i32) {
+        if let Some([low, high]) = self.0.get_mut(start + 6..start + 8) {
+            let flags = (flags as u16).to_ne_bytes();
+            (*low, *high) = (*low | flags[0], *high | flags[1]);
+        }
+    }
+
     /// Appends bytes as they are, then zeroes up to the next multiple of four: a protocol's own header.
     pub fn raw(&mut self, bytes: &[u8]) {
         self.0.extend(bytes);

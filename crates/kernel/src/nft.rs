@@ -1,1 +1,174 @@
-//! nf_tables.
+//! The nf_tables table (`linux/netfilter/nf_tables.h`): loaded as one transaction, read back and compared, its sets replaced
+//! while the container runs. Knows the types of [`terok_policy::ruleset`] and nothing of what a rule is for.
+
+mod batch;
+mod element;
+mod expr;
+mod readback;
+mod uapi;
+
+use crate::netlink::{Failure, Socket};
+use batch::Batch;
+use nix::errno::Errno;
+use nix::sys::socket::SockProtocol;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use terok_policy::layout;
+use terok_policy::ruleset::{Ruleset, Set};
+
+/// Asked of the kernel as send buffer, which gives at most `net.core.wmem_max`, doubled: 416 KiB where nobody changed it,
+/// some 8 000 elements.
+const SEND_BUFFER: usize = 4 << 20;
+
+/// A netfilter socket. It stays in the network namespace it was opened in, whoever holds it; changing tables through it
+/// takes `CAP_NET_ADMIN` in the opener and in the sender.
+#[derive(Debug)]
+pub struct NftSocket(Socket);
+
+/// Opens a socket in the calling thread's network namespace.
+pub fn open() -> io::Result<NftSocket> {
+    Socket::open(SockProtocol::NetlinkNetFilter).map(NftSocket)
+}
+
+/// Part of a table, as errors name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Object {
+    /// The transaction as a whole.
+    Transaction,
+    /// The table.
+    Table,
+    /// A set.
+    Set(&'static str),
+    /// Elements of a set.
+    Elements(&'static str),
+    /// A chain.
+    Chain(&'static str),
+    /// A rule: chain and position from 1.
+    Rule(&'static str, usize),
+}
+
+/// Why a table could not be loaded or changed, or is not as it should be.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NftError {
+    /// The socket failed.
+    #[error("netfilter socket: {0}")]
+    Socket(#[from] io::Error),
+    /// The kernel refused part of a transaction, so nothing of it happened.
+    #[error("the kernel refused {object}: {errno}{}", .text.as_deref().map(|t| format!(" ({t})")).unwrap_or_default())]
+    Refused {
+        /// What it refused.
+        object: Object,
+        /// Why.
+        errno: Errno,
+        /// The kernel's own words.
+        text: Option<String>,
+    },
+    /// An element that its set cannot hold.
+    #[error("set {set}: {why}")]
+    Element {
+        /// The set.
+        set: &'static str,
+        /// What is wrong with the element.
+        why: &'static str,
+    },
+    /// The table in the kernel is not the one wanted.
+    #[error("the table in the kernel is not the one loaded: {0}")]
+    Differs(String),
+}
+
+impl NftSocket {
+    /// Creates `ruleset` in one transaction; the table must not exist. Only adds: in a batch that deletes, closing the socket
+    /// waits some 11 ms.
+    ///
+    /// Elements that do not fit into one datagram follow in further transactions, in the order of the sets: list the sets
+    /// that refuse before those that allow, and less is open on the way, never more. Until this returns the container must
+    /// not run.
+    pub fn load(&self, ruleset: &Ruleset) -> Result<(), NftError> {
+        let mut batch = self.batch(ruleset.table)?;
+        batch.table();
+        for (index, set) in ruleset.sets.iter().enumerate() {
+            batch.set(set, index as u32 + 1);
+        }
+        for chain in &ruleset.chains {
+            batch.chain(chain);
+        }
+        for set in &ruleset.sets {
+            batch.elements(set)?;
+        }
+        self.commit(batch)
+    }
+
+    /// Replaces the elements of `sets` in the table of [`layout::TABLE`], in one transaction as far as they fit into one
+    /// datagram. Beyond that the sets are emptied first and filled in the order given, as in [`Self::load`].
+    pub fn replace_sets(&self, sets: &[Set]) -> Result<(), NftError> {
+        let mut batch = self.batch(layout::TABLE)?;
+        for set in sets {
+            batch.flush(set.name);
+        }
+        for set in sets {
+            batch.elements(set)?;
+        }
+        self.commit(batch)
+    }
+
+    /// Reads the table back and compares all of it: flags, sets and elements, chains with type, hook, priority and policy,
+    /// and each expression of each rule. Counters do not count. The error names the first difference.
+    pub fn verify(&self, ruleset: &Ruleset) -> Result<(), NftError> {
+        readback::verify(&self.0, ruleset)
+    }
+
+    fn batch(&self, table: &'static str) -> Result<Batch, NftError> {
+        Ok(Batch::new(table, self.0.set_send_buffer(SEND_BUFFER)?))
+    }
+
+    fn commit(&self, batch: Batch) -> Result<(), NftError> {
+        for datagram in batch.finish() {
+            match self.0.request(datagram.bytes(), datagram.last(), |_| {}) {
+                Ok(()) => {}
+                Err(Failure::Io(e)) => return Err(e.into()),
+                Err(Failure::Refused(r)) => {
+                    return Err(NftError::Refused {
+                        object: datagram.object(r.seq),
+                        errno: r.errno,
+                        text: r.text,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Transaction => write!(f, "the nf_tables transaction"),
+            Self::Table => write!(f, "the nf_tables table"),
+            Self::Set(name) => write!(f, "set {name}"),
+            Self::Elements(name) => write!(f, "elements of set {name}"),
+            Self::Chain(name) => write!(f, "chain {name}"),
+            Self::Rule(chain, position) => write!(f, "rule {position} of chain {chain}"),
+        }
+    }
+}
+
+impl From<OwnedFd> for NftSocket {
+    /// Takes a descriptor that [`open`] made, in this process or another.
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd.into())
+    }
+}
+
+impl From<NftSocket> for OwnedFd {
+    fn from(socket: NftSocket) -> Self {
+        socket.0.into()
+    }
+}
+
+impl AsFd for NftSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

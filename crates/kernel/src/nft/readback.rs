@@ -1,0 +1,225 @@
+//! The table as the kernel has it, compared with the one wanted. Strict: what is not understood is a difference.
+
+use super::batch::{Shape, hook_number, message_type, nfgenmsg, policy, type_name};
+use super::element::{self, Dumped};
+use super::uapi::*;
+use super::{NftError, Object, expr};
+use crate::netlink::{Attribute, Failure, Message, Socket, Writer, attributes, find};
+use nix::errno::Errno;
+use std::time::Duration;
+use terok_policy::ruleset::{Chain, NftRule, Ruleset, Set};
+
+/// Elements that expire within this time may be gone when they are read back.
+const GRACE: Duration = Duration::from_secs(2);
+/// A dump is repeated this often when the kernel's tables change meanwhile.
+const ATTEMPTS: usize = 8;
+
+/// See [`super::NftSocket::verify`].
+pub(super) fn verify(socket: &Socket, ruleset: &Ruleset) -> Result<(), NftError> {
+    let of = |name| In { socket, table: ruleset.table, name };
+    of(Object::Table).table(ruleset)?;
+    let sets = of(Object::Table).dump(libc::NFT_MSG_GETSET, |w| w.string(NFTA_SET_TABLE, ruleset.table))?;
+    same_names("set", &sets, NFTA_SET_NAME, ruleset.sets.iter().map(|s| s.name))?;
+    for set in &ruleset.sets {
+        of(Object::Set(set.name)).set(set, named(&sets, NFTA_SET_NAME, set.name))?;
+        of(Object::Elements(set.name)).elements(set)?;
+    }
+    let chains = of(Object::Table).chains()?;
+    same_names("chain", &chains, NFTA_CHAIN_NAME, ruleset.chains.iter().map(|c| c.name))?;
+    let rules =
+        of(Object::Table).dump(libc::NFT_MSG_GETRULE, |w| w.string(NFTA_RULE_TABLE, ruleset.table))?;
+    for chain in &ruleset.chains {
+        of(Object::Chain(chain.name)).chain(chain, named(&chains, NFTA_CHAIN_NAME, chain.name))?;
+        let bodies = rules.iter().map(Vec::as_slice);
+        let own: Vec<_> = bodies.filter(|body| string(body, NFTA_RULE_CHAIN) == Some(chain.name)).collect();
+        rules_alike(chain, &own)?;
+    }
+    Ok(())
+}
+
+/// What is read, in which table, named as in errors.
+struct In<'a> {
+    socket: &'a Socket,
+    table: &'static str,
+    name: Object,
+}
+
+impl In<'_> {
+    fn table(&self, ruleset: &Ruleset) -> Result<(), NftError> {
+        let mut w = Writer::default();
+        let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK;
+        w.message(message_type(libc::NFT_MSG_GETTABLE), flags, 1, |w| {
+            w.raw(&nfgenmsg(libc::NFPROTO_INET, 0));
+            w.string(NFTA_TABLE_NAME, self.table);
+        });
+        let mut body = Vec::new();
+        let asked = self.socket.request(w.bytes(), 1, |m| body = payload(&m));
+        asked.map_err(|e| self.failure(e))?;
+        // NFT_TABLE_F_DORMANT switches the table off, NFT_TABLE_F_OWNER ties it to a socket.
+        self.number(&body, NFTA_TABLE_FLAGS, "flags", 0)?;
+        // Sets and chains are compared one by one; this finds stateful objects and flow tables beside them.
+        let objects = ruleset.sets.len() + ruleset.chains.len();
+        self.number(&body, NFTA_TABLE_USE, "objects", objects as u32)
+    }
+
+    fn set(&self, set: &Set, body: &[u8]) -> Result<(), NftError> {
+        let shape = Shape::of(set);
+        self.number(body, NFTA_SET_FLAGS, "flags", shape.flags)?;
+        self.number(body, NFTA_SET_KEY_TYPE, "key type", shape.key_type)?;
+        self.number(body, NFTA_SET_KEY_LEN, "key length", shape.key_len)?;
+        let unwanted = [
+            (NFTA_SET_DATA_TYPE, "is a map"),
+            (NFTA_SET_TIMEOUT, "has a timeout of its own"),
+            (NFTA_SET_EXPR, "has an expression"),
+            (NFTA_SET_EXPRESSIONS, "has expressions"),
+        ];
+        if let Some((_, what)) = unwanted.iter().find(|(kind, _)| find(body, *kind).is_some()) {
+            return self.differs(format!("{what}"));
+        }
+        let description = find(body, NFTA_SET_DESC).unwrap_or(&[]);
+        if find(description, NFTA_SET_DESC_SIZE).is_some() {
+            return self.differs("has a limited size".to_owned());
+        }
+        let fields = attributes(find(description, NFTA_SET_DESC_CONCAT).unwrap_or(&[]));
+        let lengths = fields.map(|f| attributes(f.value).find_map(|a| a.be32()));
+        if !lengths.eq(shape.fields.iter().map(|l| Some(*l))) {
+            return self.differs("has other fields".to_owned());
+        }
+        Ok(())
+    }
+
+    fn elements(&self, set: &Set) -> Result<(), NftError> {
+        let messages = self.dump(libc::NFT_MSG_GETSETELEM, |w| {
+            w.string(NFTA_SET_ELEM_LIST_TABLE, self.table);
+            w.string(NFTA_SET_ELEM_LIST_SET, set.name);
+        })?;
+        let lists = messages.iter().filter_map(|body| find(body, NFTA_SET_ELEM_LIST_ELEMENTS));
+        let dumped: Option<Vec<Dumped>> =
+            lists.flat_map(attributes).map(|a| element::read(a.value)).collect();
+        let Some(dumped) = dumped else {
+            return self.differs("have attributes that ours do not have".to_owned());
+        };
+        let wanted = element::intervals(set);
+        let mut wanted = wanted.map_err(|why| NftError::Element { set: set.name, why })?;
+        wanted.sort();
+        let found = element::assemble(dumped, set.ports);
+        match element::difference(&wanted, &found, GRACE) {
+            None => Ok(()),
+            Some(difference) => self.differs(difference),
+        }
+    }
+
+    /// The kernel dumps the chains of all tables.
+    fn chains(&self) -> Result<Vec<Vec<u8>>, NftError> {
+        let mut all = self.dump(libc::NFT_MSG_GETCHAIN, |w| w.string(NFTA_CHAIN_TABLE, self.table))?;
+        all.retain(|body| string(body, NFTA_CHAIN_TABLE) == Some(self.table));
+        Ok(all)
+    }
+
+    fn chain(&self, chain: &Chain, body: &[u8]) -> Result<(), NftError> {
+        if string(body, NFTA_CHAIN_TYPE) != Some(type_name(chain.kind)) {
+            return self.differs("has another type".to_owned());
+        }
+        self.number(body, NFTA_CHAIN_POLICY, "policy", policy(chain))?;
+        let hook = find(body, NFTA_CHAIN_HOOK).unwrap_or(&[]);
+        self.number(hook, NFTA_HOOK_HOOKNUM, "hook", hook_number(chain.hook))?;
+        self.number(hook, NFTA_HOOK_PRIORITY, "priority", chain.priority as u32)?;
+        match find(body, NFTA_CHAIN_FLAGS) {
+            None => Ok(()),
+            Some(_) => self.number(body, NFTA_CHAIN_FLAGS, "flags", NFT_CHAIN_BASE),
+        }
+    }
+
+    /// The payloads of a dump.
+    fn dump(&self, kind: i32, select: impl Fn(&mut Writer)) -> Result<Vec<Vec<u8>>, NftError> {
+        let mut w = Writer::default();
+        let flags = libc::NLM_F_REQUEST | libc::NLM_F_DUMP;
+        w.message(message_type(kind), flags, 1, |w| {
+            w.raw(&nfgenmsg(libc::NFPROTO_INET, 0));
+            select(w);
+        });
+        let mut attempts = 1..=ATTEMPTS;
+        loop {
+            let mut found = Vec::new();
+            match self.socket.dump(w.bytes(), |m| found.push(payload(&m))) {
+                Ok(()) => return Ok(found),
+                Err(Failure::Io(e))
+                    if e.kind() == std::io::ErrorKind::Interrupted && attempts.next().is_some() => {}
+                Err(e) => return Err(self.failure(e)),
+            }
+        }
+    }
+
+    fn number(&self, body: &[u8], kind: u16, what: &str, wanted: u32) -> Result<(), NftError> {
+        let found = attributes(body).find(|a| a.kind == kind).and_then(|a: Attribute<'_>| a.be32());
+        match found {
+            Some(found) if found == wanted => Ok(()),
+            Some(found) => self.differs(format!("has {what} {found:#x} instead of {wanted:#x}")),
+            None => self.differs(format!("has no {what}")),
+        }
+    }
+
+    fn differs<T>(&self, how: String) -> Result<T, NftError> {
+        Err(NftError::Differs(format!("{}: {how}", self.name)))
+    }
+
+    fn failure(&self, failure: Failure) -> NftError {
+        match failure {
+            Failure::Io(e) => NftError::Socket(e),
+            Failure::Refused(r) if r.errno == Errno::ENOENT => {
+                NftError::Differs(format!("{} does not exist", self.name))
+            }
+            Failure::Refused(r) => NftError::Refused { object: self.name, errno: r.errno, text: r.text },
+        }
+    }
+}
+
+fn rules_alike(chain: &Chain, found: &[&[u8]]) -> Result<(), NftError> {
+    let read = |body: &&[u8]| expr::read(find(body, NFTA_RULE_EXPRESSIONS).unwrap_or(&[]));
+    let wanted = |rule: &NftRule| expr::lower(rule);
+    for (index, rule) in chain.rules.iter().enumerate() {
+        let object = Object::Rule(chain.name, index + 1);
+        let Some(found) = found.get(index).map(read) else {
+            return Err(NftError::Differs(format!("{object} is missing")));
+        };
+        let wanted = wanted(rule);
+        if found != wanted {
+            return Err(NftError::Differs(format!("{object} is {found:?} instead of {wanted:?}")));
+        }
+    }
+    if found.len() > chain.rules.len() {
+        let object = Object::Rule(chain.name, chain.rules.len() + 1);
+        return Err(NftError::Differs(format!("{object} does not belong here")));
+    }
+    Ok(())
+}
+
+fn same_names(
+    what: &str,
+    found: &[Vec<u8>],
+    kind: u16,
+    wanted: impl Iterator<Item = &'static str> + Clone,
+) -> Result<(), NftError> {
+    let mut names = found.iter().map(|body| string(body, kind).unwrap_or("?"));
+    if let Some(missing) = wanted.clone().find(|w| !names.clone().any(|n| n == *w)) {
+        return Err(NftError::Differs(format!("{what} {missing} is missing")));
+    }
+    match names.find(|n| !wanted.clone().any(|w| w == *n)) {
+        Some(extra) => Err(NftError::Differs(format!("{what} {extra} does not belong here"))),
+        None => Ok(()),
+    }
+}
+
+fn named<'a>(bodies: &'a [Vec<u8>], kind: u16, name: &str) -> &'a [u8] {
+    let mut bodies = bodies.iter().map(Vec::as_slice);
+    bodies.find(|body| string(body, kind) == Some(name)).unwrap_or(&[])
+}
+
+fn string(body: &[u8], kind: u16) -> Option<&str> {
+    attributes(body).find(|a| a.kind == kind)?.string()
+}
+
+/// The attributes of a message, after `struct nfgenmsg`.
+fn payload(message: &Message<'_>) -> Vec<u8> {
+    message.body.get(4..).unwrap_or(&[]).to_vec()
+}
