@@ -1,0 +1,46 @@
+# machine.sh COMMAND…: second half of boot.sh, inside the lab's root: users, configuration, network, images; then COMMAND.
+umount -l /run/.old; mount --make-rshared /
+export PATH=/run/lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TEROK_LAB=1
+unset XDG_RUNTIME_DIR XDG_CONFIG_HOME XDG_DATA_HOME XDG_CACHE_HOME XDG_STATE_HOME DBUS_SESSION_BUS_ADDRESS CONTAINERS_CONF CONTAINERS_STORAGE_CONF
+umask 022; cd /
+
+# The rootless user, without a trace on the host.
+for f in passwd group shadow; do sed -i -e '/^tester:/d' -e '/^[^:]*:[^:]*:1001:/d' /etc/$f; done
+echo 'tester:x:1001:1001::/run/home/tester:/bin/bash' >> /etc/passwd
+echo 'tester:x:1001:' >> /etc/group
+echo 'tester:*:19000:0:99999:7:::' >> /etc/shadow
+echo 'tester:100000:65536' | tee /etc/subuid > /etc/subgid
+
+# Machines without CAP_SYS_RESOURCE and without usable cgroup controllers: defaults that Podman can keep everywhere.
+mkdir -p /etc/containers; rm -rf /etc/containers/containers.conf.d
+cat > /etc/containers/containers.conf <<X
+[containers]
+default_ulimits = ["nofile=1024:1024","nproc=1024:1024"]
+cgroups = "disabled"
+[network]
+network_backend = "netavark"
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+runtime_supports_nocgroup = ["crun","krun","terok-shim"]
+runtime_supports_nocgroups = ["crun","krun","terok-shim"]
+X
+storage() { printf '[storage]\ndriver = "overlay"\nrunroot = "%s"\ngraphroot = "%s"\n' "$1" "$2"; }
+storage /run/containers/storage /var/lib/containers/storage > /etc/containers/storage.conf
+install -d -o tester -g tester /run/home/tester/.config /run/home/tester/.config/containers
+storage /run/user/1001/containers /run/home/tester/.local/share/containers/storage > /run/home/tester/.config/containers/storage.conf
+[ -e /etc/containers/policy.json ] || echo '{"default":[{"type":"insecureAcceptAnything"}]}' > /etc/containers/policy.json
+[ ! -c /dev/net/tun ] || chmod 666 /dev/net/tun
+
+hostname lab; ip link set lo up
+/run/lab/scripts/inet.sh up
+/run/lab/scripts/load-images.sh "${LAB_IMAGE:+all}"
+set +e
+if [ "$LAB_USER" = tester ]; then
+  /run/lab/scripts/as-tester /run/lab/scripts/load-images.sh "${LAB_IMAGE:+all}"
+  cd /run/home/tester; /run/lab/scripts/as-tester "$@"
+else
+  cd "$LAB_CWD" 2>/dev/null || cd /root
+  "$@"
+fi
+exit $?
