@@ -51,12 +51,16 @@ fn build(triple: &str) -> anyhow::Result<PathBuf> {
 /// Builds one program statically; it is then in `target/TRIPLE/PROFILE/PROGRAM`.
 pub(crate) fn static_program(program: &str, triple: &str, profile: &str) -> anyhow::Result<PathBuf> {
     // An explicit target keeps crt-static away from build scripts and proc macros, which must stay dynamic.
-    must(cargo().args(["build", "--quiet", "--locked", "-p", program, "--bin", program, "--profile", profile]).args([
-        "--target",
-        triple,
-        "--config",
-        &format!("target.{triple}.rustflags=[\"-C\",\"target-feature=+crt-static\"]"),
-    ]))?;
+    must(
+        cargo()
+            .args(["build", "--quiet", "--locked", "-p", program, "--bin", program, "--profile", profile])
+            .args([
+                "--target",
+                triple,
+                "--config",
+                &format!("target.{triple}.rustflags=[\"-C\",\"target-feature=+crt-static\"]"),
+            ]),
+    )?;
     let folder = if profile == "dev" { "debug" } else { profile };
     let built = target().join(triple).join(folder).join(program);
     let bytes = std::fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
@@ -73,7 +77,8 @@ fn needs_loader(elf: &[u8]) -> anyhow::Result<bool> {
     let word = |at: usize| elf.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
     let long = |at: usize| elf.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
     let headers = || {
-        let (start, size, count) = (usize::try_from(long(32)?).ok()?, usize::from(half(54)?), usize::from(half(56)?));
+        let (start, size, count) =
+            (usize::try_from(long(32)?).ok()?, usize::from(half(54)?), usize::from(half(56)?));
         (0..count).map(|n| word(start + n * size)).collect::<Option<Vec<u32>>>()
     };
     if !elf.starts_with(b"\x7fELF\x02\x01") {

@@ -1,7 +1,7 @@
 //! The lab: set-up and the door to it. What it is made of is in tests/lab.
 
-use crate::process::{as_root, code, must, status, workspace};
 use crate::dist;
+use crate::process::{as_root, code, must, status, workspace};
 use anyhow::Context;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -72,7 +72,10 @@ pub(crate) fn home() -> anyhow::Result<PathBuf> {
     }
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let own = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
-    Ok(cache.or_else(own).context("HOME is not set: say where the lab lives with TEROK_LAB_HOME")?.join("terok-lab"))
+    Ok(cache
+        .or_else(own)
+        .context("HOME is not set: say where the lab lives with TEROK_LAB_HOME")?
+        .join("terok-lab"))
 }
 
 fn script(name: &str) -> PathBuf {

@@ -66,8 +66,10 @@ pub(crate) fn status(command: &mut Command) -> anyhow::Result<ExitStatus> {
 
 /// Runs `command` and gives its standard output.
 pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
-    let output =
-        command.stderr(std::process::Stdio::inherit()).output().with_context(|| format!("starting {}", shown(command)))?;
+    let output = command
+        .stderr(std::process::Stdio::inherit())
+        .output()
+        .with_context(|| format!("starting {}", shown(command)))?;
     if !output.status.success() {
         bail!("{} ended with {}", shown(command), output.status);
     }
