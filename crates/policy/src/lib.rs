@@ -17,6 +17,7 @@ pub mod policy;
 pub mod profile;
 pub mod rule;
 pub mod ruleset;
+pub mod spelling;
 pub mod virt;
 
 pub use annotation::AnnotationError;

@@ -1,9 +1,14 @@
 //! What will be done for one container: pure in policy and host facts, printable (`terok explain`, A3).
 
+mod boxes;
+mod sealed;
+
 use crate::live::Live;
-use crate::policy::{Policy, Shield};
-use crate::ruleset::{Ruleset, Set};
+use crate::policy::{Labels, Policy, Shield, Sourced};
+use crate::rule::{self, Proto, Rule, Target};
+use crate::ruleset::{Element, Family, Ruleset, Set};
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// What planning needs to know of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,31 +73,103 @@ pub enum PlanError {
 impl Plan {
     /// Makes the plan, or says why not.
     pub fn new(policy: Policy, facts: HostFacts) -> Result<Self, PlanError> {
-        let _ = (policy, facts);
-        todo!()
+        if facts.network == Network::Filtered {
+            return Err(PlanError::Filtered);
+        }
+        policy.allow.iter().try_for_each(|sourced| carries(&sourced.rule))?;
+        Ok(Plan { policy, facts })
     }
     /// The table to load, with the operator's `live` state of an earlier run in force at `now` (Unix seconds).
     pub fn ruleset(&self, ports: Ports, live: &Live, now: u64) -> Ruleset {
-        let _ = (ports, live, now);
-        todo!()
+        let state = live.shield(self.policy.shield, now);
+        let down_for = live.until.map(|until| Duration::from_secs(until.saturating_sub(now)));
+        let mut sets = live_sets(&self.policy, live, state, down_for);
+        sets.extend(sealed::floor_sets());
+        Ruleset { table: crate::layout::TABLE, sets, chains: sealed::chains(ports) }
     }
+}
+
+/// Whether a container without a card can carry an allow rule; live rules are asked as well.
+pub fn carries(rule: &Rule) -> Result<(), PlanError> {
+    let what = match rule {
+        Rule { direct: true, .. } => "direct",
+        Rule { proto: Proto::Udp, .. } => "/udp",
+        _ => return Ok(()),
+    };
+    Err(PlanError::NeedsCard { rule: rule.to_string(), what })
 }
 
 /// The wanted contents of the table's variable sets. The supervisor replaces them whole after each change.
 /// With `state` down, the open sets carry `down_for` as the kernel's own timeout.
-pub fn live_sets(
-    policy: &Policy,
-    live: &Live,
-    state: Shield,
-    down_for: Option<std::time::Duration>,
-) -> Vec<Set> {
-    let _ = (policy, live, state, down_for);
-    todo!()
+pub fn live_sets(policy: &Policy, live: &Live, state: Shield, down_for: Option<Duration>) -> Vec<Set> {
+    let allow = || policy.allow.iter().map(|sourced| &sourced.rule).chain(&live.allow);
+    let deny = || policy.deny.iter().map(|sourced| &sourced.rule).chain(&live.deny);
+    let none = state == Shield::Block;
+    let mut sets = Vec::with_capacity(6);
+    for family in [Family::V4, Family::V6] {
+        let (deny_set, allow_set, open_set) = match family {
+            Family::V4 => ("deny4", "allow4", "open4"),
+            Family::V6 => ("deny6", "allow6", "open6"),
+        };
+        let literal = allow().filter(|rule| !none && matches!(rule.target, Target::Net(_)));
+        let any = allow().filter(|rule| !none && rule.target == Target::Any);
+        let mut open = boxes::disjoint(family, any);
+        if state == Shield::Down {
+            let always = union(allow().filter(|rule| rule.target == Target::Any && rule.proto == Proto::Tcp));
+            let rest = rule::Ports::all().without(&always);
+            open.extend(rest.0.iter().map(|&(from, to)| Element {
+                addr: boxes::everything(family),
+                ports: Some((Proto::Tcp, from, to)),
+                timeout: down_for,
+            }));
+            open.sort_unstable();
+        }
+        let set = |name, elements| Set { name, family, ports: true, elements };
+        sets.push(set(deny_set, boxes::disjoint(family, deny())));
+        sets.push(set(allow_set, boxes::disjoint(family, literal)));
+        sets.push(set(open_set, open));
+    }
+    sets
 }
 
+fn union<'a>(rules: impl Iterator<Item = &'a Rule>) -> rule::Ports {
+    rule::Ports::new(rules.flat_map(|rule| rule.ports.0.iter().copied()).collect())
+}
+
+/// What `terok explain` prints, without the table: its port numbers are the kernel's to choose.
 impl std::fmt::Display for Plan {
-    fn fmt(&self, _f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        todo!()
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Plan { policy, facts } = self;
+        let network = match facts.network {
+            Network::Sealed => "sealed: no network card, only lo",
+            Network::Filtered => "filtered: a network card behind the firewall",
+        };
+        let families = if facts.ipv6 { "127.0.0.1 and ::1" } else { "127.0.0.1" };
+        let profiles = if policy.profiles.is_empty() { "none".to_owned() } else { policy.profiles.join(" ") };
+        writeln!(f, "shield      {}", policy.shield)?;
+        writeln!(f, "network     {network}")?;
+        writeln!(f, "profiles    {profiles}")?;
+        writeln!(f, "restricted  {}", if policy.restricted { "yes" } else { "no" })?;
+        let Labels { project, task, name } = &policy.labels;
+        for (label, value) in [("project", project), ("task", task), ("name", name)] {
+            if !value.is_empty() {
+                writeln!(f, "{label:<10}  {value}")?;
+            }
+        }
+        writeln!(f, "dns         {families}, UDP and TCP: every question to any port 53")?;
+        writeln!(f, "proxy       {families}, TCP: every allowed connection")?;
+        for (title, rules) in [("deny", &policy.deny), ("allow", &policy.allow)] {
+            let spell = |sourced: &Sourced| sourced.rule.to_string();
+            let width = rules.iter().map(|sourced| spell(sourced).chars().count()).max().unwrap_or(0);
+            for (index, sourced) in rules.iter().enumerate() {
+                let title = if index == 0 { title } else { "" };
+                writeln!(f, "{title:<10}  {:<width$}  {}", spell(sourced), sourced.source)?;
+            }
+            if rules.is_empty() {
+                writeln!(f, "{title:<10}  nothing")?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -147,4 +224,103 @@ pub enum Fd {
     RunDir,
     /// The container's state folder, opened O_RDONLY|O_DIRECTORY.
     StateDir,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Source;
+
+    const SEALED: HostFacts = HostFacts { network: Network::Sealed, ipv6: true };
+    const PORTS: Ports = Ports { dns_udp: 40_001, dns_tcp: 40_002, proxy: 40_003 };
+
+    fn policy(allow: &[&str], deny: &[&str]) -> Policy {
+        let sourced = |rule| Sourced { rule, source: Source::Annotation };
+        Policy {
+            allow: allow.iter().map(|text| sourced(text.parse().unwrap())).collect(),
+            deny: deny.iter().map(|text| sourced(Rule::parse_deny(text).unwrap())).collect(),
+            ..Policy::default()
+        }
+    }
+
+    fn shown(sets: &[Set], name: &str) -> Vec<String> {
+        let set = sets.iter().find(|set| set.name == name).unwrap();
+        set.elements.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_container_with_a_card_is_refused() {
+        let facts = HostFacts { network: Network::Filtered, ..SEALED };
+        let error = Plan::new(Policy::default(), facts).unwrap_err();
+        assert!(error.to_string().contains("--network none"));
+    }
+
+    #[test]
+    fn a_rule_that_needs_a_card_is_refused_in_a_sealed_container() {
+        for (text, what) in [("a.example:53/udp", "/udp"), ("a.example direct", "direct")] {
+            let error = Plan::new(policy(&[text], &[]), SEALED).unwrap_err().to_string();
+            assert!(error.contains(&format!("remove {what}")), "{error}");
+        }
+        Plan::new(policy(&["a.example"], &["any/udp"]), SEALED).unwrap();
+    }
+
+    #[test]
+    fn down_opens_every_address_for_tcp_until_its_time_is_over() {
+        let mut live = Live { state: Some(Shield::Down), until: Some(1_060), ..Live::default() };
+        live.deny(Rule::parse_deny("203.0.113.66").unwrap());
+        let plan = Plan::new(policy(&["any:443"], &[]), SEALED).unwrap();
+        let during = plan.ruleset(PORTS, &live, 1_000);
+        assert_eq!(
+            shown(&during.sets, "open4"),
+            [
+                "0.0.0.0/0 . tcp . 0-442 timeout 60s",
+                "0.0.0.0/0 . tcp . 443",
+                "0.0.0.0/0 . tcp . 444-65535 timeout 60s"
+            ]
+        );
+        assert_eq!(shown(&during.sets, "deny4"), ["203.0.113.66 . tcp . 0-65535"]);
+        let after = plan.ruleset(PORTS, &live, 1_060);
+        assert_eq!(shown(&after.sets, "open6"), ["::/0 . tcp . 443"]);
+    }
+
+    #[test]
+    fn block_empties_what_allows_and_keeps_what_denies() {
+        let policy = policy(&["any", "192.0.2.1"], &["192.0.2.2"]);
+        let sets = live_sets(&policy, &Live::default(), Shield::Block, None);
+        for set in &sets {
+            assert_eq!(set.elements.is_empty(), set.name != "deny4", "{}", set.name);
+        }
+    }
+
+    #[test]
+    fn names_never_reach_the_kernel() {
+        let policy = policy(&["a.example", "*.b.example", "host:80"], &["c.example"]);
+        let sets = live_sets(&policy, &Live::default(), Shield::Up, None);
+        assert!(sets.iter().all(|set| set.elements.is_empty()));
+    }
+
+    #[test]
+    fn every_looked_up_set_is_in_the_table_and_of_the_same_kind() {
+        let plan = Plan::new(Policy::default(), SEALED).unwrap();
+        let ruleset = plan.ruleset(PORTS, &Live::default(), 0);
+        let rules = ruleset.chains.iter().flat_map(|chain| &chain.rules);
+        let mut looked_up = std::collections::BTreeSet::new();
+        for found in rules.flat_map(|rule| &rule.matches) {
+            if let crate::ruleset::Match::InSet { set, family, ports } = found {
+                let known = ruleset.set(set).unwrap();
+                assert_eq!((known.family, known.ports), (*family, *ports), "{set}");
+                looked_up.insert(*set);
+            }
+        }
+        assert_eq!(looked_up, ruleset.sets.iter().map(|set| set.name).collect());
+    }
+
+    #[test]
+    fn ports_are_opened_by_redirects_only_and_everything_else_ends_in_a_refusal() {
+        let plan = Plan::new(Policy::default(), SEALED).unwrap();
+        let text = plan.ruleset(PORTS, &Live::default(), 0).to_string();
+        let out = text.split("chain out").nth(1).unwrap().split("\n\t}").next().unwrap();
+        assert!(out.contains("policy drop"));
+        assert!(out.trim_end().ends_with("counter reject with icmpx admin-prohibited"), "{out}");
+    }
 }

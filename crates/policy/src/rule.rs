@@ -54,6 +54,11 @@ impl Cidr {
         let ip = ip.to_canonical();
         ip.is_ipv4() == first.is_ipv4() && first <= ip && ip <= last
     }
+    /// The block with its host bits cleared.
+    #[must_use]
+    pub fn masked(&self) -> Self {
+        Cidr { addr: mask(self.addr, self.prefix), prefix: self.prefix }
+    }
     /// First and last address.
     pub fn range(&self) -> (IpAddr, IpAddr) {
         let last = match self.addr {

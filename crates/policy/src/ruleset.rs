@@ -1,6 +1,7 @@
 //! The nftables table as data: only what terok's own table needs, printed like `nft list` for people.
 
-use crate::rule::Proto;
+use crate::rule::{Cidr, Proto};
+use std::fmt::{Display, Formatter};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -106,7 +107,7 @@ pub enum Match {
     /// `th dport` (tcp or udp; put an [`Match::L4Proto`] before it)
     DPort(u16),
     /// `ip daddr` / `ip6 daddr` in a block
-    DAddr(crate::rule::Cidr),
+    DAddr(Cidr),
     /// `ip daddr . meta l4proto . th dport @set` or `ip daddr @set`
     InSet {
         /// Set name.
@@ -155,8 +156,146 @@ pub enum Statement {
     RejectAdminProhibited,
 }
 
-impl std::fmt::Display for Ruleset {
-    fn fmt(&self, _f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        todo!()
+impl Ruleset {
+    /// The set of that name.
+    pub fn set(&self, name: &str) -> Option<&Set> {
+        self.sets.iter().find(|set| set.name == name)
     }
+}
+
+/// Printed like `nft list table`, for people; terok never gives text to nft.
+impl Display for Ruleset {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "table inet {} {{", self.table)?;
+        for set in &self.sets {
+            set.fmt(f)?;
+        }
+        for chain in &self.chains {
+            chain.fmt(f)?;
+        }
+        writeln!(f, "}}")
+    }
+}
+
+impl Display for Set {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        let Set { name, family, ports, elements } = self;
+        let addr = match family {
+            Family::V4 => "ipv4_addr",
+            Family::V6 => "ipv6_addr",
+        };
+        writeln!(f, "\tset {name} {{")?;
+        if *ports {
+            writeln!(f, "\t\ttype {addr} . inet_proto . inet_service\n\t\tflags interval,timeout")?;
+        } else {
+            writeln!(f, "\t\ttype {addr}\n\t\tflags interval")?;
+        }
+        for (index, element) in elements.iter().enumerate() {
+            let start = if index == 0 { "elements = { " } else { "             " };
+            let end = if index + 1 == elements.len() { " }" } else { "," };
+            writeln!(f, "\t\t{start}{element}{end}")?;
+        }
+        writeln!(f, "\t}}")
+    }
+}
+
+impl Display for Element {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        match block(self.addr) {
+            Some(block) => write!(f, "{block}")?,
+            None => write!(f, "{}-{}", self.addr.0, self.addr.1)?,
+        }
+        match self.ports {
+            Some((proto, from, to)) if from == to => write!(f, " . {proto} . {from}")?,
+            Some((proto, from, to)) => write!(f, " . {proto} . {from}-{to}")?,
+            None => {}
+        }
+        match self.timeout {
+            Some(timeout) => write!(f, " timeout {}s", timeout.as_secs()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Display for Chain {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        let kind = match self.kind {
+            ChainKind::Filter => "filter",
+            ChainKind::Nat => "nat",
+        };
+        let hook = match self.hook {
+            Hook::Input => "input",
+            Hook::Forward => "forward",
+            Hook::Output => "output",
+        };
+        let policy = if self.drop { "drop" } else { "accept" };
+        writeln!(f, "\tchain {} {{", self.name)?;
+        writeln!(f, "\t\ttype {kind} hook {hook} priority {}; policy {policy};", self.priority)?;
+        for rule in &self.rules {
+            writeln!(f, "\t\t{rule}")?;
+        }
+        writeln!(f, "\t}}")
+    }
+}
+
+impl Display for NftRule {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        let matches = self.matches.iter().map(ToString::to_string);
+        let words: Vec<String> = matches.chain(self.statements.iter().map(ToString::to_string)).collect();
+        f.write_str(&words.join(" "))
+    }
+}
+
+impl Display for Match {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        let ip = |v4| if v4 { "ip" } else { "ip6" };
+        match self {
+            Match::OutLo => f.write_str("oif 1"),
+            Match::InLo => f.write_str("iif 1"),
+            Match::L4Proto(6) => f.write_str("meta l4proto tcp"),
+            Match::L4Proto(17) => f.write_str("meta l4proto udp"),
+            Match::L4Proto(58) => f.write_str("meta l4proto ipv6-icmp"),
+            Match::L4Proto(number) => write!(f, "meta l4proto {number}"),
+            Match::DPort(port) => write!(f, "th dport {port}"),
+            Match::DAddr(block) => write!(f, "{} daddr {block}", ip(block.addr.is_ipv4())),
+            Match::InSet { set, family, ports } => {
+                let key = if *ports { " . meta l4proto . th dport" } else { "" };
+                write!(f, "{} daddr{key} @{set}", ip(*family == Family::V4))
+            }
+            Match::CtState(bits) => {
+                let names = [(1, "invalid"), (2, "established"), (4, "related"), (8, "new")];
+                let named = names.iter().filter(|(bit, _)| bits & bit != 0).map(|&(_, name)| name);
+                write!(f, "ct state {}", named.collect::<Vec<_>>().join(","))
+            }
+            Match::Icmp6Type(number) => write!(f, "icmpv6 type {number}"),
+        }
+    }
+}
+
+impl Display for Statement {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Statement::Counter => f.write_str("counter"),
+            Statement::Limit { rate, burst } => write!(f, "limit rate {rate}/second burst {burst} packets"),
+            Statement::Log { group, prefix } => write!(f, "log prefix \"{prefix}\" group {group}"),
+            Statement::Redirect(port) => write!(f, "redirect to :{port}"),
+            Statement::Accept => f.write_str("accept"),
+            Statement::Drop => f.write_str("drop"),
+            Statement::Return => f.write_str("return"),
+            Statement::RejectTcpReset => f.write_str("reject with tcp reset"),
+            Statement::RejectAdminProhibited => f.write_str("reject with icmpx admin-prohibited"),
+        }
+    }
+}
+
+/// The range as a block, where it is one.
+fn block((first, last): (IpAddr, IpAddr)) -> Option<Cidr> {
+    let (differing, bits) = match (first, last) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => (u128::from(u32::from(a) ^ u32::from(b)), 32),
+        (IpAddr::V6(a), IpAddr::V6(b)) => (u128::from(a) ^ u128::from(b), 128),
+        _ => return None,
+    };
+    let host = 128 - differing.leading_zeros();
+    let block = Cidr { addr: first, prefix: bits - u8::try_from(host).ok()? };
+    (block.range() == (first, last) && block.masked() == block).then_some(block)
 }
