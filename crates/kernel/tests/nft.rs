@@ -1,18 +1,316 @@
-//! The table in the kernel: what was asked for, nothing else.
+//! The table in the kernel: what was asked for and nothing else, held against the nft tool and libnftnl.
 
 mod support;
 
-use support::table::{PORTS, sealed};
-use support::{has, in_netns, run};
-use terok_kernel::nft;
+use nix::errno::Errno;
+use std::time::{Duration, Instant};
+use support::table::{PORTS, addresses, for_seconds, sealed, set, tcp};
+use support::{has, in_netns, libnftnl, run};
+use terok_kernel::nft::{self, NftError, NftSocket, Object};
+use terok_policy::ruleset::{ChainKind, Element, Family, Hook, Match, NftRule, Ruleset, Statement};
+
+/// The same table in nft's language.
+const SEALED: &str = include_str!("sealed.nft");
+
+fn loaded(ruleset: &Ruleset) -> NftSocket {
+    let nft = nft::open().unwrap();
+    nft.load(ruleset).unwrap();
+    nft
+}
+
+fn difference(nft: &NftSocket, wanted: &Ruleset) -> String {
+    match nft.verify(wanted) {
+        Err(NftError::Differs(what)) => what,
+        other => panic!("{other:?} is no difference"),
+    }
+}
 
 #[test]
 fn a_table_loads_and_reads_back_as_it_was_asked_for() {
     in_netns(|| {
-        let nft = nft::open().unwrap();
         let wanted = sealed(PORTS);
-        nft.load(&wanted).unwrap();
+        loaded(&wanted).verify(&wanted).unwrap();
+    });
+}
+
+#[test]
+fn nft_lists_our_table_as_it_lists_its_own() {
+    if !has("nft") {
+        return;
+    }
+    let list = || {
+        let text = run("nft", &["list", "ruleset"], "").unwrap();
+        // How long an element still lives is not what is compared.
+        text.lines().map(|line| line.split(" expires ").next().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    in_netns(|| {
+        run("nft", &["-f", "-"], SEALED).unwrap();
+        let theirs = list();
+        run("nft", &["delete", "table", "inet", "terok"], "").unwrap();
+        loaded(&sealed(PORTS));
+        assert_eq!(list(), theirs);
+        assert!(theirs.len() > 80, "{theirs:#?}");
+    });
+}
+
+#[test]
+fn libnftnl_reads_our_table_as_it_reads_one_of_nft() {
+    if !has("nft") {
+        return;
+    }
+    in_netns(|| {
+        run("nft", &["-f", "-"], SEALED).unwrap();
+        let theirs = libnftnl::dump();
+        run("nft", &["delete", "table", "inet", "terok"], "").unwrap();
+        loaded(&sealed(PORTS));
+        assert_eq!(libnftnl::dump(), theirs);
+        assert!(theirs.iter().any(|rule| rule.contains("lookup reg 1 set deny6")), "{theirs:#?}");
+    });
+}
+
+#[test]
+fn a_table_that_nft_loaded_passes_our_comparison() {
+    if !has("nft") {
+        return;
+    }
+    in_netns(|| {
+        run("nft", &["-f", "-"], SEALED).unwrap();
+        nft::open().unwrap().verify(&sealed(PORTS)).unwrap();
+    });
+}
+
+#[test]
+fn every_difference_is_noticed() {
+    let alterations: [(&str, fn(&mut Ruleset)); 14] = [
+        ("chain output: has policy 0x1 instead of 0x0", |r| r.chains[1].drop = false),
+        ("chain input: has priority", |r| r.chains[2].priority = 10),
+        ("chain input: has hook", |r| r.chains[2].hook = Hook::Output),
+        ("chain nat_output: has another type", |r| {
+            r.chains[0] = terok_policy::ruleset::Chain {
+                kind: ChainKind::Filter,
+                rules: vec![],
+                ..r.chains[0].clone()
+            };
+        }),
+        ("chain forward is missing", |r| drop(r.chains.pop())),
+        ("rule 22 of chain output is missing", |r| drop(r.chains[1].rules.pop())),
+        ("rule 1 of chain forward does not belong here", |r| {
+            r.chains[3].rules.push(NftRule { matches: vec![], statements: vec![Statement::Accept] });
+        }),
+        ("rule 1 of chain nat_output is", |r| r.chains[0].rules.swap(0, 1)),
+        ("rule 3 of chain output is", |r| r.chains[1].rules[2].matches[0] = Match::InLo),
+        (
+            "elements of set deny4: element 203.0.113.0-203.0.113.255 protocol 6 ports 0-65535 is missing",
+            |r| {
+                r.sets[0].elements.clear();
+            },
+        ),
+        ("elements of set open6: element ::-:: protocol 6 ports 1-1 does not belong here", |r| {
+            r.sets[7].elements.push(tcp("::", "::", 1, 1));
+        }),
+        (
+            "elements of set open4: element 0.0.0.0-255.255.255.255 protocol 6 ports 8000-8999 has timeout",
+            |r| {
+                r.sets[6].elements[0].timeout = None;
+            },
+        ),
+        ("elements of set floor4: element 240.0.0.0-255.255.255.255 is missing", |r| {
+            r.sets[2].elements[4] = addresses("240.0.0.0", "255.255.255.254");
+        }),
+        ("elements of set floor6: element", |r| r.sets[3].elements[0] = addresses("::", "::1")),
+    ];
+    for (expected, alter) in alterations {
+        in_netns(|| {
+            let wanted = sealed(PORTS);
+            let mut other = wanted.clone();
+            alter(&mut other);
+            assert_ne!(other, wanted);
+            let found = difference(&loaded(&other), &wanted);
+            assert!(found.starts_with(expected), "{found:?} is not {expected:?}");
+        });
+    }
+}
+
+#[test]
+fn what_others_did_to_the_table_is_noticed() {
+    if !has("nft") {
+        return;
+    }
+    let meddling = [
+        ("add chain inet terok mine", "chain mine does not belong here"),
+        ("add set inet terok mine { type mark; }", "set mine does not belong here"),
+        ("add counter inet terok mine", "the nf_tables table: has objects"),
+        ("add table inet terok { flags dormant; }", "the nf_tables table: has flags"),
+        ("add chain inet terok output { policy accept; }", "chain output: has policy"),
+        ("insert rule inet terok output accept", "rule 1 of chain output is"),
+        ("add rule inet terok forward ip daddr != @floor4 accept", "rule 1 of chain forward does not"),
+        ("flush chain inet terok output", "rule 1 of chain output is missing"),
+        ("flush set inet terok deny6", "elements of set deny6: element"),
+        ("add element inet terok allow4 { 1.1.1.1 . tcp . 443 }", "elements of set allow4: element 1.1.1.1"),
+        ("add element inet terok floor4 { 11.0.0.0/8 }", "elements of set floor4: element 11.0.0.0"),
+        ("delete table inet terok", "the nf_tables table does not exist"),
+    ];
+    for (command, expected) in meddling {
+        in_netns(|| {
+            let wanted = sealed(PORTS);
+            let nft = loaded(&wanted);
+            run("nft", &["-f", "-"], command).unwrap();
+            let found = difference(&nft, &wanted);
+            assert!(found.starts_with(expected), "{command}: {found:?} is not {expected:?}");
+        });
+    }
+}
+
+#[test]
+fn a_rule_turned_round_is_not_the_same_rule() {
+    if !has("nft") {
+        return;
+    }
+    in_netns(|| {
+        let wanted = sealed(PORTS);
+        for (from, to) in [
+            ("ip daddr @floor4 counter", "ip daddr != @floor4 counter"),
+            (
+                "limit rate 20/second burst 40 packets log prefix \"terok:default\"",
+                "limit rate over 20/second burst 40 packets log prefix \"terok:default\"",
+            ),
+            ("meta iif 1 accept", "meta iif != 1 accept"),
+            ("redirect to :1053", "redirect to :1053-1055"),
+            ("ct state & established != 0 accept", "ct state & established == 0 accept"),
+            ("tcp dport 53 redirect to :1054", "tcp sport 53 redirect to :1054"),
+        ] {
+            assert!(SEALED.contains(from), "{from}");
+            run("nft", &["-f", "-"], &SEALED.replace(from, to)).unwrap();
+            difference(&nft::open().unwrap(), &wanted);
+            run("nft", &["delete", "table", "inet", "terok"], "").unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_table_that_exists_is_refused_and_left_as_it_is() {
+    in_netns(|| {
+        let wanted = sealed(PORTS);
+        let nft = loaded(&wanted);
+        let Err(NftError::Refused { object, errno, .. }) =
+            nft.load(&Ruleset { sets: vec![], ..wanted.clone() })
+        else {
+            panic!("loaded twice");
+        };
+        assert_eq!((object, errno), (Object::Table, Errno::EEXIST));
         nft.verify(&wanted).unwrap();
-        println!("{}", run("nft", &["-nn", "list", "ruleset"], "").unwrap());
+    });
+}
+
+#[test]
+fn a_refused_message_is_named_and_nothing_of_its_transaction_happens() {
+    in_netns(|| {
+        let mut broken = sealed(PORTS);
+        let lost = Match::InSet { set: "nowhere", family: Family::V4, ports: true };
+        broken.chains[1].rules[6].matches.push(lost);
+        let nft = nft::open().unwrap();
+        let error = nft.load(&broken).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the kernel refused rule 7 of chain output: ENOENT: No such file or directory"
+        );
+        nft.load(&sealed(PORTS)).unwrap();
+    });
+}
+
+#[test]
+fn an_element_that_its_set_cannot_hold_is_refused_before_the_kernel_sees_it() {
+    in_netns(|| {
+        let wanted = sealed(PORTS);
+        let nft = loaded(&wanted);
+        let bad: [(&'static str, Family, bool, Element); 5] = [
+            ("allow4", Family::V4, true, tcp("::1", "::1", 1, 1)),
+            ("allow4", Family::V4, true, tcp("1.1.1.2", "1.1.1.1", 1, 1)),
+            ("allow4", Family::V4, true, tcp("1.1.1.1", "1.1.1.1", 2, 1)),
+            ("allow4", Family::V4, true, addresses("1.1.1.1", "1.1.1.1")),
+            ("floor4", Family::V4, false, for_seconds(addresses("1.1.1.1", "1.1.1.1"), 1)),
+        ];
+        for (name, family, ports, element) in bad {
+            let error = nft.replace_sets(&[set(name, family, ports, vec![element])]).unwrap_err();
+            assert!(matches!(error, NftError::Element { .. }), "{error}");
+        }
+        nft.verify(&wanted).unwrap();
+    });
+}
+
+#[test]
+fn sets_are_replaced_whole() {
+    in_netns(|| {
+        let mut wanted = sealed(PORTS);
+        let nft = loaded(&wanted);
+        // The same elements again, then others, then none.
+        nft.replace_sets(&wanted.sets).unwrap();
+        nft.verify(&wanted).unwrap();
+        wanted.sets[0].elements = vec![tcp("198.51.100.1", "198.51.100.1", 0, 65535)];
+        wanted.sets[4].elements.clear();
+        wanted.sets[6].elements = vec![for_seconds(tcp("0.0.0.0", "255.255.255.255", 1, 65535), 60)];
+        wanted.sets[7].elements =
+            vec![for_seconds(tcp("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", 1, 65535), 60)];
+        nft.replace_sets(&wanted.sets).unwrap();
+        nft.verify(&wanted).unwrap();
+        for s in &mut wanted.sets {
+            s.elements.clear();
+        }
+        nft.replace_sets(&wanted.sets).unwrap();
+        nft.verify(&wanted).unwrap();
+    });
+}
+
+#[test]
+fn an_element_is_gone_when_its_time_is_over() {
+    in_netns(|| {
+        let mut wanted = sealed(PORTS);
+        let brief = Duration::from_millis(80);
+        wanted.sets[7].elements = vec![Element { timeout: Some(brief), ..tcp("::", "::", 1, 9) }];
+        let nft = loaded(&wanted);
+        nft.verify(&wanted).unwrap();
+        wanted.sets[7].elements.clear();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while nft.verify(&wanted).is_err() {
+            assert!(Instant::now() < deadline, "still there: {:?}", nft.verify(&wanted));
+            std::thread::yield_now();
+        }
+    });
+}
+
+#[test]
+fn ten_thousand_elements_of_each_family_load_replace_and_read_back() {
+    in_netns(|| {
+        for count in [0, 1_000, 10_000] {
+            let mut wanted = sealed(PORTS);
+            wanted.sets[4].elements = (0..count)
+                .map(|n| {
+                    tcp(
+                        &format!("20.{}.{}.7", n >> 8, n & 255),
+                        &format!("20.{}.{}.7", n >> 8, n & 255),
+                        443,
+                        443,
+                    )
+                })
+                .collect();
+            wanted.sets[5].elements = (0..count)
+                .map(|n| tcp(&format!("2001:db8::{n:x}"), &format!("2001:db8::{n:x}"), 443, 443))
+                .collect();
+            let nft = nft::open().unwrap();
+            let start = Instant::now();
+            nft.load(&wanted).unwrap();
+            let loaded = start.elapsed();
+            nft.verify(&wanted).unwrap();
+            let verified = start.elapsed() - loaded;
+            nft.replace_sets(&wanted.sets).unwrap();
+            let replaced = start.elapsed() - loaded - verified;
+            nft.verify(&wanted).unwrap();
+            println!("2 x {count} elements: load {loaded:?}, verify {verified:?}, replace {replaced:?}");
+            let missing = wanted.sets[5].elements.pop();
+            if missing.is_some_and(|_| count > 0) {
+                assert!(difference(&nft, &wanted).ends_with("does not belong here"));
+            }
+            run("nft", &["delete", "table", "inet", "terok"], "").unwrap();
+        }
     });
 }

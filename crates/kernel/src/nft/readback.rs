@@ -17,7 +17,7 @@ const ATTEMPTS: usize = 8;
 /// See [`super::NftSocket::verify`].
 pub(super) fn verify(socket: &Socket, ruleset: &Ruleset) -> Result<(), NftError> {
     let of = |name| In { socket, table: ruleset.table, name };
-    of(Object::Table).table(ruleset)?;
+    let table = of(Object::Table).table()?;
     let sets = of(Object::Table).dump(libc::NFT_MSG_GETSET, |w| w.string(NFTA_SET_TABLE, ruleset.table))?;
     same_names("set", &sets, NFTA_SET_NAME, ruleset.sets.iter().map(|s| s.name))?;
     for set in &ruleset.sets {
@@ -34,7 +34,9 @@ pub(super) fn verify(socket: &Socket, ruleset: &Ruleset) -> Result<(), NftError>
         let own: Vec<_> = bodies.filter(|body| string(body, NFTA_RULE_CHAIN) == Some(chain.name)).collect();
         rules_alike(chain, &own)?;
     }
-    Ok(())
+    // Whatever else is in the table, stateful objects and flow tables, counts here.
+    let objects = ruleset.sets.len() + ruleset.chains.len();
+    of(Object::Table).number(&table, NFTA_TABLE_USE, "objects", objects as u32)
 }
 
 /// What is read, in which table, named as in errors.
@@ -45,7 +47,7 @@ struct In<'a> {
 }
 
 impl In<'_> {
-    fn table(&self, ruleset: &Ruleset) -> Result<(), NftError> {
+    fn table(&self) -> Result<Vec<u8>, NftError> {
         let mut w = Writer::default();
         let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK;
         w.message(message_type(libc::NFT_MSG_GETTABLE), flags, 1, |w| {
@@ -57,9 +59,7 @@ impl In<'_> {
         asked.map_err(|e| self.failure(e))?;
         // NFT_TABLE_F_DORMANT switches the table off, NFT_TABLE_F_OWNER ties it to a socket.
         self.number(&body, NFTA_TABLE_FLAGS, "flags", 0)?;
-        // Sets and chains are compared one by one; this finds stateful objects and flow tables beside them.
-        let objects = ruleset.sets.len() + ruleset.chains.len();
-        self.number(&body, NFTA_TABLE_USE, "objects", objects as u32)
+        Ok(body)
     }
 
     fn set(&self, set: &Set, body: &[u8]) -> Result<(), NftError> {

@@ -126,7 +126,7 @@ fn nat_out(ports: Ports) -> Chain {
     ] {
         rules.extend(sets.map(|set| rule([Match::OutLo, TCP, set], [then.clone()])));
     }
-    Chain { name: "nat_out", kind: ChainKind::Nat, hook: Hook::Output, priority: -100, drop: false, rules }
+    Chain { name: "nat_output", kind: ChainKind::Nat, hook: Hook::Output, priority: -100, drop: false, rules }
 }
 
 fn out() -> Chain {
@@ -152,19 +152,19 @@ fn out() -> Chain {
         rules.extend(refused(Some(set), "terok:floor"));
     }
     rules.extend(refused(None, "terok:default"));
-    Chain { name: "out", kind: ChainKind::Filter, hook: Hook::Output, priority: 0, drop: true, rules }
+    Chain { name: "output", kind: ChainKind::Filter, hook: Hook::Output, priority: 0, drop: true, rules }
 }
 
 fn input() -> Chain {
     let mut rules =
         vec![rule([Match::InLo], [Statement::Accept]), rule([Match::CtState(2)], [Statement::Accept])];
     rules.extend((133..=136).map(|kind| rule([Match::Icmp6Type(kind)], [Statement::Accept])));
-    Chain { name: "in", kind: ChainKind::Filter, hook: Hook::Input, priority: 0, drop: true, rules }
+    Chain { name: "input", kind: ChainKind::Filter, hook: Hook::Input, priority: 0, drop: true, rules }
 }
 
 fn forward() -> Chain {
     Chain {
-        name: "fwd",
+        name: "forward",
         kind: ChainKind::Filter,
         hook: Hook::Forward,
         priority: 0,
