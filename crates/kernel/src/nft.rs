@@ -21,6 +21,11 @@ use terok_policy::ruleset::{Ruleset, Set};
 /// some 8 000 elements.
 const SEND_BUFFER: usize = 4 << 20;
 
+/// More removals than this, and creating the sets anew is faster.
+const REMOVED_ONE_BY_ONE: usize = 64;
+/// Attempts at a change while elements expire.
+const ATTEMPTS: usize = 4;
+
 /// A netfilter socket. It stays in the network namespace it was opened in, whoever holds it; changing tables through it
 /// takes `CAP_NET_ADMIN` in the opener and in the sender.
 #[derive(Debug)]
@@ -46,6 +51,8 @@ pub enum Object {
     Chain(&'static str),
     /// A rule: chain and position from 1.
     Rule(&'static str, usize),
+    /// The rules of the table.
+    Rules,
 }
 
 /// Why a table could not be loaded or changed, or is not as it should be.
@@ -95,28 +102,69 @@ impl NftSocket {
             batch.chain(chain);
         }
         for set in &ruleset.sets {
-            batch.elements(set)?;
+            batch.add(set, &element::sorted(set)?);
         }
         self.commit(batch)
     }
 
-    /// Replaces the elements of `sets` in the table of [`layout::TABLE`], in one transaction as far as they fit into one
-    /// datagram. Beyond that the sets are emptied first and filled in the order given, as in [`Self::load`].
+    /// Makes `sets` of the table of [`layout::TABLE`] hold exactly these elements, in one transaction. What is there already is
+    /// left alone, except that timeouts start anew.
+    ///
+    /// A change too large for one datagram empties the sets first and fills them in the order given, as [`Self::load`] does.
     pub fn replace_sets(&self, sets: &[Set]) -> Result<(), NftError> {
-        let mut batch = self.batch(layout::TABLE)?;
-        for set in sets {
-            batch.flush(set.name);
+        for _ in 1..ATTEMPTS {
+            match self.change_sets(sets) {
+                // Removed by its own timeout between the reading and the change.
+                Err(NftError::Refused { object: Object::Elements(_), errno: Errno::ENOENT, .. }) => {}
+                done => return done,
+            }
         }
-        for set in sets {
-            batch.elements(set)?;
-        }
-        self.commit(batch)
+        self.rebuild_sets(sets)
     }
 
     /// Reads the table back and compares all of it: flags, sets and elements, chains with type, hook, priority and policy,
     /// and each expression of each rule. Counters do not count. The error names the first difference.
     pub fn verify(&self, ruleset: &Ruleset) -> Result<(), NftError> {
         readback::verify(&self.0, ruleset)
+    }
+
+    fn change_sets(&self, sets: &[Set]) -> Result<(), NftError> {
+        let mut removed = Vec::new();
+        let mut added = Vec::new();
+        for set in sets {
+            let wanted = element::sorted(set)?;
+            let present = readback::elements(&self.0, layout::TABLE, set)?;
+            let (gone, new) = element::changes(wanted, present);
+            removed.push((set, gone));
+            added.push((set, new));
+        }
+        if removed.iter().map(|(_, gone)| gone.len()).sum::<usize>() > REMOVED_ONE_BY_ONE {
+            return self.rebuild_sets(sets);
+        }
+        let mut batch = self.batch(layout::TABLE)?;
+        removed.iter().for_each(|(set, gone)| batch.remove(set, gone));
+        added.iter().for_each(|(set, new)| batch.add(set, new));
+        match batch.is_one() {
+            true => self.commit(batch),
+            false => self.rebuild_sets(sets),
+        }
+    }
+
+    /// Deletes the sets with all rules and creates them again: the kernel takes time in the square of their number to remove
+    /// elements from a set of ranges, but none to forget the set. Rules are sent back as the kernel gave them, counters included.
+    fn rebuild_sets(&self, sets: &[Set]) -> Result<(), NftError> {
+        let rules = readback::rules(&self.0, layout::TABLE)?;
+        let mut batch = self.batch(layout::TABLE)?;
+        batch.delete_rules();
+        sets.iter().for_each(|set| batch.delete_set(set.name));
+        for (index, set) in sets.iter().enumerate() {
+            batch.set(set, index as u32 + 1);
+        }
+        rules.iter().for_each(|rule| batch.raw_rule(rule));
+        for set in sets {
+            batch.add(set, &element::sorted(set)?);
+        }
+        self.commit(batch)
     }
 
     fn batch(&self, table: &'static str) -> Result<Batch, NftError> {
@@ -149,6 +197,7 @@ impl fmt::Display for Object {
             Self::Set(name) => write!(f, "set {name}"),
             Self::Elements(name) => write!(f, "elements of set {name}"),
             Self::Chain(name) => write!(f, "chain {name}"),
+            Self::Rules => write!(f, "the rules of the table"),
             Self::Rule(chain, position) => write!(f, "rule {position} of chain {chain}"),
         }
     }

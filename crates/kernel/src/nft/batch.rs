@@ -2,8 +2,8 @@
 
 use super::element::{self, Interval};
 use super::uapi::*;
-use super::{NftError, Object, expr};
-use crate::netlink::Writer;
+use super::{Object, expr};
+use crate::netlink::{Writer, find};
 use libc::{
     NFT_SET_INTERVAL, NFT_SET_TIMEOUT, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST,
 };
@@ -92,28 +92,56 @@ impl Batch {
         }
     }
 
-    /// The elements of a set, in a new transaction where they do not fit any more.
-    pub(super) fn elements(&mut self, set: &Set) -> Result<(), NftError> {
-        let intervals = element::intervals(set).map_err(|why| NftError::Element { set: set.name, why })?;
+    /// Adds elements to a set, in a new transaction where they do not fit any more.
+    pub(super) fn add(&mut self, set: &Set, intervals: &[Interval]) {
+        self.elements(libc::NFT_MSG_NEWSETELEM, NLM_F_CREATE | NLM_F_EXCL, set, intervals);
+    }
+
+    /// Removes elements from a set.
+    pub(super) fn remove(&mut self, set: &Set, intervals: &[Interval]) {
+        self.elements(libc::NFT_MSG_DELSETELEM, 0, set, intervals);
+    }
+
+    /// Deletes a set that no rule uses.
+    pub(super) fn delete_set(&mut self, set: &'static str) {
+        let table = self.table;
+        self.message(libc::NFT_MSG_DELSET, 0, Object::Set(set), |w| {
+            w.string(NFTA_SET_TABLE, table);
+            w.string(NFTA_SET_NAME, set);
+        });
+    }
+
+    /// Deletes the rules of all chains.
+    pub(super) fn delete_rules(&mut self) {
+        let table = self.table;
+        self.message(libc::NFT_MSG_DELRULE, 0, Object::Rules, |w| w.string(NFTA_RULE_TABLE, table));
+    }
+
+    /// A rule as the kernel gave it.
+    pub(super) fn raw_rule(&mut self, body: &[u8]) {
+        let table = self.table;
+        self.message(libc::NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, Object::Rules, |w| {
+            w.string(NFTA_RULE_TABLE, table);
+            for kind in [NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS] {
+                w.attribute(kind, find(body, kind).unwrap_or(&[]));
+            }
+        });
+    }
+
+    /// Whether all of it is one transaction.
+    pub(super) fn is_one(&self) -> bool {
+        self.done.is_empty()
+    }
+
+    fn elements(&mut self, kind: i32, flags: i32, set: &Set, intervals: &[Interval]) {
         for chunk in intervals.chunks(CHUNK) {
             let mut content = Writer::default();
             element_list(self.table, set, chunk, &mut content);
-            if self.open.writer.bytes().len() + content.bytes().len() + 2 * END > self.limit {
+            if self.open.bytes().len() + content.bytes().len() + 2 * END > self.limit {
                 self.done.push(std::mem::replace(&mut self.open, Datagram::begin()));
             }
-            let object = Object::Elements(set.name);
-            self.create(libc::NFT_MSG_NEWSETELEM, object, |w| w.raw(content.bytes()));
+            self.message(kind, flags, Object::Elements(set.name), |w| w.raw(content.bytes()));
         }
-        Ok(())
-    }
-
-    /// Removes all elements of a set.
-    pub(super) fn flush(&mut self, set: &'static str) {
-        let table = self.table;
-        self.message(libc::NFT_MSG_DELSETELEM, 0, Object::Elements(set), |w| {
-            w.string(NFTA_SET_ELEM_LIST_TABLE, table);
-            w.string(NFTA_SET_ELEM_LIST_SET, set);
-        });
     }
 
     /// The transactions that have anything to do, in order.

@@ -1,5 +1,6 @@
 //! Elements of sets as the kernel's keys. A concatenated key pads each field to four octets: address, protocol, port.
 
+use super::NftError;
 use super::uapi::*;
 use crate::netlink::{Writer, attributes};
 use std::net::IpAddr;
@@ -27,9 +28,21 @@ pub(super) struct Dumped {
     timeout: Option<Duration>,
 }
 
-/// The intervals of a set, or why one of its elements does not belong to it.
-pub(super) fn intervals(set: &Set) -> Result<Vec<Interval>, &'static str> {
-    set.elements.iter().map(|e| interval(set, e)).collect()
+/// The intervals of a set, sorted.
+pub(super) fn sorted(set: &Set) -> Result<Vec<Interval>, NftError> {
+    let intervals = set.elements.iter().map(|e| interval(set, e));
+    let mut all: Vec<_> =
+        intervals.collect::<Result<_, _>>().map_err(|why| NftError::Element { set: set.name, why })?;
+    all.sort();
+    Ok(all)
+}
+
+/// What to remove from `present` and then to add to it, both sorted, to have `wanted`. What has a timeout is always both.
+pub(super) fn changes(wanted: Vec<Interval>, present: Vec<Interval>) -> (Vec<Interval>, Vec<Interval>) {
+    let stays = |i: &Interval, other: &[Interval]| i.timeout.is_none() && other.binary_search(i).is_ok();
+    let gone = present.iter().filter(|i| !stays(i, &wanted)).cloned().collect();
+    let new = wanted.iter().filter(|i| !stays(i, &present)).cloned().collect();
+    (gone, new)
 }
 
 fn interval(set: &Set, element: &Element) -> Result<Interval, &'static str> {
@@ -91,7 +104,8 @@ pub(super) fn read(element: &[u8]) -> Option<Dumped> {
                     _ => return None,
                 }
             }
-            NFTA_SET_ELEM_EXPIRATION | NFTA_SET_ELEM_PAD => {}
+            // User data is the nft tool's own.
+            NFTA_SET_ELEM_EXPIRATION | NFTA_SET_ELEM_USERDATA | NFTA_SET_ELEM_PAD => {}
             _ => return None,
         }
     }

@@ -1,7 +1,7 @@
 //! The table as the kernel has it, compared with the one wanted. Strict: what is not understood is a difference.
 
 use super::batch::{Shape, hook_number, message_type, nfgenmsg, policy, type_name};
-use super::element::{self, Dumped};
+use super::element::{self, Dumped, Interval};
 use super::uapi::*;
 use super::{NftError, Object, expr};
 use crate::netlink::{Attribute, Failure, Message, Socket, Writer, attributes, find};
@@ -37,6 +37,19 @@ pub(super) fn verify(socket: &Socket, ruleset: &Ruleset) -> Result<(), NftError>
     // Whatever else is in the table, stateful objects and flow tables, counts here.
     let objects = ruleset.sets.len() + ruleset.chains.len();
     of(Object::Table).number(&table, NFTA_TABLE_USE, "objects", objects as u32)
+}
+
+/// The elements of a set, sorted.
+pub(super) fn elements(socket: &Socket, table: &'static str, set: &Set) -> Result<Vec<Interval>, NftError> {
+    In { socket, table, name: Object::Elements(set.name) }.present(set)
+}
+
+/// The attributes of each rule, in order within each chain.
+pub(super) fn rules(socket: &Socket, table: &'static str) -> Result<Vec<Vec<u8>>, NftError> {
+    let whole = In { socket, table, name: Object::Rules };
+    let mut rules = whole.dump(libc::NFT_MSG_GETRULE, |w| w.string(NFTA_RULE_TABLE, table))?;
+    rules.retain(|body| string(body, NFTA_RULE_TABLE) == Some(table));
+    Ok(rules)
 }
 
 /// What is read, in which table, named as in errors.
@@ -89,6 +102,13 @@ impl In<'_> {
     }
 
     fn elements(&self, set: &Set) -> Result<(), NftError> {
+        match element::difference(&element::sorted(set)?, &self.present(set)?, GRACE) {
+            None => Ok(()),
+            Some(difference) => self.differs(difference),
+        }
+    }
+
+    fn present(&self, set: &Set) -> Result<Vec<Interval>, NftError> {
         let messages = self.dump(libc::NFT_MSG_GETSETELEM, |w| {
             w.string(NFTA_SET_ELEM_LIST_TABLE, self.table);
             w.string(NFTA_SET_ELEM_LIST_SET, set.name);
@@ -96,16 +116,9 @@ impl In<'_> {
         let lists = messages.iter().filter_map(|body| find(body, NFTA_SET_ELEM_LIST_ELEMENTS));
         let dumped: Option<Vec<Dumped>> =
             lists.flat_map(attributes).map(|a| element::read(a.value)).collect();
-        let Some(dumped) = dumped else {
-            return self.differs("have attributes that ours do not have".to_owned());
-        };
-        let wanted = element::intervals(set);
-        let mut wanted = wanted.map_err(|why| NftError::Element { set: set.name, why })?;
-        wanted.sort();
-        let found = element::assemble(dumped, set.ports);
-        match element::difference(&wanted, &found, GRACE) {
-            None => Ok(()),
-            Some(difference) => self.differs(difference),
+        match dumped {
+            Some(dumped) => Ok(element::assemble(dumped, set.ports)),
+            None => self.differs("have attributes that ours do not have".to_owned()),
         }
     }
 
