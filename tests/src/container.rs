@@ -54,7 +54,9 @@ impl Ended {
     #[track_caller]
     pub fn lines(self) -> Vec<Value> {
         let text = self.succeeded();
-        text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("not JSON: {line}"))).collect()
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("not JSON: {line}")))
+            .collect()
     }
 }
 
@@ -71,7 +73,11 @@ impl Sealed {
     /// A container that may reach `allow` (rules), busybox unless another image is named.
     pub fn new(mode: Mode, allow: &str) -> Self {
         let sealed = Self::bare(mode);
-        if allow.is_empty() { sealed.annotate("shield", "up") } else { sealed.annotate("shield.allow", allow) }
+        if allow.is_empty() {
+            sealed.annotate("shield", "up")
+        } else {
+            sealed.annotate("shield.allow", allow)
+        }
     }
 
     /// Without any annotation.
@@ -103,7 +109,9 @@ impl Sealed {
         self.image = "localhost/wl".to_owned();
         let bundle = "/run/inet/bundle.pem";
         self = self.option(&format!("--volume={bundle}:/etc/ssl/certs/ca-certificates.crt:ro"));
-        for name in ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "NODE_EXTRA_CA_CERTS", "GIT_SSL_CAINFO"] {
+        for name in
+            ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "NODE_EXTRA_CA_CERTS", "GIT_SSL_CAINFO"]
+        {
             self = self.option(&format!("--env={name}=/etc/ssl/certs/ca-certificates.crt"));
         }
         self
@@ -134,7 +142,8 @@ impl Sealed {
     pub fn run(&self, command: &[&str]) -> (Container, Ended) {
         let mut container = self.named();
         let ended = Ended::of(self.podman(&container.name, &[]).args(command).stdin(Stdio::null()));
-        container.id = container.mode.podman(&["inspect", "--format={{.Id}}", &container.name]).stdout.trim().to_owned();
+        container.id =
+            container.mode.podman(&["inspect", "--format={{.Id}}", &container.name]).stdout.trim().to_owned();
         (container, ended)
     }
 

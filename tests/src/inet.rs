@@ -19,7 +19,8 @@ pub struct Site {
 pub fn site() -> Site {
     static NEXT: AtomicU16 = AtomicU16::new(64);
     let n = NEXT.fetch_add(1, Ordering::Relaxed);
-    let low = u8::try_from(n).ok().filter(|n| *n < 255).expect("more tests than sites: widen the range in dns.py");
+    let low =
+        u8::try_from(n).ok().filter(|n| *n < 255).expect("more tests than sites: widen the range in dns.py");
     Site {
         name: format!("site-{n}.example.com"),
         v4: Ipv4Addr::new(198, 51, 100, low),

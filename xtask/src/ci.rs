@@ -25,7 +25,16 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     // Needs the Debian libraries that tests are held against, so the lab is prepared before the first compilation.
     step("lab", || crate::lab::Lab { image: true, ..Default::default() }.prepare())?;
     step("lint", || {
-        must(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))
+        must(cargo().args([
+            "clippy",
+            "--quiet",
+            "--workspace",
+            "--all-targets",
+            "--locked",
+            "--",
+            "-D",
+            "warnings",
+        ]))
     })?;
     step("licences", licences)?;
     step("tests", || {
@@ -49,12 +58,14 @@ fn step(name: &str, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result
 fn licences() -> anyhow::Result<()> {
     let metadata = output(cargo().args(["metadata", "--format-version", "1", "--locked"]))?;
     let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
-    let mut arguments = vec!["tree", "--edges", "normal", "--prefix", "none", "--format", "{p}", "--target", "all"];
+    let mut arguments =
+        vec!["tree", "--edges", "normal", "--prefix", "none", "--format", "{p}", "--target", "all"];
     arguments.extend(crate::dist::PROGRAMS.iter().flat_map(|program| ["-p", program]));
     let shipped = output(cargo().args(arguments))?;
     let mut refused = Vec::new();
     for package in metadata["packages"].as_array().into_iter().flatten() {
-        let (name, version) = (package["name"].as_str().unwrap_or(""), package["version"].as_str().unwrap_or(""));
+        let (name, version) =
+            (package["name"].as_str().unwrap_or(""), package["version"].as_str().unwrap_or(""));
         let licence = package["license"].as_str().unwrap_or("none");
         if shipped.lines().any(|line| line.starts_with(&format!("{name} v{version}"))) && !allowed(licence) {
             refused.push(format!("{name} {version}: {licence}"));

@@ -1,8 +1,8 @@
 //! What terok does, shown in one run: in the lab, or on the user's own Podman where that works without.
 
+use crate::dist;
 use crate::lab::{self, Lab};
 use crate::process::{code, is_root, must, status, workspace};
-use crate::dist;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
@@ -23,7 +23,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let lab = Lab { rootless: true, ..Default::default() };
     lab.prepare()?;
     println!("Opening the lab: a throw-away machine with Podman and a small internet of its own.");
-    Ok(code(status(lab.open(&bin, &[])?.args(["/run/lab/scripts/demo.sh", "api.example.com", "evil.example.net"]))?))
+    Ok(code(status(lab.open(&bin, &[])?.args([
+        "/run/lab/scripts/demo.sh",
+        "api.example.com",
+        "evil.example.net",
+    ]))?))
 }
 
 /// On the host's Podman, with a home of its own for storage, configuration and hooks, so that nothing stays behind.

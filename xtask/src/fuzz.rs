@@ -55,7 +55,13 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
             Command::new(build.join(&triple).join("release").join(&name))
                 .arg(&corpus)
                 .args(seeds.is_dir().then_some(&seeds))
-                .args([&format!("-max_total_time={}", options.seconds), "-timeout=5", "-rss_limit_mb=1024", "-verbosity=0", &artifacts]),
+                .args([
+                    &format!("-max_total_time={}", options.seconds),
+                    "-timeout=5",
+                    "-rss_limit_mb=1024",
+                    "-verbosity=0",
+                    &artifacts,
+                ]),
         )?;
     }
     Ok(ExitCode::SUCCESS)

@@ -1,8 +1,8 @@
 //! Every test: the workspace's own where they are, then end to end inside one lab.
 
+use crate::dist;
 use crate::lab::Lab;
 use crate::process::{cargo, code, must, output, status, target};
-use crate::dist;
 use anyhow::Context;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -36,14 +36,19 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let mut worst = ExitCode::SUCCESS;
     if !options.e2e {
         let ended = status(
-            cargo().args(["test", "--quiet", "--workspace", "--exclude", "terok-tests"]).args(&options.filter),
+            cargo()
+                .args(["test", "--quiet", "--workspace", "--exclude", "terok-tests"])
+                .args(&options.filter),
         )?;
         if !ended.success() {
             worst = ExitCode::FAILURE;
         }
     }
     let bin = staged()?;
-    println!("end to end, in the lab ({}):", if options.podman5 { "Podman 5" } else { "this machine's Podman" });
+    println!(
+        "end to end, in the lab ({}):",
+        if options.podman5 { "Podman 5" } else { "this machine's Podman" }
+    );
     let jobs = format!("--test-threads={}", options.jobs);
     let ended = status(lab.open(&bin, &[])?.arg("/run/lab/bin/e2e").args(&options.filter).arg(jobs))?;
     Ok(if ended.success() { worst } else { code(ended) })

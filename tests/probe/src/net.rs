@@ -180,7 +180,9 @@ fn response(stream: &mut TcpStream) -> io::Result<(u16, String)> {
     let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
     let length = head
         .lines()
-        .find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length:").map(|n| n.trim().to_owned()))
+        .find_map(|line| {
+            line.to_ascii_lowercase().strip_prefix("content-length:").map(|n| n.trim().to_owned())
+        })
         .and_then(|n| n.parse().ok())
         .unwrap_or(0);
     let mut body = vec![0; length];

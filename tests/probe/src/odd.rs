@@ -18,8 +18,11 @@ pub(crate) fn socket(family: &str, kind: &str, protocol: &str) -> Value {
 pub(crate) fn ping(host: &str) -> Value {
     let attempt = || -> io::Result<Value> {
         let target = SocketAddr::new(net::resolve(host)?, 0);
-        let (family, protocol, kind) =
-            if target.is_ipv4() { (libc::AF_INET, libc::IPPROTO_ICMP, 8) } else { (libc::AF_INET6, libc::IPPROTO_ICMPV6, 128) };
+        let (family, protocol, kind) = if target.is_ipv4() {
+            (libc::AF_INET, libc::IPPROTO_ICMP, 8)
+        } else {
+            (libc::AF_INET6, libc::IPPROTO_ICMPV6, 128)
+        };
         let socket = create(family, libc::SOCK_DGRAM, protocol)?;
         // The standard library's UDP methods are what a ping socket needs: connect, send, receive with a time-out.
         let socket = std::net::UdpSocket::from(socket);
