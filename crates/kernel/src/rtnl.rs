@@ -18,6 +18,9 @@ const RTPROT_STATIC: u8 = 4;
 const IFLA_EXT_MASK: u16 = 29;
 const RTEXT_FILTER_SKIP_STATS: u32 = 8;
 
+/// What is there already is an error, which is then ignored; a link must not be asked for like this.
+const NEW: i32 = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+
 /// A route netlink socket of one network namespace.
 #[derive(Debug)]
 pub struct Rtnl(Socket);
@@ -133,7 +136,7 @@ impl Rtnl {
     }
 
     fn v6(&self) -> Result<(), RtnlError> {
-        self.set("our IPv6 address on lo", libc::RTM_NEWADDR, libc::NLM_F_CREATE, |w| {
+        self.set("our IPv6 address on lo", libc::RTM_NEWADDR, NEW, |w| {
             // struct ifaddrmsg
             let mut header = [0; 8];
             header[0] = libc::AF_INET6 as u8;
@@ -150,7 +153,7 @@ impl Rtnl {
     /// The source is named because the kernel would otherwise send from the unspecified address.
     fn default_by_lo(&self, what: &'static str, source: IpAddr) -> Result<(), RtnlError> {
         let (family, _) = family(source);
-        self.set(what, libc::RTM_NEWROUTE, libc::NLM_F_CREATE, |w| {
+        self.set(what, libc::RTM_NEWROUTE, NEW, |w| {
             let table = libc::RT_TABLE_MAIN;
             w.raw(&rtmsg(family, 0, table, RTPROT_STATIC, libc::RT_SCOPE_LINK, libc::RTN_UNICAST));
             w.attribute(libc::RTA_OIF, &LO.to_ne_bytes());
@@ -167,7 +170,7 @@ impl Rtnl {
         body: impl FnOnce(&mut Writer),
     ) -> Result<(), RtnlError> {
         let mut w = Writer::default();
-        let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_EXCL | flags;
+        let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | flags;
         w.message(kind, flags, 1, body);
         match self.0.request(w.bytes(), 1, |_| {}) {
             Err(Failure::Refused(r)) if r.errno == Errno::EEXIST => Ok(()),
