@@ -37,7 +37,9 @@ impl Request {
             let text = argument.to_str().ok_or_else(|| Usage(format!("{argument:?} is not UTF-8")))?;
             match (text, text.strip_prefix("--home=")) {
                 (_, Some(folder)) if folder.starts_with('/') && home.is_none() => home = Some(folder.into()),
-                (_, Some(folder)) => return Err(Usage(format!("--home={folder:?} is not one absolute path"))),
+                (_, Some(folder)) => {
+                    return Err(Usage(format!("--home={folder:?} is not one absolute path")));
+                }
                 ("precreate", _) if stage.is_none() => stage = Some(Stage::Precreate),
                 ("create", _) if stage.is_none() => stage = Some(Stage::Create),
                 ("stop", _) if stage.is_none() => stage = Some(Stage::Stop),
@@ -66,7 +68,9 @@ mod tests {
 
     #[test]
     fn anything_else_is_a_usage_error() {
-        for wrong in [&[] as &[&str], &["create", "stop"], &["--home=/x"], &["create", "--home=x"], &["poststart"]] {
+        for wrong in
+            [&[] as &[&str], &["create", "stop"], &["--home=/x"], &["create", "--home=x"], &["poststart"]]
+        {
             assert!(parse(wrong).is_err(), "{wrong:?}");
         }
     }

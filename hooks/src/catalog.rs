@@ -28,7 +28,8 @@ fn add(catalog: &mut Catalog, folder: &Path) -> Result<(), Refusal> {
         let path = entry.map_err(unreadable)?.path();
         let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".txt"));
         let Some(name) = name.filter(|name| is_profile_name(name)) else { continue };
-        let refuse = |reason: &dyn std::fmt::Display| Refusal::input(format!("profile {}", path.display()), reason);
+        let refuse =
+            |reason: &dyn std::fmt::Display| Refusal::input(format!("profile {}", path.display()), reason);
         let text = read_file(&path, PROFILE_LIMIT).map_err(|error| refuse(&error))?;
         let text = String::from_utf8(text).map_err(|_| refuse(&"is not UTF-8"))?;
         catalog.0.insert(name.to_owned(), text);

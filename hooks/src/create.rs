@@ -20,7 +20,8 @@ const LIVE_LIMIT: u64 = 16 << 20;
 
 /// Protects the container that stdin describes, or refuses it.
 pub(crate) fn run(request: &Request) -> Result<(), Refusal> {
-    let state = State::read(std::io::stdin().lock()).map_err(|error| Refusal::input("the OCI state", error))?;
+    let state =
+        State::read(std::io::stdin().lock()).map_err(|error| Refusal::input("the OCI state", error))?;
     let ours = ours(&state.annotations);
     if ours.is_empty() {
         return Ok(());
@@ -66,8 +67,14 @@ fn protect(state: &State, ours: &Annotations, place: &Place, folder: &Dir) -> Re
     };
     let base = place.runtime()?;
     let (runtime, control) = runtime_folder(&base, &record)?;
-    let handover =
-        Handover { id: &state.id, policy, pidfd: &pidfd, control: &control, runtime: &runtime, state: folder };
+    let handover = Handover {
+        id: &state.id,
+        policy,
+        pidfd: &pidfd,
+        control: &control,
+        runtime: &runtime,
+        state: folder,
+    };
     handover::start(handover, &inside).inspect_err(|_| {
         // The refusal is what matters; the next start replaces the folder anyway.
         let _ = runtime.remove_self();

@@ -30,7 +30,8 @@ pub(crate) struct Handover<'a> {
 /// Starts the supervisor and waits until it is ready; one that is not in time is killed.
 pub(crate) fn start(handover: Handover<'_>, inside: &Inside) -> Result<(), Refusal> {
     let log = open_log(handover.state)?;
-    let null = File::options().read(true).write(true).open("/dev/null").map_err(Refusal::io("open /dev/null"))?;
+    let null =
+        File::options().read(true).write(true).open("/dev/null").map_err(Refusal::io("open /dev/null"))?;
     let (ready, tell) = std::io::pipe().map_err(Refusal::io("make a pipe"))?;
     let named = descriptors(&handover, inside, tell.as_fd());
 
@@ -43,7 +44,8 @@ pub(crate) fn start(handover: Handover<'_>, inside: &Inside) -> Result<(), Refus
         state_dir: handover.state.path().display().to_string(),
         fds: named.iter().map(|(name, _)| *name).collect(),
     };
-    let config = serde_json::to_vec(&config).map_err(|error| Refusal::input("the supervisor's configuration", error))?;
+    let config = serde_json::to_vec(&config)
+        .map_err(|error| Refusal::input("the supervisor's configuration", error))?;
     let config = memfd::sealed("terok-config", &config)?;
 
     let mut fds = vec![null.as_fd(), null.as_fd(), log.as_fd(), config.as_fd()];
@@ -62,8 +64,16 @@ pub(crate) fn start(handover: Handover<'_>, inside: &Inside) -> Result<(), Refus
 }
 
 /// The descriptors from 4 on, with what each is.
-fn descriptors<'a>(handover: &Handover<'a>, inside: &'a Inside, tell: BorrowedFd<'a>) -> Vec<(Fd, BorrowedFd<'a>)> {
-    let mut fds = vec![(Fd::Pidfd, handover.pidfd.as_fd()), (Fd::Ready, tell), (Fd::DnsUdp4, inside.dns_udp.v4.as_fd())];
+fn descriptors<'a>(
+    handover: &Handover<'a>,
+    inside: &'a Inside,
+    tell: BorrowedFd<'a>,
+) -> Vec<(Fd, BorrowedFd<'a>)> {
+    let mut fds = vec![
+        (Fd::Pidfd, handover.pidfd.as_fd()),
+        (Fd::Ready, tell),
+        (Fd::DnsUdp4, inside.dns_udp.v4.as_fd()),
+    ];
     fds.extend(inside.dns_udp.v6.as_ref().map(|socket| (Fd::DnsUdp6, socket.as_fd())));
     fds.push((Fd::DnsTcp4, inside.dns_tcp.v4.as_fd()));
     fds.extend(inside.dns_tcp.v6.as_ref().map(|listener| (Fd::DnsTcp6, listener.as_fd())));

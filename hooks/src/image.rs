@@ -56,7 +56,8 @@ impl Storage {
             layer if parent.file_name()? == "dir" => (layer, parent.parent()?),
             _ => return None,
         };
-        let storage = Storage { root: driver.parent()?.to_owned(), driver: driver.file_name()?.to_str()?.to_owned() };
+        let storage =
+            Storage { root: driver.parent()?.to_owned(), driver: driver.file_name()?.to_str()?.to_owned() };
         Some((storage, layer.to_owned()))
     }
 
@@ -69,8 +70,8 @@ impl Storage {
                 continue;
             }
             let json = read_file(&path, LIST_LIMIT).map_err(|error| format!("{} {error}", path.display()))?;
-            let records: Vec<Record> =
-                serde_json::from_slice(&json).map_err(|error| format!("{} is not as expected: {error}", path.display()))?;
+            let records: Vec<Record> = serde_json::from_slice(&json)
+                .map_err(|error| format!("{} is not as expected: {error}", path.display()))?;
             if let Some(record) = records.into_iter().find(&is_it) {
                 return Ok(Found { storage: self, record });
             }
@@ -81,15 +82,15 @@ impl Storage {
 
 /// The container with this id, by its bundle.
 pub(crate) fn by_bundle(bundle: &Path, id: &str) -> Result<Found, String> {
-    let storage =
-        Storage::of_bundle(bundle).ok_or_else(|| format!("{} is not in a container store", bundle.display()))?;
+    let storage = Storage::of_bundle(bundle)
+        .ok_or_else(|| format!("{} is not in a container store", bundle.display()))?;
     storage.find(|record| record.id == id)
 }
 
 /// The container whose root filesystem this is: all that `precreate` is told.
 pub(crate) fn by_rootfs(rootfs: &Path) -> Result<Found, String> {
-    let (storage, layer) =
-        Storage::of_rootfs(rootfs).ok_or_else(|| format!("{} is not in a container store", rootfs.display()))?;
+    let (storage, layer) = Storage::of_rootfs(rootfs)
+        .ok_or_else(|| format!("{} is not in a container store", rootfs.display()))?;
     storage.find(|record| record.layer.as_ref() == Some(&layer))
 }
 
@@ -110,14 +111,18 @@ impl Found {
         let folder = self.storage.root.join(format!("{}-images", self.storage.driver));
         let path = folder.join(image).join("manifest");
         let json = read_file(&path, MANIFEST_LIMIT).map_err(|error| format!("{} {error}", path.display()))?;
-        let manifest: Manifest =
-            serde_json::from_slice(&json).map_err(|error| format!("{} is not as expected: {error}", path.display()))?;
+        let manifest: Manifest = serde_json::from_slice(&json)
+            .map_err(|error| format!("{} is not as expected: {error}", path.display()))?;
         Ok(manifest.annotations.unwrap_or_default())
     }
 }
 
 /// Refuses what the image said, and what it may have said where that cannot be known.
-pub(crate) fn check(ours: &Annotations, policy: &Policy, container: &Result<Found, String>) -> Result<(), Refusal> {
+pub(crate) fn check(
+    ours: &Annotations,
+    policy: &Policy,
+    container: &Result<Found, String>,
+) -> Result<(), Refusal> {
     let from_image = match container {
         Ok(found) => found.image_annotations(),
         Err(reason) => Err(reason.clone()),
@@ -149,7 +154,8 @@ mod tests {
         fs::create_dir_all(&containers).unwrap();
         fs::create_dir_all(&image).unwrap();
         fs::write(containers.join("containers.json"), "[]").unwrap();
-        let record = format!(r#"[{{"id":"c1","names":["box"],"image":"{IMAGE}","layer":"l1","flags":{{}}}}]"#);
+        let record =
+            format!(r#"[{{"id":"c1","names":["box"],"image":"{IMAGE}","layer":"l1","flags":{{}}}}]"#);
         fs::write(containers.join(list), record).unwrap();
         fs::write(image.join("manifest"), manifest).unwrap();
         let bundle = containers.join("c1/userdata");

@@ -35,7 +35,8 @@ pub(crate) fn prepare(policy: Policy, live: &Live, now: u64) -> Result<Inside, R
     let dns_udp = socket::udp_loopback(ipv6)?;
     let dns_tcp = socket::tcp_loopback(ipv6)?;
     let proxy = socket::tcp_loopback(ipv6)?;
-    let nflog = nflog::bind(layout::NFLOG_GROUP).map_err(Refusal::io("listen for the kernel's refusals (NFLOG)"))?;
+    let nflog =
+        nflog::bind(layout::NFLOG_GROUP).map_err(Refusal::io("listen for the kernel's refusals (NFLOG)"))?;
     let nftables = nft::open().map_err(Refusal::io("open a netfilter socket"))?;
 
     let facts = HostFacts { network, ipv6 };

@@ -13,8 +13,10 @@ use terok_policy::{amend, annotation};
 
 /// Reads `config.json` from stdin and writes it, amended, to stdout; without a `terok.` annotation octet by octet.
 pub(crate) fn run(request: &Request) -> Result<(), Refusal> {
-    let read = state::read_config(std::io::stdin().lock()).map_err(|error| Refusal::input("config.json", error))?;
-    let (config, annotations) = state::parse_config(&read).map_err(|error| Refusal::input("config.json", error))?;
+    let read =
+        state::read_config(std::io::stdin().lock()).map_err(|error| Refusal::input("config.json", error))?;
+    let (config, annotations) =
+        state::parse_config(&read).map_err(|error| Refusal::input("config.json", error))?;
     let ours = ours(&annotations);
     let written = if ours.is_empty() { read } else { amended(request, config, &ours)? };
     let mut stdout = std::io::stdout().lock();

@@ -28,7 +28,9 @@ pub(crate) enum Refusal {
     #[error(transparent)]
     Annotation(#[from] AnnotationError),
     /// A2
-    #[error("annotation {key}={value:?} comes from the image, which may not set it; give {key} yourself, with another value, or remove it from the image")]
+    #[error(
+        "annotation {key}={value:?} comes from the image, which may not set it; give {key} yourself, with another value, or remove it from the image"
+    )]
     FromImage { key: String, value: String },
     /// A2
     #[error("cannot tell whether the image set {grant}, because {reason}; start the container without it")]
@@ -36,7 +38,9 @@ pub(crate) enum Refusal {
     #[error(transparent)]
     Amend(#[from] AmendError),
     /// L9: `precreate` did not run, or another hook undid it.
-    #[error("the container lacks terok's seccomp rules ({0}): the precreate hook did not run; run `terok doctor`")]
+    #[error(
+        "the container lacks terok's seccomp rules ({0}): the precreate hook did not run; run `terok doctor`"
+    )]
     NotAmended(AmendError),
     /// L8
     #[error("{0}")]
@@ -112,7 +116,9 @@ pub(crate) fn record(state: &Dir, refusal: &Refusal) {
     let reason = one_line(&refusal.to_string());
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     // What cannot be written has been said on stderr.
-    let _ = state.append(layout::LOG).and_then(|mut log| log.append(format!("{} refused: {reason}", now.as_secs()).as_bytes()));
+    let _ = state
+        .append(layout::LOG)
+        .and_then(|mut log| log.append(format!("{} refused: {reason}", now.as_secs()).as_bytes()));
     let event = Event {
         t: now.as_millis() as u64,
         kind: Kind::Lifecycle,

@@ -34,8 +34,8 @@ pub struct Unreadable(String);
 impl State {
     /// Parses the state. `status` is not read: runtimes differ in it, and the stage comes from the command line.
     pub fn parse(json: &[u8]) -> Result<Self, Unreadable> {
-        let state: oci_spec::runtime::State =
-            serde_json::from_slice(json).map_err(|error| Unreadable(format!("is not an OCI state: {error}")))?;
+        let state: oci_spec::runtime::State = serde_json::from_slice(json)
+            .map_err(|error| Unreadable(format!("is not an OCI state: {error}")))?;
         if !layout::is_container_id(state.id()) {
             return Err(Unreadable(format!("has an id that is none: {:?}", state.id())));
         }

@@ -14,7 +14,8 @@ pub(crate) fn run(request: &Request) {
 }
 
 fn tidy(request: &Request) -> Result<(), Refusal> {
-    let state = State::read(std::io::stdin().lock()).map_err(|error| Refusal::input("the OCI state", error))?;
+    let state =
+        State::read(std::io::stdin().lock()).map_err(|error| Refusal::input("the OCI state", error))?;
     if let Some(folder) = Place::find(request)?.runtime()?.private(&state.id)?
         && !folder.is_served(layout::CONTROL)?
     {

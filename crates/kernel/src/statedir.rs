@@ -201,10 +201,12 @@ impl Dir {
 
     /// Whether anybody listens on unix socket `name`. Never waits: a full queue means that somebody does.
     pub fn is_served(&self, name: &str) -> Result<bool> {
-        let address = UnixAddr::new(format!("/proc/self/fd/{}/{}", self.fd.as_raw_fd(), component(name)?).as_str())
-            .map_err(Error::call("connect", self.place(name)))?;
+        let address =
+            UnixAddr::new(format!("/proc/self/fd/{}/{}", self.fd.as_raw_fd(), component(name)?).as_str())
+                .map_err(Error::call("connect", self.place(name)))?;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let client = socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(Error::call("socket", "unix"))?;
+        let client = socket(AddressFamily::Unix, SockType::Stream, flags, None)
+            .map_err(Error::call("socket", "unix"))?;
         Ok(matches!(connect(client.as_raw_fd(), &address), Ok(()) | Err(Errno::EAGAIN)))
     }
 
