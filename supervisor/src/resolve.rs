@@ -81,7 +81,8 @@ impl Resolver {
         match (v6, v4) {
             (Err(failure), Err(_)) => Err(ResolveError::Failed(name.clone(), failure)),
             (v6, v4) => {
-                let addresses: Vec<_> = v6.unwrap_or_default().into_iter().chain(v4.unwrap_or_default()).collect();
+                let addresses: Vec<_> =
+                    v6.unwrap_or_default().into_iter().chain(v4.unwrap_or_default()).collect();
                 match addresses.is_empty() {
                     true => Err(ResolveError::NoAddress(name.clone())),
                     false => Ok(alternating(addresses)),

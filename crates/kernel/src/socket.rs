@@ -96,7 +96,8 @@ pub fn reset_on_close(connection: impl AsFd) -> Result<()> {
 pub fn keep_alive(connection: impl AsFd) -> Result<()> {
     setsockopt(&connection, sockopt::KeepAlive, &true).map_err(Error::call("setsockopt", "SO_KEEPALIVE"))?;
     setsockopt(&connection, sockopt::TcpKeepIdle, &60).map_err(Error::call("setsockopt", "TCP_KEEPIDLE"))?;
-    setsockopt(&connection, sockopt::TcpKeepInterval, &15).map_err(Error::call("setsockopt", "TCP_KEEPINTVL"))?;
+    setsockopt(&connection, sockopt::TcpKeepInterval, &15)
+        .map_err(Error::call("setsockopt", "TCP_KEEPINTVL"))?;
     setsockopt(&connection, sockopt::TcpKeepCount, &4).map_err(Error::call("setsockopt", "TCP_KEEPCNT"))
 }
 

@@ -1,21 +1,21 @@
 //! One connection of the container, from its verdict to its last byte.
 
+use super::Proxy;
 use super::dial::dial;
 use super::gate::{Gate, Refusal, is_web};
 use super::http;
 use super::relay::{Pause, Socket, finish, write_all};
-use super::Proxy;
 use crate::audit::{Facts as _, event};
 use crate::flows::{Host, Target};
 use std::cell::Cell;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
+use terok_policy::Verdict;
 use terok_policy::audit::{Event, Kind};
 use terok_policy::floor::{Floor, floor};
 use terok_policy::judge::Reason;
 use terok_policy::rule;
-use terok_policy::Verdict;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 

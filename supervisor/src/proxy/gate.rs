@@ -172,7 +172,9 @@ mod tests {
     #[test]
     fn another_protocol_passes_except_on_a_web_port() {
         let smtp = b"EHLO client.example\r\n";
-        assert!(matches!(through(443, smtp, 9999), Err(Refusal::Bytes(r)) if r.reason == Reason::BadProtocol));
+        assert!(
+            matches!(through(443, smtp, 9999), Err(Refusal::Bytes(r)) if r.reason == Reason::BadProtocol)
+        );
         let (out, gate) = through(25, smtp, 3).unwrap();
         assert!(out == smtp && gate.is_open());
         let (out, gate) = through(443, b"SSH-2.0-x\r\n", 1).unwrap();
@@ -181,7 +183,8 @@ mod tests {
 
     #[test]
     fn bytes_after_a_websocket_request_wait_even_when_they_come_with_it() {
-        let request = b"GET / HTTP/1.1\r\nHost: api.example.com\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+        let request =
+            b"GET / HTTP/1.1\r\nHost: api.example.com\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
         let mut gate = Gate::new("api.example.com".parse().unwrap(), 443);
         let mut out = Vec::new();
         assert_eq!(gate.feed(&request[..5], &mut out), Ok(5));

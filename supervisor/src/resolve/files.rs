@@ -130,7 +130,9 @@ fn servers(text: &str, port: u16) -> Vec<SocketAddr> {
 
 /// An address, with a zone where it is link-local: `fe80::1%2`, `fe80::1%eth0`.
 fn server(text: &str, port: u16) -> Option<SocketAddr> {
-    let Some((ip, zone)) = text.split_once('%') else { return Some(SocketAddr::new(text.parse().ok()?, port)) };
+    let Some((ip, zone)) = text.split_once('%') else {
+        return Some(SocketAddr::new(text.parse().ok()?, port));
+    };
     let index = || std::fs::read_to_string(Path::new("/sys/class/net").join(zone).join("ifindex")).ok();
     let zone = zone.parse().ok().or_else(|| index()?.trim().parse().ok())?;
     Some(std::net::SocketAddrV6::new(ip.parse().ok()?, port, 0, zone).into())

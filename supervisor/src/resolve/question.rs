@@ -73,7 +73,8 @@ async fn ask_one(server: SocketAddr, name: &Name, family: Family) -> Result<Answ
         code = reply.header().rcode();
         match code {
             Rcode::NOERROR | Rcode::NXDOMAIN => {
-                return read(&reply, family).ok_or(Failure::Refused(server, "a malformed message".to_owned()));
+                return read(&reply, family)
+                    .ok_or(Failure::Refused(server, "a malformed message".to_owned()));
             }
             Rcode::FORMERR | Rcode::NOTIMP => {}
             _ => break,
@@ -144,8 +145,12 @@ fn read(reply: &Message<Vec<u8>>, family: Family) -> Option<Answer> {
             continue;
         }
         match family {
-            Family::V4 => addresses.extend(record.to_record::<A>().ok()?.map(|r| IpAddr::V4(r.data().addr()))),
-            Family::V6 => addresses.extend(record.to_record::<Aaaa>().ok()?.map(|r| IpAddr::V6(r.data().addr()))),
+            Family::V4 => {
+                addresses.extend(record.to_record::<A>().ok()?.map(|r| IpAddr::V4(r.data().addr())))
+            }
+            Family::V6 => {
+                addresses.extend(record.to_record::<Aaaa>().ok()?.map(|r| IpAddr::V6(r.data().addr())))
+            }
         }
     }
     if addresses.is_empty() {
