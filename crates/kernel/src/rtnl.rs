@@ -6,12 +6,16 @@ use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
 use terok_policy::virt::V6_SELF;
 
 /// `lo` has this index in every network namespace.
 const LO: u32 = 1;
 /// Metric of our default routes: any other route is preferred. (u32::MAX itself marks the IPv6 null route.)
 const LAST_RESORT: u32 = u32::MAX - 1;
+/// How long the kernel may take to make an address local; it takes some microseconds.
+const LOCAL_WITHIN: Duration = Duration::from_secs(2);
+const LOCAL_POLL: Duration = Duration::from_micros(20);
 /// `RTPROT_STATIC`
 const RTPROT_STATIC: u8 = 4;
 /// `IFLA_EXT_MASK`, `RTEXT_FILTER_SKIP_STATS`
@@ -147,7 +151,17 @@ impl Rtnl {
             w.attribute(libc::IFA_LOCAL, &V6_SELF.octets());
             w.attribute(libc::IFA_ADDRESS, &V6_SELF.octets());
         })?;
-        self.default_by_lo("the IPv6 default route by lo", V6_SELF.into())
+        self.default_by_lo("the IPv6 default route by lo", V6_SELF.into())?;
+        // net/ipv6/addrconf.c makes the address local in a work queue of its own, a moment after the answer. An answer to a
+        // connection opened before that would be lost, and tried again after a second.
+        let deadline = Instant::now() + LOCAL_WITHIN;
+        while !self.is_local(V6_SELF.into())? {
+            if Instant::now() > deadline {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "our IPv6 address is not local").into());
+            }
+            std::thread::sleep(LOCAL_POLL);
+        }
+        Ok(())
     }
 
     /// The source is named because the kernel would otherwise send from the unspecified address.

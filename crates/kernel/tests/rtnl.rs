@@ -105,3 +105,14 @@ fn the_hosts_own_addresses_are_local_and_others_are_not() {
         assert!(rtnl.is_local("198.51.100.1".parse().unwrap()).is_err());
     });
 }
+
+#[test]
+fn our_ipv6_address_answers_as_soon_as_lo_is_up() {
+    for _ in 0..50 {
+        in_netns(|| {
+            let rtnl = Rtnl::open().unwrap();
+            rtnl.lo_up().unwrap();
+            assert!(rtnl.is_local(terok_policy::virt::V6_SELF.into()).unwrap());
+        });
+    }
+}

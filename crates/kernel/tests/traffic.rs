@@ -267,6 +267,7 @@ fn sets_replaced_under_way_decide_the_next_connection() {
         refused("10.0.0.1:443");
         let deadline = Instant::now() + Duration::from_secs(5);
         while TcpStream::connect_timeout(&"192.0.2.11:443".parse().unwrap(), Duration::from_secs(1)).is_ok() {
+            net.proxy.v4.accept().unwrap();
             assert!(Instant::now() < deadline, "still open");
         }
         refused("192.0.2.11:443");
