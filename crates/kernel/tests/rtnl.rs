@@ -1,4 +1,5 @@
 //! Links, addresses and routes, held against iproute2.
+#![allow(clippy::unwrap_used, reason = "a test fails by panic")]
 
 mod support;
 
