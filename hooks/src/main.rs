@@ -1,4 +1,2 @@
-//! The OCI hooks of terok: `terok-hook precreate | create | stop`.
-fn main() -> std::process::ExitCode {
-    terok_hook::run()
-}
+//! terok.
+fn main() {}

@@ -1,11 +1,14 @@
 //! Where terok is installed, in which order, and whether Podman consults it: the library behind
 //! `terok setup`, `terok uninstall`, `terok doctor` and the check that `terok run` makes before every start.
-//! It starts no container.
+//! It starts nothing but Podman, and that only for `doctor`.
 
 pub mod consulted;
 pub mod containers_conf;
+pub mod doctor;
+mod findings;
 pub mod hook_json;
 pub mod host;
 pub mod podman;
 pub mod setup;
 pub mod target;
+pub mod trial;

@@ -6,4 +6,3 @@ pub(crate) mod context;
 pub(crate) mod flows;
 pub(crate) mod names;
 pub mod proxy;
-pub(crate) mod resolve;

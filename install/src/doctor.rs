@@ -1,0 +1,76 @@
+//! `terok doctor`: whether a container started now would be protected, and what on this host is in the way.
+
+use crate::consulted::consulted;
+use crate::findings;
+use crate::host::Host;
+use crate::{podman, trial};
+use serde::Serialize;
+use terok_policy::control::Status;
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// As it should be.
+    Ok,
+    /// Works, but could be better or safer.
+    Warn,
+    /// Containers are not protected, or do not start.
+    Fail,
+}
+
+/// One thing looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// `kernel`, `engine`, `configuration` or `container`.
+    pub area: &'static str,
+    /// How bad it is.
+    pub level: Level,
+    /// What was found.
+    pub what: String,
+    /// What to do; empty where there is nothing to do.
+    pub remedy: String,
+}
+
+impl Finding {
+    pub(crate) fn ok(area: &'static str, what: impl Into<String>) -> Self {
+        Finding { area, level: Level::Ok, what: what.into(), remedy: String::new() }
+    }
+    pub(crate) fn warn(area: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Finding { area, level: Level::Warn, what: what.into(), remedy: remedy.into() }
+    }
+    pub(crate) fn fail(area: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Finding { area, level: Level::Fail, what: what.into(), remedy: remedy.into() }
+    }
+}
+
+/// How the supervisor of a container (by id) is asked for its status.
+pub type Ask<'a> = &'a dyn Fn(&str) -> Result<Status, String>;
+
+/// Looks at kernel, engine and configuration, then starts a throw-away container.
+pub fn examine(host: &Host, ask: Ask<'_>) -> Vec<Finding> {
+    let mut found = findings::kernel(host);
+    let podman = match podman::find() {
+        Ok(podman) => podman,
+        Err(error) => {
+            found.push(Finding::fail("engine", error.to_string(), ""));
+            return found;
+        }
+    };
+    found.extend(findings::engine(&podman));
+    found.extend(findings::configuration(host));
+    match consulted(host) {
+        Ok(consulted) => {
+            found.push(Finding::ok(
+                "configuration",
+                format!(
+                    "podman reads terok's hooks; they run the programs in {}",
+                    consulted.bin_dir.display()
+                ),
+            ));
+            found.extend(trial::container(host, &podman, ask));
+        }
+        Err(error) => found.push(Finding::fail("configuration", error.to_string(), "")),
+    }
+    found
+}

@@ -1,0 +1,303 @@
+//! What `doctor` reads without starting a container: kernel features, engine versions, configuration files.
+
+use crate::containers_conf::{files, hook_dirs};
+use crate::doctor::Finding;
+use crate::host::Host;
+use crate::target::Target;
+use serde::Deserialize;
+use std::path::Path;
+use std::process::Command;
+
+/// Versions of runtimes below which a container can leave its box (evidence A27).
+const KNOWN_BAD: &[(&str, &[Fixed])] = &[
+    (
+        "runc",
+        &[
+            Fixed { cve: "CVE-2019-5736", branches: &[(1, 0, 0)] },
+            Fixed { cve: "CVE-2024-21626", branches: &[(1, 1, 12)] },
+            Fixed {
+                cve: "CVE-2025-31133, CVE-2025-52565, CVE-2025-52881",
+                branches: &[(1, 2, 8), (1, 3, 3), (1, 4, 0)],
+            },
+        ],
+    ),
+    ("crun", &[Fixed { cve: "CVE-2022-27650", branches: &[(1, 4, 4)] }]),
+];
+
+/// Where a flaw is fixed: the first good version of each branch; branches in between and later ones are good from their start.
+struct Fixed {
+    cve: &'static str,
+    branches: &'static [(u32, u32, u32)],
+}
+
+impl Fixed {
+    fn has_flaw(&self, version: (u32, u32, u32)) -> bool {
+        let branch = self.branches.iter().find(|fixed| (fixed.0, fixed.1) == (version.0, version.1));
+        match branch {
+            Some(fixed) => version < *fixed,
+            None => self.branches.iter().all(|fixed| version < *fixed),
+        }
+    }
+}
+
+/// Namespaces, nf_tables, seccomp, Landlock.
+pub(crate) fn kernel(host: &Host) -> Vec<Finding> {
+    let read = |path: &str| std::fs::read_to_string(host.at(path)).unwrap_or_default().trim().to_owned();
+    let mut found = Vec::new();
+    let release = read("/proc/sys/kernel/osrelease");
+    if host.at("/sys/module/nf_tables").exists() {
+        found.push(Finding::ok("kernel", format!("Linux {release} with nf_tables")));
+    } else {
+        // It may still be loaded on demand, which the container proves or not.
+        found.push(Finding::warn(
+            "kernel",
+            format!("Linux {release}: nf_tables is not loaded"),
+            "if the container below fails, load it as root: modprobe nf_tables",
+        ));
+    }
+    if read("/proc/sys/kernel/seccomp/actions_avail").contains("errno") {
+        found.push(Finding::ok("kernel", "seccomp filters"));
+    } else {
+        found.push(Finding::fail("kernel", "no seccomp filters", "use a kernel with CONFIG_SECCOMP_FILTER"));
+    }
+    let modules = read("/sys/kernel/security/lsm");
+    if modules.split(',').any(|module| module == "landlock") {
+        found.push(Finding::ok("kernel", "Landlock is active"));
+    } else if !modules.is_empty() {
+        found.push(Finding::warn(
+            "kernel",
+            format!("Landlock is not active (security modules: {modules})"),
+            "boot with lsm=landlock,… so that supervisors confine their file access",
+        ));
+    }
+    if host.rootless() {
+        found.extend(user_namespaces(&read));
+    }
+    found
+}
+
+fn user_namespaces(read: &dyn Fn(&str) -> String) -> Vec<Finding> {
+    let off = |what: &str, remedy: &str| vec![Finding::fail("kernel", what, remedy)];
+    if read("/proc/sys/user/max_user_namespaces") == "0" {
+        return off("user namespaces are switched off", "as root: sysctl user.max_user_namespaces=15000");
+    }
+    if read("/proc/sys/kernel/unprivileged_userns_clone") == "0" {
+        return off(
+            "user namespaces are for root only",
+            "as root: sysctl kernel.unprivileged_userns_clone=1",
+        );
+    }
+    vec![Finding::ok("kernel", "user namespaces for users")]
+}
+
+/// Podman and its runtime.
+pub(crate) fn engine(podman: &Path) -> Vec<Finding> {
+    #[derive(Deserialize)]
+    struct Info {
+        host: InfoHost,
+        version: Version,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct InfoHost {
+        oci_runtime: Runtime,
+    }
+    #[derive(Deserialize)]
+    struct Runtime {
+        name: String,
+        version: String,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Version {
+        version: String,
+    }
+    let output = match Command::new(podman).args(["info", "--format", "json"]).output() {
+        Ok(output) if output.status.success() => output,
+        Ok(output) => {
+            let reason = String::from_utf8_lossy(&output.stderr);
+            let reason = reason.lines().last().unwrap_or("it says nothing").to_owned();
+            return vec![Finding::fail(
+                "engine",
+                format!("podman info fails: {reason}"),
+                "make podman itself work first",
+            )];
+        }
+        Err(error) => return vec![Finding::fail("engine", format!("{}: {error}", podman.display()), "")],
+    };
+    let info: Info = match serde_json::from_slice(&output.stdout) {
+        Ok(info) => info,
+        Err(error) => return vec![Finding::fail("engine", format!("podman info: {error}"), "")],
+    };
+    let mut found = Vec::new();
+    let version = info.version.version;
+    if number(&version) < (4, 3, 0) {
+        found.push(Finding::warn(
+            "engine",
+            format!("podman {version}"),
+            "terok is tested with 4.3 and later",
+        ));
+    } else {
+        found.push(Finding::ok("engine", format!("podman {version}")));
+    }
+    let runtime = info.host.oci_runtime;
+    found.extend(runtime_finding(&runtime.name, &runtime.version));
+    found
+}
+
+fn runtime_finding(name: &str, version_text: &str) -> Vec<Finding> {
+    // `crun version 1.8.1\ncommit: …`
+    let text = version_text.lines().next().unwrap_or_default();
+    let word = text
+        .split_whitespace()
+        .find(|word| word.starts_with(|c: char| c.is_ascii_digit()))
+        .unwrap_or_default();
+    let version = number(word);
+    let Some((_, flaws)) = KNOWN_BAD.iter().find(|(known, _)| *known == name) else {
+        return vec![Finding::warn(
+            "engine",
+            format!("runtime {name} {word}"),
+            "terok is tested with crun and runc",
+        )];
+    };
+    let bad: Vec<&str> = flaws.iter().filter(|flaw| flaw.has_flaw(version)).map(|flaw| flaw.cve).collect();
+    if bad.is_empty() {
+        return vec![Finding::ok("engine", format!("runtime {name} {word}"))];
+    }
+    vec![Finding::warn(
+        "engine",
+        format!("runtime {name} {word} is older than the fix of {}", bad.join(", ")),
+        "update it, or check that your distribution has put the fix into this version",
+    )]
+}
+
+/// Files that decide whether hooks run, and rootless prerequisites.
+pub(crate) fn configuration(host: &Host) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let target = Target::of(host, false, None);
+    if let Some(drop_in) = target.drop_in().map(|path| target.at(&path))
+        && drop_in.exists()
+        && let (Ok(with), Ok(without), Ok(files)) =
+            (hook_dirs(host, None), hook_dirs(host, Some(&drop_in)), files(host))
+    {
+        for dir in without.dirs.iter().filter(|dir| !with.dirs.contains(dir)) {
+            found.push(Finding::warn(
+                "configuration",
+                format!("{} hides the hooks in {}", drop_in.display(), dir.display()),
+                "run: terok setup, which writes it anew",
+            ));
+        }
+        if let Some(later) = with.set_by.filter(|by| *by != drop_in && files.contains(by)) {
+            found.push(Finding::warn(
+                "configuration",
+                format!("{} sets hooks_dir after {}", later.display(), drop_in.display()),
+                "take hooks_dir out of it and run: terok setup",
+            ));
+        }
+    }
+    if host.rootless() {
+        found.extend(["/etc/subuid", "/etc/subgid"].iter().filter_map(|file| subordinate_ids(host, file)));
+    }
+    found
+}
+
+/// Missing subordinate ids: containers then have one user only.
+fn subordinate_ids(host: &Host, file: &str) -> Option<Finding> {
+    let passwd = std::fs::read_to_string(host.at("/etc/passwd")).unwrap_or_default();
+    let uid = host.uid.to_string();
+    let name = passwd
+        .lines()
+        .find_map(|line| {
+            let mut fields = line.split(':');
+            let name = fields.next()?;
+            (fields.nth(1)? == uid).then_some(name)
+        })
+        .unwrap_or(&uid);
+    let ids = std::fs::read_to_string(host.at(file)).unwrap_or_default();
+    if ids.lines().filter_map(|line| line.split(':').next()).any(|owner| owner == name || owner == uid) {
+        return None;
+    }
+    Some(Finding::warn(
+        "configuration",
+        format!("{file} gives {name} no subordinate ids"),
+        format!(
+            "as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {name}; then: podman system migrate"
+        ),
+    ))
+}
+
+/// `1.1.12+ds1-2` as numbers; missing parts are 0.
+fn number(version: &str) -> (u32, u32, u32) {
+    let mut parts = version.split(['.', '-', '+', '~']).map(|part| part.parse().unwrap_or(0));
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0), parts.next().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::Level;
+    use crate::host::tests_host;
+    use crate::setup::tests_install;
+
+    fn level(name: &str, version: &str) -> Level {
+        runtime_finding(name, version)[0].level
+    }
+
+    #[test]
+    fn runtimes_with_known_flaws_are_named() {
+        assert_eq!(level("runc", "runc version 1.1.5+ds1"), Level::Warn);
+        assert_eq!(level("runc", "runc version 1.2.7"), Level::Warn);
+        assert_eq!(level("runc", "runc version 1.2.8"), Level::Ok);
+        assert_eq!(level("runc", "runc version 1.3.2"), Level::Warn);
+        assert_eq!(level("runc", "runc version 1.4.1"), Level::Ok);
+        assert_eq!(level("crun", "crun version 1.8.1\ncommit: f8a096be"), Level::Ok);
+        assert_eq!(level("crun", "crun version 1.4.3"), Level::Warn);
+        assert_eq!(level("youki", "youki version 0.5"), Level::Warn);
+        assert!(runtime_finding("runc", "runc version 1.1.5")[0].what.contains("CVE-2024-21626"));
+    }
+
+    #[test]
+    fn a_drop_in_that_lost_touch_is_found() {
+        let root = tempfile::tempdir().unwrap();
+        let host = tests_host(root.path(), 1001);
+        for file in ["/etc/subuid", "/etc/subgid"] {
+            std::fs::create_dir_all(host.at("/etc")).unwrap();
+            std::fs::write(host.at(file), "1001:100000:65536\n").unwrap();
+        }
+        tests_install(&host);
+        assert_eq!(configuration(&host), []);
+        std::fs::create_dir_all(host.at("/etc/containers")).unwrap();
+        std::fs::write(host.at("/etc/containers/containers.conf"), "[engine]\nhooks_dir=[\"/new\"]\n")
+            .unwrap();
+        assert!(configuration(&host)[0].what.contains("hides the hooks in /new"));
+        let later = host.at("/home/u/.config/containers/containers.conf.d/99.conf");
+        std::fs::write(later, "[engine]\nhooks_dir=[\"/later\"]\n").unwrap();
+        assert!(
+            configuration(&host).iter().any(|finding| finding.what.contains("99.conf sets hooks_dir after"))
+        );
+    }
+
+    #[test]
+    fn missing_subordinate_ids_are_found_by_name_or_number() {
+        let root = tempfile::tempdir().unwrap();
+        let host = tests_host(root.path(), 1001);
+        std::fs::create_dir_all(host.at("/etc")).unwrap();
+        std::fs::write(
+            host.at("/etc/passwd"),
+            "root:x:0:0::/root:/bin/sh\nanna:x:1001:1001::/home/u:/bin/sh\n",
+        )
+        .unwrap();
+        std::fs::write(host.at("/etc/subuid"), "anna:100000:65536\n").unwrap();
+        std::fs::write(host.at("/etc/subgid"), "bert:100000:65536\n").unwrap();
+        let found = configuration(&host);
+        assert_eq!(found.len(), 1);
+        assert!(found[0].what.contains("/etc/subgid gives anna"));
+    }
+
+    #[test]
+    fn this_kernel_is_described() {
+        let found = kernel(&Host { root: "/".into(), ..tests_host(Path::new("/"), 1001) });
+        assert!(found.iter().any(|finding| finding.what.contains("Linux")));
+        assert!(found.len() >= 3);
+    }
+}
