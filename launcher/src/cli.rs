@@ -1,0 +1,225 @@
+//! The command line: raw arguments to one call. Exit codes: 0 done, 1 refused or failed, 64 usage.
+
+use crate::{audit, explain, generate, maintain, operate, profiles, run, show, watch};
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use terok_install::host::Host;
+use terok_policy::policy::Shield;
+
+/// sysexits.h EX_USAGE
+const USAGE: u8 = 64;
+
+/// Run containers that reach what you named and nothing else.
+#[derive(Debug, Parser)]
+#[command(name = "terok", version, max_term_width = 110, infer_long_args = false)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Start a protected container: podman run without a network card, behind a default-deny egress firewall
+    Run(run::RunArgs),
+    /// List the protected containers that run
+    Ps(Json),
+    /// Show a container's state, rules and counters
+    Status {
+        /// Name, id or the beginning of one
+        container: String,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Let a running container reach more, at once and until it is removed
+    Allow(Rules),
+    /// Stop a running container from reaching something; cuts live connections
+    Deny(Rules),
+    /// Put the shield up again: default deny
+    Up(One),
+    /// Take the shield down: everything but private addresses and what is denied passes, audited
+    Down {
+        #[command(flatten)]
+        one: One,
+        /// How long, as 90s, 10m or 1h30m; then the shield goes up by itself
+        #[arg(long = "for", value_name = "TIME", value_parser = show::parse_duration)]
+        time: Option<std::time::Duration>,
+    },
+    /// Let nothing pass and cut every connection
+    Block(One),
+    /// Show a container's audit log; works for removed containers too
+    Audit(audit::AuditArgs),
+    /// Follow what all containers, or these, do, including containers started later
+    Watch {
+        /// Names, ids or beginnings of them
+        containers: Vec<String>,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Print what annotations mean, without doing anything
+    Explain {
+        /// KEY=VALUE
+        #[arg(value_name = "ANNOTATION")]
+        annotations: Vec<String>,
+        /// Whether this could be reached: NAME:PORT, ADDRESS:PORT or host:PORT
+        #[arg(long, value_name = "TARGET")]
+        ask: Vec<String>,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Look at the egress lists that --profile names
+    #[command(subcommand)]
+    Profile(Profile),
+    /// Install terok and make podman consult its hooks
+    Setup {
+        #[command(flatten)]
+        place: maintain::Place,
+    },
+    /// Take terok away; audit logs stay unless --purge
+    Uninstall {
+        #[command(flatten)]
+        place: maintain::Place,
+        /// Remove audit logs and operator state as well
+        #[arg(long)]
+        purge: bool,
+    },
+    /// Prove that podman consults the hooks, and look for what is missing
+    Doctor(Json),
+    /// Write man pages and shell completions into a folder
+    #[command(hide = true)]
+    Generate {
+        /// The folder
+        folder: PathBuf,
+    },
+    /// Look around inside a container, for terok doctor
+    #[command(hide = true, name = terok_install::trial::PROBE)]
+    Probe,
+}
+
+#[derive(Debug, Subcommand)]
+enum Profile {
+    /// The profiles there are
+    List(Json),
+    /// The rules of profiles, with includes followed
+    Show {
+        /// Profile names
+        #[arg(required = true)]
+        names: Vec<String>,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Whether files are profiles
+    Check {
+        /// NAME.txt
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+}
+
+/// `--json`
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Json {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// One container and how to answer.
+#[derive(Debug, Args)]
+pub(crate) struct One {
+    /// Name, id or the beginning of one
+    pub(crate) container: String,
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+/// A container and rules for it.
+#[derive(Debug, Args)]
+pub(crate) struct Rules {
+    /// Name, id or the beginning of one
+    pub(crate) container: String,
+    /// NAME[:PORTS], *.NAME, ADDRESS[/BITS], host:PORT or any
+    #[arg(required = true, value_name = "RULE")]
+    pub(crate) rules: Vec<String>,
+    /// Take back live rules equal to these instead
+    #[arg(long)]
+    pub(crate) forget: bool,
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+pub(crate) fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+            // Nobody is left to tell where the terminal is gone.
+            let _ = error.print();
+            return code;
+        }
+    };
+    match call(cli.verb) {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("terok: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn call(verb: Verb) -> anyhow::Result<ExitCode> {
+    if let Verb::Probe = verb {
+        terok_install::trial::probe()?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Verb::Generate { folder } = verb {
+        generate::generate(&folder)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let host = Host::current()?;
+    match verb {
+        Verb::Run(args) => run::run(&host, &args)?,
+        Verb::Ps(json) => operate::ps(&host, json)?,
+        Verb::Status { container, json } => operate::status(&host, &container, json)?,
+        Verb::Allow(rules) => operate::allow(&host, &rules)?,
+        Verb::Deny(rules) => operate::deny(&host, &rules)?,
+        Verb::Up(one) => operate::set_state(&host, &one, Shield::Up, None)?,
+        Verb::Down { one, time } => operate::set_state(&host, &one, Shield::Down, time)?,
+        Verb::Block(one) => operate::set_state(&host, &one, Shield::Block, None)?,
+        Verb::Audit(args) => audit::audit(&host, &args)?,
+        Verb::Watch { containers, json } => watch::watch(&host, &containers, json)?,
+        Verb::Explain { annotations, ask, json } => explain::explain(&host, &annotations, &ask, json)?,
+        Verb::Profile(Profile::List(json)) => profiles::list(&host, json.json)?,
+        Verb::Profile(Profile::Show { names, json }) => profiles::show(&host, &names, json.json)?,
+        Verb::Profile(Profile::Check { files }) => profiles::check(&host, &files)?,
+        Verb::Setup { place } => maintain::setup(&host, &place)?,
+        Verb::Uninstall { place, purge } => maintain::uninstall(&host, &place, purge)?,
+        Verb::Doctor(json) => return maintain::doctor(&host, json),
+        Verb::Generate { .. } | Verb::Probe => {}
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<std::io::Error>();
+    io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_says_what_it_does() {
+        for verb in Cli::command().get_subcommands() {
+            assert!(verb.get_about().is_some(), "{}", verb.get_name());
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! Which containers there are, and which one a person means by a name, an id or the beginning of one.
+//! Read from the runtime folders (running) and the state folders (everything that ever ran); no engine is asked.
+
+use anyhow::{Context as _, bail};
+use std::path::{Path, PathBuf};
+use terok_install::host::Host;
+use terok_policy::control::Container;
+use terok_policy::layout;
+
+/// A container that has left something on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Known {
+    /// Full id.
+    pub(crate) id: String,
+    /// What `create` recorded; `None` where no start ever succeeded.
+    pub(crate) record: Option<Container>,
+    /// Runtime folder, while it runs.
+    pub(crate) run: Option<PathBuf>,
+    /// State folder: may not exist.
+    pub(crate) state: PathBuf,
+}
+
+impl Known {
+    /// The name to show: the engine's, the label's, or the short id.
+    pub(crate) fn name(&self) -> &str {
+        let names = self.record.iter().flat_map(|record| [&record.name, &record.labels.name]);
+        names.map(String::as_str).find(|name| !name.is_empty()).unwrap_or_else(|| short(&self.id))
+    }
+
+    /// The control socket of a running container.
+    pub(crate) fn socket(&self) -> Option<PathBuf> {
+        self.run.as_ref().map(|run| run.join(layout::CONTROL))
+    }
+
+    fn is_called(&self, name: &str) -> bool {
+        let of = |record: &Container| record.name == name || record.labels.name == name;
+        self.id == name || self.record.as_ref().is_some_and(of)
+    }
+}
+
+/// The first twelve digits of an id, as engines print it.
+pub(crate) fn short(id: &str) -> &str {
+    id.get(..12).unwrap_or(id)
+}
+
+/// The containers that run, by start.
+pub(crate) fn running(host: &Host) -> anyhow::Result<Vec<Known>> {
+    let mut found = Vec::new();
+    for id in ids(&host.run_dir())? {
+        let run = host.run_dir().join(&id);
+        // Without the record the start is not finished, or the container is just going.
+        if let Some(record) = record(&run) {
+            found.push(Known { state: host.state_dir().join(&id), id, record: Some(record), run: Some(run) });
+        }
+    }
+    found.sort_by_key(|known| known.record.as_ref().map(|record| record.started));
+    Ok(found)
+}
+
+/// Running containers, and those that left a state folder.
+pub(crate) fn all(host: &Host) -> anyhow::Result<Vec<Known>> {
+    let mut found = running(host)?;
+    for id in ids(&host.state_dir())? {
+        if found.iter().all(|known| known.id != id) {
+            let state = host.state_dir().join(&id);
+            found.push(Known { record: record(&state), id, run: None, state });
+        }
+    }
+    Ok(found)
+}
+
+/// The running container that `text` means.
+pub(crate) fn find_running(host: &Host, text: &str) -> anyhow::Result<Known> {
+    match choose(running(host)?, text)? {
+        Some(known) => Ok(known),
+        None => match choose(all(host)?, text)? {
+            Some(gone) => bail!(
+                "container {} does not run; terok ps lists those that do, terok audit {text} shows what it did",
+                gone.name()
+            ),
+            None => bail!("no protected container {text:?}: terok ps lists those that run"),
+        },
+    }
+}
+
+/// The container that `text` means, running or not.
+pub(crate) fn find(host: &Host, text: &str) -> anyhow::Result<Known> {
+    match choose(running(host)?, text)? {
+        Some(known) => Ok(known),
+        None => choose(all(host)?, text)?
+            .with_context(|| format!("no protected container {text:?}: terok ps lists those that run")),
+    }
+}
+
+/// An exact name or id wins over the beginning of one; the newest of a name wins over removed ones.
+fn choose(known: Vec<Known>, text: &str) -> anyhow::Result<Option<Known>> {
+    if !layout::is_container_id(text) {
+        bail!("{text:?} is no container: a name or an id has letters, digits, dots, dashes and underscores");
+    }
+    let newest = |known: &Known| known.record.as_ref().map(|record| record.started);
+    if let Some(exact) = known.iter().filter(|known| known.is_called(text)).max_by_key(|known| newest(known))
+    {
+        return Ok(Some(exact.clone()));
+    }
+    let mut begins: Vec<Known> = known
+        .into_iter()
+        .filter(|known| known.id.starts_with(text) || known.name().starts_with(text))
+        .collect();
+    match begins.len() {
+        0 => Ok(None),
+        1 => Ok(begins.pop()),
+        _ => {
+            let names: Vec<_> =
+                begins.iter().map(|known| format!("{} ({})", known.name(), short(&known.id))).collect();
+            bail!("{text:?} could be {}: write more of it", names.join(", "))
+        }
+    }
+}
+
+fn ids(folder: &Path) -> anyhow::Result<Vec<String>> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| folder.display().to_string()),
+    };
+    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    Ok(names.filter(|name| layout::is_container_id(name)).collect())
+}
+
+fn record(folder: &Path) -> Option<Container> {
+    serde_json::from_slice(&std::fs::read(folder.join(layout::CONTAINER)).ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use terok_policy::Labels;
+
+    fn known(id: &str, name: &str, label: &str, started: u64) -> Known {
+        let labels = Labels { name: label.to_owned(), ..Labels::default() };
+        let record = Container {
+            id: id.to_owned(),
+            name: name.to_owned(),
+            pid: 1,
+            started,
+            bundle: String::new(),
+            labels,
+        };
+        Known { id: id.to_owned(), record: Some(record), run: None, state: PathBuf::new() }
+    }
+
+    fn chosen(text: &str) -> Result<Option<String>, String> {
+        let all = vec![
+            known("abc111", "web", "", 1),
+            known("abd222", "web-2", "agent", 2),
+            known("eee333", "old", "", 3),
+            known("eee444", "old", "", 9),
+        ];
+        choose(all, text).map(|known| known.map(|known| known.id)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_name_an_id_or_an_unambiguous_beginning_is_enough() {
+        assert_eq!(chosen("web"), Ok(Some("abc111".into())), "an exact name wins over a longer one");
+        assert_eq!(chosen("abc"), Ok(Some("abc111".into())));
+        assert_eq!(chosen("abd222"), Ok(Some("abd222".into())));
+        assert_eq!(chosen("agent"), Ok(Some("abd222".into())));
+        assert_eq!(chosen("old"), Ok(Some("eee444".into())), "the newest of a name");
+        assert_eq!(chosen("zzz"), Ok(None));
+        assert!(chosen("ab").unwrap_err().contains("write more"));
+    }
+
+    #[test]
+    fn paths_are_not_containers() {
+        for text in ["..", ".", "", "a/b", "/etc", "../x", "-x", "a b", "a\0"] {
+            assert!(chosen(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn folders_are_read_and_strangers_in_them_ignored() {
+        let root = tempfile::tempdir().unwrap();
+        let host = Host {
+            root: root.path().into(),
+            uid: 1001,
+            home: "/home/u".into(),
+            config_home: "/home/u/.config".into(),
+            conf: None,
+            conf_override: None,
+            remote: None,
+        };
+        assert!(running(&host).unwrap().is_empty());
+        for (folder, name) in [(host.run_dir().join("aaa"), "one"), (host.state_dir().join("bbb"), "gone")] {
+            std::fs::create_dir_all(&folder).unwrap();
+            let record = known(folder.file_name().unwrap().to_str().unwrap(), name, "", 5).record;
+            std::fs::write(folder.join(layout::CONTAINER), serde_json::to_string(&record).unwrap()).unwrap();
+        }
+        std::fs::create_dir_all(host.run_dir().join("unfinished")).unwrap();
+        std::fs::create_dir_all(host.state_dir().join(".tmp")).unwrap();
+        assert_eq!(running(&host).unwrap().len(), 1);
+        assert_eq!(all(&host).unwrap().len(), 2);
+        assert_eq!(find_running(&host, "one").unwrap().id, "aaa");
+        let error = find_running(&host, "gone").unwrap_err().to_string();
+        assert!(error.contains("does not run") && error.contains("terok ps"), "{error}");
+        let error = find(&host, "nobody").unwrap_err().to_string();
+        assert!(error.contains("terok ps"), "{error}");
+    }
+}

@@ -1,0 +1,125 @@
+//! Man pages and shell completions, from the same tables that the programs read.
+
+use crate::cli::Cli;
+use anyhow::Context as _;
+use clap::CommandFactory;
+use clap_complete::{Shell, generate_to};
+use std::fmt::Write as _;
+use std::path::Path;
+use terok_policy::{annotation, layout};
+
+/// Writes `man/` and `completions/` below `folder`.
+pub(crate) fn generate(folder: &Path) -> anyhow::Result<()> {
+    let man = folder.join("man");
+    let completions = folder.join("completions");
+    for folder in [&man, &completions] {
+        std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    }
+    let mut command = Cli::command();
+    command.build();
+    page(&man, &command, "terok")?;
+    for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set() && verb.get_name() != "help") {
+        let name = format!("terok-{}", verb.get_name());
+        page(&man, &verb.clone().name(name.clone()), &name)?;
+    }
+    for (name, section, text) in [
+        ("terok-annotations", 7, annotations()),
+        (layout::HOOK, 8, hook()),
+        (layout::SUPERVISOR, 8, supervisor()),
+    ] {
+        std::fs::write(man.join(format!("{name}.{section}")), text)?;
+    }
+    for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+        generate_to(shell, &mut Cli::command(), "terok", &completions)?;
+    }
+    Ok(())
+}
+
+fn page(folder: &Path, command: &clap::Command, name: &str) -> anyhow::Result<()> {
+    let mut text = Vec::new();
+    clap_mangen::Man::new(command.clone()).title(name.to_uppercase()).render(&mut text)?;
+    std::fs::write(folder.join(format!("{name}.1")), text)?;
+    Ok(())
+}
+
+/// `terok-annotations(7)`, from the annotation table.
+fn annotations() -> String {
+    let mut text =
+        head("TEROK-ANNOTATIONS", 7, "terok-annotations", "what a container may reach, as OCI annotations");
+    text += ".SH DESCRIPTION\nA container with any annotation below \\fBterok.\\fR is protected: default deny, and a supervisor of its own. \
+             Lists are separated by spaces or commas. An unknown key or a bad value refuses the start.\n.SH KEYS\n";
+    for key in annotation::KEYS {
+        // Writing to a String does not fail.
+        let _ = write!(
+            text,
+            ".TP\n\\fB{}\\fR=\\fI{}\\fR\n{}\nDefault: {}.\nExample:\n.B {}={}\n",
+            escaped(key.key),
+            escaped(key.value),
+            escaped(key.help),
+            escaped(key.default),
+            escaped(key.key),
+            escaped(key.example)
+        );
+    }
+    text + ".SH RULES\n\\fItarget\\fR[:\\fIports\\fR][/\\fIproto\\fR], where the target is a name, *.name, an address, a CIDR block, host or any. \
+            A name without ports means 443 and 80, an address every port. Deny beats allow.\n\
+            .SH SEE ALSO\n\\fBterok\\fR(1), \\fBterok-explain\\fR(1), \\fBterok-profile\\fR(1)\n"
+}
+
+fn hook() -> String {
+    head("TEROK-HOOK", 8, layout::HOOK, "puts a container behind its firewall before anything in it runs")
+        + ".SH SYNOPSIS\n\\fBterok-hook\\fR \\fBprecreate\\fR|\\fBcreate\\fR|\\fBstop\\fR [\\fB\\-\\-home=\\fIFOLDER\\fR]\n\
+           .SH DESCRIPTION\nRun by podman and the OCI runtime, as the hook files say that \\fBterok setup\\fR writes; not by hand. \
+           \\fBprecreate\\fR reads config.json on standard input and writes the amended one, \\fBcreate\\fR makes the listeners and the \
+           nftables table in the container's network namespace and starts its supervisor, \\fBstop\\fR clears up. \
+           Any error stops the start of the container.\n\
+           .SH EXIT STATUS\n0 done, 1 refused, 2 the host cannot, 64 usage.\n\
+           .SH SEE ALSO\n\\fBterok\\fR(1), \\fBterok-annotations\\fR(7), \\fBterok-supervisor\\fR(8)\n"
+}
+
+fn supervisor() -> String {
+    head(
+        "TEROK-SUPERVISOR",
+        8,
+        layout::SUPERVISOR,
+        "serves one container: name filter, proxy, audit log, control",
+    ) + ".SH DESCRIPTION\nStarted by \\fBterok-hook create\\fR, ends with its container; not run by hand. A small parent keeps the sockets \
+           and restarts the worker. It answers Varlink (\\fBio.terok.Supervisor\\fR) on \\fIcontrol.sock\\fR in the container's runtime folder.\n\
+           .SH FILES\n.TP\n\\fI/run/user/UID/terok/ID\\fR, \\fI/run/terok/ID\\fR\nruntime folder of a container\n\
+           .TP\n\\fI~/.local/state/terok/ID\\fR, \\fI/var/lib/terok/ID\\fR\nits audit log, operator state and messages\n\
+           .SH SEE ALSO\n\\fBterok\\fR(1), \\fBterok-audit\\fR(1), \\fBterok-hook\\fR(8)\n"
+}
+
+fn head(title: &str, section: u8, name: &str, what: &str) -> String {
+    format!(".TH {title} {section}\n.SH NAME\n{} \\- {what}\n", escaped(name))
+}
+
+/// roff(7): backslashes and hyphens, and no dot or quote at the start of a line.
+fn escaped(text: &str) -> String {
+    let text = text.replace('\\', "\\e").replace('-', "\\-").replace('\n', " ");
+    if text.starts_with(['.', '\'']) { format!("\\&{text}") } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_verb_and_every_annotation_has_its_page() {
+        let folder = tempfile::tempdir().unwrap();
+        generate(folder.path()).unwrap();
+        let page = |name: &str| std::fs::read_to_string(folder.path().join("man").join(name)).unwrap();
+        assert!(page("terok.1").contains("terok"));
+        for verb in ["run", "audit", "doctor", "explain"] {
+            assert!(!page(&format!("terok-{verb}.1")).is_empty());
+        }
+        assert!(page("terok-run.1").contains("\\-\\-allow"));
+        for key in annotation::KEYS {
+            assert!(page("terok-annotations.7").contains(key.key), "{}", key.key);
+        }
+        for shell in ["terok.bash", "_terok", "terok.fish"] {
+            let text = std::fs::read_to_string(folder.path().join("completions").join(shell)).unwrap();
+            assert!(text.contains("audit"), "{shell}");
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! `terok setup`, `uninstall` and `doctor`: what the install library finds and does, told to a person.
+
+use crate::{cli::Json, containers, control, show};
+use anyhow::{Context as _, bail};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use terok_install::doctor::{self, Level};
+use terok_install::host::Host;
+use terok_install::target::{Scope, Target};
+use terok_install::{consulted, setup};
+
+/// Which installation.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Place {
+    /// For every user of the machine, as root; root's own podman reads only this
+    #[arg(long)]
+    system: bool,
+    /// Put this before every path, for packages
+    #[arg(long, value_name = "FOLDER")]
+    destdir: Option<PathBuf>,
+}
+
+impl Place {
+    fn target(&self, host: &Host) -> anyhow::Result<Target> {
+        if let Some(destdir) = &self.destdir
+            && !destdir.is_absolute()
+        {
+            bail!("--destdir {}: give an absolute path", destdir.display());
+        }
+        Ok(Target::of(host, self.system, self.destdir.clone()))
+    }
+}
+
+/// `terok setup`
+pub(crate) fn setup(host: &Host, place: &Place) -> anyhow::Result<()> {
+    let target = place.target(host)?;
+    let own = std::env::current_exe().context("/proc/self/exe")?;
+    let source = own.parent().context("/proc/self/exe has no folder")?;
+    let changed = setup::apply(&setup::install_steps(host, &target, source)?)?;
+    for path in &changed {
+        println!("wrote {}", path.display());
+    }
+    if changed.is_empty() {
+        println!("already set up");
+    }
+    if place.destdir.is_some() {
+        return Ok(());
+    }
+    consulted::consulted(host).context("everything is in place, but podman would not use it")?;
+    if !changed.is_empty() {
+        match &target.scope {
+            Scope::System => {
+                println!("every podman of this machine consults terok's hooks; prove it with: terok doctor")
+            }
+            Scope::User { .. } => {
+                println!("your podman consults terok's hooks; prove it with: terok doctor");
+                let bin = target.bin_dir();
+                let path = std::env::var_os("PATH").unwrap_or_default();
+                if !std::env::split_paths(&path).any(|folder| folder == bin) {
+                    println!(
+                        "to type terok anywhere, add this to your shell's profile: PATH={}:$PATH",
+                        bin.display()
+                    );
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `terok uninstall`
+pub(crate) fn uninstall(host: &Host, place: &Place, purge: bool) -> anyhow::Result<()> {
+    let target = place.target(host)?;
+    let running = if place.destdir.is_some() { Vec::new() } else { containers::running(host)? };
+    if purge && !running.is_empty() {
+        bail!("{} protected containers run and write audit logs: stop them before --purge", running.len());
+    }
+    let purge = purge && place.destdir.is_none();
+    let changed = setup::apply(&setup::uninstall_steps(host, &target, purge))?;
+    for path in &changed {
+        println!("removed {}", path.display());
+    }
+    if changed.is_empty() {
+        println!("nothing is installed here");
+    }
+    if !running.is_empty() {
+        println!(
+            "{} containers stay protected until they end; started again without terok they have no network",
+            running.len()
+        );
+    }
+    Ok(())
+}
+
+/// `terok doctor`: exit code 1 where something fails.
+pub(crate) fn doctor(host: &Host, json: Json) -> anyhow::Result<ExitCode> {
+    let ask = |id: &str| {
+        let known = containers::find_running(host, id).map_err(|error| format!("{error:#}"))?;
+        let status = control::block_on(control::status(&known)).and_then(|status| status);
+        status.map_err(|error| format!("{error:#}"))
+    };
+    let findings = doctor::examine(host, &ask);
+    let fails = findings.iter().filter(|finding| finding.level == Level::Fail).count();
+    if json.json {
+        println!("{}", serde_json::json!({"ok": fails == 0, "findings": findings}));
+    } else {
+        for finding in &findings {
+            let (tone, mark) = match finding.level {
+                Level::Ok => (show::Tone::Good, "ok  "),
+                Level::Warn => (show::Tone::Notice, "warn"),
+                Level::Fail => (show::Tone::Bad, "FAIL"),
+            };
+            println!("{}  {:13} {}", show::toned(tone, mark), finding.area, show::printable(&finding.what));
+            if !finding.remedy.is_empty() {
+                println!("      {:13} → {}", "", finding.remedy);
+            }
+        }
+        match fails {
+            0 => println!("containers are protected"),
+            n => println!(
+                "{n} of {} checks fail: containers are not protected, or do not start",
+                findings.len()
+            ),
+        }
+    }
+    Ok(if fails == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
