@@ -1,6 +1,7 @@
 //! What the worker's tasks share. One thread: `Rc<Context>`, no lock.
 
 use crate::audit::Audit;
+use crate::flows::Flows;
 use crate::names::NameTable;
 use std::cell::{Ref, RefCell};
 use std::rc::Rc;
@@ -17,13 +18,15 @@ pub(crate) struct Context {
     pub(crate) audit: Audit,
     /// Names with a virtual address.
     pub(crate) names: NameTable,
+    /// Open connections.
+    pub(crate) flows: Flows,
     live: RefCell<Live>,
 }
 
 impl Context {
     /// Shares what the worker opened.
     pub(crate) fn new(config: SupervisorConfig, audit: Audit, names: NameTable, live: Live) -> Rc<Self> {
-        Rc::new(Context { config, audit, names, live: RefCell::new(live) })
+        Rc::new(Context { config, audit, names, flows: Flows::default(), live: RefCell::new(live) })
     }
 
     /// The verdict now: policy, live rules and the shield's state (which may have timed out a moment ago).

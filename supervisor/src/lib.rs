@@ -6,3 +6,4 @@ pub(crate) mod context;
 pub(crate) mod flows;
 pub(crate) mod names;
 pub mod proxy;
+pub(crate) mod resolve;

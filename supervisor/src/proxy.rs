@@ -1,6 +1,114 @@
 //! The TCP proxy: each connection of the container is judged by what it was made for, held to that name where the
-//! protocol says one (E4), dialled from the host's side and relayed.
+//! protocol says one (E4), dialled from the host's side and relayed. A refusal is a reset at once (E5).
 
+mod connection;
+mod dial;
+pub mod gate;
 pub mod hello;
 pub mod http;
+mod relay;
 pub mod sniff;
+
+use crate::audit::{Facts as _, event};
+use crate::context::Context;
+use crate::flows::{Host, Target};
+use crate::resolve::{Files, Resolver};
+use relay::{Relay, Socket};
+use std::cell::Cell;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+use terok_kernel::rtnl::Rtnl;
+use terok_kernel::{birth, socket};
+use terok_policy::audit::Kind;
+use terok_policy::judge::Reason;
+use terok_policy::virt;
+use tokio::net::{TcpListener, TcpStream};
+
+/// Most connections of a container at once.
+const CONNECTIONS: usize = 1024;
+/// Descriptors left for everything that is no connection.
+const RESERVED: u64 = 64;
+/// Between two accepts when the process is out of descriptors.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// What all connections share.
+pub(crate) struct Proxy {
+    context: Rc<Context>,
+    resolver: Resolver,
+    /// Knows the host's own addresses.
+    routes: Rtnl,
+    relay: Relay,
+    limit: usize,
+    open: Cell<usize>,
+}
+
+impl Proxy {
+    /// A proxy in the host's network namespace. To be made before the worker is confined.
+    pub(crate) fn new(context: Rc<Context>) -> io::Result<Rc<Self>> {
+        let descriptors = birth::descriptor_limit().unwrap_or(1024);
+        let limit = usize::try_from(descriptors.saturating_sub(RESERVED) / 2).unwrap_or(CONNECTIONS);
+        Ok(Rc::new(Proxy {
+            context,
+            resolver: Resolver::new(Files::host_files()),
+            routes: Rtnl::open()?,
+            relay: Relay::default(),
+            limit: limit.clamp(1, CONNECTIONS),
+            open: Cell::new(0),
+        }))
+    }
+
+    /// Serves `listener` for ever. To be called within a `LocalSet`.
+    pub(crate) async fn serve(self: Rc<Self>, listener: TcpListener) {
+        loop {
+            match listener.accept().await {
+                Ok((client, _)) => self.clone().take(client),
+                // Of a connection that is gone already: the next one. Of descriptors: wait until some are free.
+                Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(_) => tokio::time::sleep(PAUSE).await,
+            }
+        }
+    }
+
+    fn take(self: Rc<Self>, client: TcpStream) {
+        let target = match destination(&client).map(|to| self.target(to)) {
+            Some(Ok(target)) => target,
+            // Not redirected: somebody inside speaks to the proxy's own port. Nobody is meant.
+            None => return drop(Socket::new(client)),
+            Some(Err(to)) => {
+                let event = event(Kind::Connect, "refuse", to.to_string()).reason(Reason::Unlisted);
+                self.context.audit.refusal(event.with("proto", "tcp"));
+                return drop(Socket::new(client));
+            }
+        };
+        if self.open.get() >= self.limit {
+            let event = event(Kind::Connect, "refuse", target.to_string()).reason(Reason::TooManyConnections);
+            self.context.audit.refusal(event.with("proto", "tcp").with("limit", self.limit));
+            return drop(Socket::new(client));
+        }
+        self.open.set(self.open.get() + 1);
+        tokio::task::spawn_local(async move {
+            connection::serve(&self, client, target).await;
+            self.open.set(self.open.get() - 1);
+        });
+    }
+
+    /// What a connection to `to` is made for; an address of the pool that stands for nothing is an error.
+    fn target(&self, to: SocketAddr) -> Result<Target, SocketAddr> {
+        let ip = to.ip().to_canonical();
+        let host = match virt::index(ip) {
+            None => Host::Literal(ip),
+            Some(virt::HOST) => Host::Loopback,
+            Some(index) => Host::Name(self.context.names.name(index).ok_or(to)?),
+        };
+        Ok(Target { host, port: to.port() })
+    }
+}
+
+/// Where a client wanted to go; `None` where it meant the proxy itself.
+fn destination(client: &TcpStream) -> Option<SocketAddr> {
+    let own = client.local_addr().ok()?;
+    let to = socket::original_dst(client, own.is_ipv6()).ok()?;
+    (!to.ip().to_canonical().is_loopback()).then_some(to)
+}

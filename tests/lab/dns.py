@@ -44,6 +44,8 @@ def look_up(name, hostile):
         turn = next(turns.setdefault(name, itertools.count()))
         return (["198.51.100.10"] if turn < 1 else ["127.0.0.1"]), 0
     labels = name.split(".")
+    if len(labels) == 3 and labels[0].startswith("site-") and labels[1:] == ["example", "com"] and labels[0][5:].isdigit():
+        n = int(labels[0][5:]); return [f"198.51.100.{n % 256}", f"2001:db8:1::{n:x}"], 60  # a site for each test
     for n in range(len(labels)):
         key = ".".join(labels[n:]) if n == 0 else "*." + ".".join(labels[n:])
         if key in ZONE: return ZONE[key], (5 if name == "cdn.example.com" else 60)

@@ -1,22 +1,25 @@
 #!/bin/bash
-# prepare.sh [--image] [--podman5]: Debian packages and images of the lab, kept in TEROK_LAB_HOME; says nothing when all is there.
-# --image: the workload image with real tools; --podman5: a Debian 13 root with Podman 5. Needs root, and a Debian mirror the first time.
+# prepare.sh [--image] [--podman5] [--direct]: Debian packages and images of the lab, kept in TEROK_LAB_HOME; says nothing when all is there.
+# --direct: only what containers on the host's own Podman need, without root where nothing is missing. --image: the workload image with real tools; --podman5: a Debian 13 root with Podman 5. Needs root, and a Debian mirror the first time.
 set -eu
 home=${TEROK_LAB_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/terok-lab}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export DEBIAN_FRONTEND=noninteractive
 say() { echo "lab: $*" >&2; }
 loudly() { local log; log=$(mktemp); "$@" >"$log" 2>&1 || { cat "$log" >&2; rm -f "$log"; say "failed: $*"; exit 1; }; rm -f "$log"; } # output only if it fails
-image= podman5=
-for a in "$@"; do case $a in --image) image=1 ;; --podman5) podman5=1 ;; *) say "unknown option $a"; exit 64 ;; esac; done
+image= podman5= direct=
+for a in "$@"; do case $a in --image) image=1 ;; --podman5) podman5=1 ;; --direct) direct=1 ;; *) say "unknown option $a"; exit 64 ;; esac; done
 mkdir -p "$home"; chmod 755 "$home"
 exec 9>"$home/prepare.lock"; flock 9
 
 need=(podman crun runc conmon netavark aardvark-dns slirp4netns uidmap nftables fuse-overlayfs busybox-static dnsmasq-base dropbear-bin
-      openssh-client openssl git curl jq iproute2 python3-minimal python3 nginx-light ca-certificates mmdebstrap debootstrap procps util-linux dpkg-dev)
+      openssh-client openssl git curl jq iproute2 python3-minimal python3 nginx-light ca-certificates mmdebstrap debootstrap procps util-linux dpkg-dev
+      libmnl-dev libnftnl-dev libseccomp-dev pkg-config gcc)
+[ -z "$direct" ] || need=(podman crun uidmap slirp4netns busybox-static curl ca-certificates)
 missing=()
 for p in "${need[@]}"; do dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null | grep -qx installed || missing+=("$p"); done
 if [ ${#missing[@]} -gt 0 ]; then
+  [ "$(id -u)" = 0 ] || { say "these Debian packages are missing: ${missing[*]}; install them as root: apt-get install ${missing[*]}"; exit 2; }
   say "installing Debian packages: ${missing[*]}"
   # nginx must not start on the host: the lab runs its own.
   policy=; if [ ! -e /usr/sbin/policy-rc.d ]; then policy=1; printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d; chmod 755 /usr/sbin/policy-rc.d; fi
@@ -33,7 +36,7 @@ skeleton() { mkdir -p "$1"/{bin,etc,tmp,proc,dev,sys,root}; chmod 755 "$1"; chmo
   cp "$(command -v busybox)" "$1/bin/busybox"; local a; for a in $("$1/bin/busybox" --list); do [ "$a" = busybox ] || ln -sf busybox "$1/bin/$a"; done; }
 
 if ! fresh bb 1; then # busybox, 2 MB
-  r=$(mktemp -d); skeleton "$r"; tar -C "$r" -c . > "$home/bb.tar.new"; keep bb 1; rm -rf "$r"
+  r=$(mktemp -d); skeleton "$r"; tar -C "$r" --owner=0 --group=0 -c . > "$home/bb.tar.new"; keep bb 1; rm -rf "$r"
 fi
 if ! fresh demo 1; then # busybox and this host's own curl with its libraries and certificates
   r=$(mktemp -d); skeleton "$r"; mkdir -p "$r/usr/bin" "$r/etc/ssl/certs"
@@ -41,7 +44,7 @@ if ! fresh demo 1; then # busybox and this host's own curl with its libraries an
   ldd "$(command -v curl)" | grep -o '/[^ ]*' | while read -r lib; do mkdir -p "$r$(dirname "$lib")"; cp -L "$lib" "$r$lib"; done
   for lib in libnss_dns.so.2 libnss_files.so.2; do f=$(ldconfig -p | awk -v l=$lib '$1 == l { print $NF; exit }'); [ -z "$f" ] || { mkdir -p "$r$(dirname "$f")"; cp -L "$f" "$r$f"; }; done
   echo 'hosts: files dns' > "$r/etc/nsswitch.conf"
-  tar -C "$r" -c . > "$home/demo.tar.new"; keep demo 1; rm -rf "$r"
+  tar -C "$r" --owner=0 --group=0 -c . > "$home/demo.tar.new"; keep demo 1; rm -rf "$r"
 fi
 
 tools=ca-certificates,curl,git,openssh-client,python3,python3-pip,nodejs,iproute2,iputils-ping,bind9-dnsutils,ncat

@@ -1,1 +1,111 @@
-//! End-to-end tests.
+//! The harness of the end-to-end tests: real Podman and a fake internet, inside the lab that `cargo xtask test` opens.
+//! Tests ask the servers' own logs and the kernel, not terok, whether something got out.
+
+mod container;
+mod engine;
+mod inet;
+
+pub use container::{Container, Ended, Running, Sealed};
+pub use engine::Mode;
+pub use inet::{Site, bad_addresses, queries, seen, seen_at, site};
+
+use std::sync::{OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
+
+/// How fast a refusal must be (E5).
+pub const AT_ONCE: f64 = 50.0;
+
+/// Held by every test while it runs; exclusively by those that change what is installed.
+static INSTALLED: RwLock<()> = RwLock::new(());
+
+/// What a running test holds of the lab.
+#[derive(Debug)]
+pub struct Lab(#[expect(dead_code, reason = "held until the test ends")] Held);
+
+#[derive(Debug)]
+enum Held {
+    Shared(#[expect(dead_code, reason = "a guard")] RwLockReadGuard<'static, ()>),
+    Alone(#[expect(dead_code, reason = "a guard")] RwLockWriteGuard<'static, ()>),
+}
+
+impl Lab {
+    /// The lab with terok installed system-wide, or `None`, said aloud, outside of it.
+    pub fn open() -> Option<Self> {
+        in_lab().then(|| {
+            let lab = Lab(Held::Shared(INSTALLED.read().unwrap_or_else(|poisoned| poisoned.into_inner())));
+            install_once();
+            lab
+        })
+    }
+
+    /// The lab for this test alone, which may uninstall and must leave a system-wide installation behind.
+    pub fn alone() -> Option<Self> {
+        in_lab().then(|| {
+            let lab = Lab(Held::Alone(INSTALLED.write().unwrap_or_else(|poisoned| poisoned.into_inner())));
+            install_once();
+            lab
+        })
+    }
+}
+
+/// Installs system-wide, as root.
+pub fn install() {
+    Mode::Rootful.terok(&["setup", "--system"]).succeeded();
+}
+
+fn install_once() {
+    static DONE: OnceLock<()> = OnceLock::new();
+    DONE.get_or_init(install);
+}
+
+fn in_lab() -> bool {
+    let inside = std::env::var_os("TEROK_LAB").is_some();
+    if !inside {
+        let required = std::env::var("TEROK_TEST_REQUIRE").unwrap_or_default();
+        assert!(
+            !required.split(',').any(|need| need == "podman"),
+            "this test needs the lab: run it with cargo xtask test"
+        );
+        eprintln!("skipped: not in the lab (cargo xtask test opens it)");
+    }
+    inside
+}
+
+/// Waits until `ready` holds, at most ten seconds; `what` is for the message.
+#[track_caller]
+pub fn eventually(what: &str, ready: impl FnMut() -> bool) {
+    within(Duration::from_secs(10), what, ready);
+}
+
+/// Waits until `ready` holds, at most `limit`; gives the time it took.
+#[track_caller]
+pub fn within(limit: Duration, what: &str, mut ready: impl FnMut() -> bool) -> Duration {
+    let started = Instant::now();
+    while !ready() {
+        assert!(started.elapsed() < limit, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    started.elapsed()
+}
+
+/// Writes one test as two, `NAME::rootless` and `NAME::rootful`.
+#[macro_export]
+macro_rules! both_modes {
+    ($($(#[$doc:meta])* fn $name:ident($mode:ident: Mode) $body:block)*) => {$(
+        $(#[$doc])*
+        mod $name {
+            use super::*;
+            fn test($mode: $crate::Mode) $body
+            #[test]
+            fn rootless() {
+                let Some(_lab) = $crate::Lab::open() else { return };
+                test($crate::Mode::Rootless);
+            }
+            #[test]
+            fn rootful() {
+                let Some(_lab) = $crate::Lab::open() else { return };
+                test($crate::Mode::Rootful);
+            }
+        }
+    )*};
+}

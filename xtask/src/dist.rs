@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// The programs; each is named as its package.
-const PROGRAMS: [&str; 3] = ["terok-hook", "terok-supervisor", "terok"];
+pub(crate) const PROGRAMS: [&str; 3] = ["terok-hook", "terok-supervisor", "terok"];
 
 /// `cargo xtask dist`.
 #[derive(Debug, clap::Args)]
@@ -88,7 +88,7 @@ fn needs_loader(elf: &[u8]) -> anyhow::Result<bool> {
 }
 
 /// Copies by temporary and rename: a program that runs must not be written to.
-fn replace(from: &std::path::Path, to: &std::path::Path) -> anyhow::Result<()> {
+pub(crate) fn replace(from: &std::path::Path, to: &std::path::Path) -> anyhow::Result<()> {
     let new = to.with_extension("new");
     std::fs::copy(from, &new)
         .and_then(|_| std::fs::rename(&new, to))

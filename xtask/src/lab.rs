@@ -54,8 +54,13 @@ impl Lab {
     /// The command that opens the lab with the programs of `bin` on the PATH and the folders `show` visible; add what is to run in it.
     pub(crate) fn open(self, bin: &Path, show: &[&Path]) -> anyhow::Result<Command> {
         let shown = show.iter().map(|path| path.to_string_lossy()).collect::<Vec<_>>().join(" ");
-        let environment: [(&str, &Path); 3] =
-            [("TEROK_LAB_HOME", &home()?), ("TEROK_LAB_DIST", bin), ("TEROK_LAB_SHOW", Path::new(&shown))];
+        let require = std::env::var("TEROK_TEST_REQUIRE").unwrap_or_default();
+        let environment: [(&str, &Path); 4] = [
+            ("TEROK_LAB_HOME", &home()?),
+            ("TEROK_LAB_DIST", bin),
+            ("TEROK_LAB_SHOW", Path::new(&shown)),
+            ("TEROK_TEST_REQUIRE", Path::new(&require)),
+        ];
         let mut command = as_root(&script("lab.sh"), &environment)?;
         command
             .args(self.podman5.then_some("--podman5"))

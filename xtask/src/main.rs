@@ -1,8 +1,12 @@
 //! `cargo xtask`: builds, tests, measures and shows terok, with its own set-up. Not shipped.
 
+mod ci;
+mod demo;
 mod dist;
+mod fuzz;
 mod lab;
 mod process;
+mod test;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -17,10 +21,18 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Shows terok at work: one container that reaches one name and is refused another
+    Demo(demo::Options),
+    /// Runs every test: the workspace's own, then end to end in the lab
+    Test(test::Options),
     /// Opens the lab: a throw-away machine with Podman and a fake internet
     Lab(lab::Options),
     /// Builds the static programs into target/dist/bin
     Dist(dist::Options),
+    /// Everything a change must pass: format, lint, licences, tests, a brief fuzz
+    Ci,
+    /// Fuzzes the parsers of untrusted bytes
+    Fuzz(fuzz::Options),
 }
 
 fn main() -> ExitCode {
@@ -35,7 +47,11 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Demo(options) => demo::run(&options),
+        Command::Test(options) => test::run(&options),
         Command::Lab(options) => lab::run(&options),
         Command::Dist(options) => dist::run(&options),
+        Command::Ci => ci::run(),
+        Command::Fuzz(options) => fuzz::run(&options),
     }
 }

@@ -25,6 +25,11 @@ pub fn clean() -> Result<()> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(Error::call("setrlimit", "CORE"))
 }
 
+/// How many descriptors this process may have open.
+pub fn descriptor_limit() -> Result<u64> {
+    getrlimit(Resource::RLIMIT_NOFILE).map(|(soft, _)| soft).map_err(Error::call("getrlimit", "NOFILE"))
+}
+
 /// Closes every descriptor from `first` on. No owned descriptor may be alive there.
 pub fn close_from(first: RawFd) -> Result<()> {
     let first = u32::try_from(first).unwrap_or(3);

@@ -50,6 +50,11 @@ impl Error {
         }
     }
 
+    /// Whether the object is simply not there.
+    pub fn is_missing(&self) -> bool {
+        self.errno() == Some(Errno::ENOENT)
+    }
+
     /// The kernel's error number, where there is one.
     pub fn errno(&self) -> Option<Errno> {
         match self {

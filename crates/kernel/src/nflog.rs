@@ -147,3 +147,110 @@ fn v6(packet: &[u8]) -> Option<Headers<'_>> {
 fn printable(text: &str) -> bool {
     text.bytes().all(|b| b == b' ' || b.is_ascii_graphic())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+    use netlink_packet_netfilter::{NetfilterMessage, NetfilterMessageInner};
+
+    /// A UDP packet from 127.0.0.1:1000 to 192.0.2.1:2000.
+    const UDP4: [u8; 28] =
+        [0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 127, 0, 0, 1, 192, 0, 2, 1, 3, 0xe8, 7, 0xd0, 0, 8, 0, 0];
+
+    fn datagram(prefix: &[u8], payload: &[u8]) -> Vec<u8> {
+        let kind = ((libc::NFNL_SUBSYS_ULOG as u16) << 8) | libc::NFULNL_MSG_PACKET as u16;
+        let mut w = Writer::default();
+        w.message(kind, 0, 0, |w| {
+            w.raw(&[2, 0, 0, 1]);
+            w.attribute(libc::NFULA_PREFIX as u16, prefix);
+            w.be32(libc::NFULA_UID as u16, 1000);
+            w.attribute(libc::NFULA_PAYLOAD as u16, payload);
+        });
+        w.bytes().to_vec()
+    }
+
+    fn v6(next: u8, rest: &[u8]) -> Vec<u8> {
+        let mut packet = vec![0; 40];
+        packet[0] = 0x60;
+        packet[6] = next;
+        packet[23] = 1;
+        packet[39] = 2;
+        packet.extend(rest);
+        packet
+    }
+
+    fn ports(payload: &[u8]) -> (u8, Option<u16>, Option<u16>) {
+        let datagram = datagram(b"p\0", payload);
+        let packet = parse(&datagram).next().unwrap();
+        (packet.proto, packet.sport, packet.dport)
+    }
+
+    #[test]
+    fn a_packet_is_read_whole() {
+        let datagram = datagram(b"terok:default\0", &UDP4);
+        let wanted = Packet {
+            prefix: "terok:default",
+            proto: 17,
+            src: "127.0.0.1".parse().unwrap(),
+            dst: "192.0.2.1".parse().unwrap(),
+            sport: Some(1000),
+            dport: Some(2000),
+            uid: Some(1000),
+        };
+        assert_eq!(parse(&datagram).collect::<Vec<_>>(), [wanted]);
+    }
+
+    #[test]
+    fn extension_headers_are_walked_and_later_fragments_have_no_ports() {
+        let udp = [3, 0xe8, 7, 0xd0, 0, 8, 0, 0];
+        let after = |header: [u8; 8]| [header.as_slice(), &udp].concat();
+        assert_eq!(ports(&v6(17, &udp)), (17, Some(1000), Some(2000)));
+        assert_eq!(ports(&v6(0, &after([17, 0, 1, 4, 0, 0, 0, 0]))), (17, Some(1000), Some(2000)));
+        assert_eq!(ports(&v6(44, &after([17, 0, 0, 1, 0, 0, 0, 9]))), (17, Some(1000), Some(2000)));
+        assert_eq!(ports(&v6(44, &after([17, 0, 0, 8, 0, 0, 0, 9]))), (17, None, None));
+        let mut fragment = UDP4;
+        fragment[7] = 1;
+        assert_eq!(ports(&fragment), (17, None, None));
+        assert_eq!(ports(&UDP4[..22]), (17, None, None));
+        // ICMPv6 has no ports.
+        assert_eq!(ports(&v6(58, &udp)), (58, None, None));
+    }
+
+    #[test]
+    fn a_prefix_that_is_not_printable_is_left_out() {
+        for forged in [b"terok:\n{\"x\":1}\0".as_slice(), b"\xff\xfe\0", b"\x1b[2J\0"] {
+            assert_eq!(parse(&datagram(forged, &UDP4)).next().unwrap().prefix, "");
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_read_without_panic() {
+        let whole = [datagram(b"terok:deny\0", &UDP4), datagram(b"x\0", &v6(0, &[44; 64]))].concat();
+        for at in 0..whole.len() {
+            parse(&whole[..at]).for_each(drop);
+            for value in [0, 1, 4, 0x45, 0x60, 0x7f, 0x80, 0xff] {
+                let mut bent = whole.clone();
+                bent[at] = value;
+                parse(&bent).for_each(drop);
+            }
+        }
+    }
+
+    #[test]
+    fn the_request_says_what_another_implementation_reads_in_it() {
+        use netlink_packet_netfilter::nflog::{ConfigCmd, ConfigMode, ConfigNla, ULogMessage};
+        let request = bind_request(7468);
+        let message = NetlinkMessage::<NetfilterMessage>::deserialize(request.bytes()).unwrap();
+        let NetlinkPayload::InnerMessage(message) = message.payload else {
+            panic!("{message:?}");
+        };
+        assert_eq!(message.header.res_id, 7468);
+        let NetfilterMessageInner::ULog(ULogMessage::Config(nlas)) = message.inner else {
+            panic!("{message:?}");
+        };
+        assert_eq!(nlas[0], ConfigNla::from(ConfigCmd::Bind));
+        assert_eq!(nlas[1], ConfigNla::from(ConfigMode::new_packet(COPY)));
+        assert_eq!(nlas.len(), 3);
+    }
+}

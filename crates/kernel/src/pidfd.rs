@@ -57,6 +57,17 @@ impl PidFd {
             Err(errno) => Err(Error::call("pidfd_send_signal", signal)(errno)),
         }
     }
+
+    /// A copy of descriptor `number` of the process: the same open file. Needs the right to trace it.
+    pub fn descriptor(&self, number: i32) -> Result<OwnedFd> {
+        // SAFETY: pidfd_getfd takes three integers and touches no memory of ours.
+        #[allow(unsafe_code, reason = "neither nix nor std wraps pidfd_getfd")]
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, self.0.as_raw_fd(), number, 0) };
+        let fd = Errno::result(fd).map_err(Error::call("pidfd_getfd", number))?;
+        // SAFETY: the call succeeded, so `fd` is a new descriptor that nobody else owns.
+        #[allow(unsafe_code, reason = "takes ownership of a fresh descriptor")]
+        Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    }
 }
 
 /// Waits until one of `fds` is readable (or has hung up), at most `limit`; which ones are, in order.

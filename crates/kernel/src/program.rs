@@ -171,8 +171,10 @@ impl Child {
         }
     }
 
-    /// Kills the child and waits for its end.
+    /// Kills the child and every process of its session's first group, and waits for the child's end. Its number
+    /// cannot be another's: it was not reaped yet.
     pub fn kill(&self) -> Result<()> {
+        let _ = nix::sys::signal::killpg(self.pid, nix::sys::signal::Signal::SIGKILL);
         self.pidfd.signal(nix::sys::signal::Signal::SIGKILL)?;
         let _ = waitpid(self.pid, None);
         Ok(())

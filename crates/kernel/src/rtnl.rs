@@ -6,17 +6,24 @@ use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
 use terok_policy::virt::V6_SELF;
 
 /// `lo` has this index in every network namespace.
 const LO: u32 = 1;
 /// Metric of our default routes: any other route is preferred. (u32::MAX itself marks the IPv6 null route.)
 const LAST_RESORT: u32 = u32::MAX - 1;
+/// How long the kernel may take to make an address local; it takes some microseconds.
+const LOCAL_WITHIN: Duration = Duration::from_secs(2);
+const LOCAL_POLL: Duration = Duration::from_micros(20);
 /// `RTPROT_STATIC`
 const RTPROT_STATIC: u8 = 4;
 /// `IFLA_EXT_MASK`, `RTEXT_FILTER_SKIP_STATS`
 const IFLA_EXT_MASK: u16 = 29;
 const RTEXT_FILTER_SKIP_STATS: u32 = 8;
+
+/// What is there already is an error, which is then ignored; a link must not be asked for like this.
+const NEW: i32 = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
 
 /// A route netlink socket of one network namespace.
 #[derive(Debug)]
@@ -133,7 +140,7 @@ impl Rtnl {
     }
 
     fn v6(&self) -> Result<(), RtnlError> {
-        self.set("our IPv6 address on lo", libc::RTM_NEWADDR, libc::NLM_F_CREATE, |w| {
+        self.set("our IPv6 address on lo", libc::RTM_NEWADDR, NEW, |w| {
             // struct ifaddrmsg
             let mut header = [0; 8];
             header[0] = libc::AF_INET6 as u8;
@@ -144,13 +151,23 @@ impl Rtnl {
             w.attribute(libc::IFA_LOCAL, &V6_SELF.octets());
             w.attribute(libc::IFA_ADDRESS, &V6_SELF.octets());
         })?;
-        self.default_by_lo("the IPv6 default route by lo", V6_SELF.into())
+        self.default_by_lo("the IPv6 default route by lo", V6_SELF.into())?;
+        // net/ipv6/addrconf.c makes the address local in a work queue of its own, a moment after the answer. An answer to a
+        // connection opened before that would be lost, and tried again after a second.
+        let deadline = Instant::now() + LOCAL_WITHIN;
+        while !self.is_local(V6_SELF.into())? {
+            if Instant::now() > deadline {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "our IPv6 address is not local").into());
+            }
+            std::thread::sleep(LOCAL_POLL);
+        }
+        Ok(())
     }
 
     /// The source is named because the kernel would otherwise send from the unspecified address.
     fn default_by_lo(&self, what: &'static str, source: IpAddr) -> Result<(), RtnlError> {
         let (family, _) = family(source);
-        self.set(what, libc::RTM_NEWROUTE, libc::NLM_F_CREATE, |w| {
+        self.set(what, libc::RTM_NEWROUTE, NEW, |w| {
             let table = libc::RT_TABLE_MAIN;
             w.raw(&rtmsg(family, 0, table, RTPROT_STATIC, libc::RT_SCOPE_LINK, libc::RTN_UNICAST));
             w.attribute(libc::RTA_OIF, &LO.to_ne_bytes());
@@ -167,7 +184,7 @@ impl Rtnl {
         body: impl FnOnce(&mut Writer),
     ) -> Result<(), RtnlError> {
         let mut w = Writer::default();
-        let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_EXCL | flags;
+        let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | flags;
         w.message(kind, flags, 1, body);
         match self.0.request(w.bytes(), 1, |_| {}) {
             Err(Failure::Refused(r)) if r.errno == Errno::EEXIST => Ok(()),

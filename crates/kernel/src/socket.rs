@@ -8,7 +8,7 @@ use nix::sys::socket::{
     setsockopt, socket, sockopt,
 };
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, UdpSocket};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 
 /// The same port on 127.0.0.1 and, where there is IPv6, on ::1.
 #[derive(Debug)]
@@ -90,6 +90,21 @@ pub fn original_dst(connection: impl AsFd, ipv6: bool) -> Result<SocketAddr> {
 pub fn reset_on_close(connection: impl AsFd) -> Result<()> {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     setsockopt(&connection, sockopt::Linger, &linger).map_err(Error::call("setsockopt", "SO_LINGER"))
+}
+
+/// Gives a connection up when its other end has been silent and unreachable for about two minutes.
+pub fn keep_alive(connection: impl AsFd) -> Result<()> {
+    setsockopt(&connection, sockopt::KeepAlive, &true).map_err(Error::call("setsockopt", "SO_KEEPALIVE"))?;
+    setsockopt(&connection, sockopt::TcpKeepIdle, &60).map_err(Error::call("setsockopt", "TCP_KEEPIDLE"))?;
+    setsockopt(&connection, sockopt::TcpKeepInterval, &15)
+        .map_err(Error::call("setsockopt", "TCP_KEEPINTVL"))?;
+    setsockopt(&connection, sockopt::TcpKeepCount, &4).map_err(Error::call("setsockopt", "TCP_KEEPCNT"))
+}
+
+/// Ends this side's half of a connection: the other end reads an end of stream, and may go on sending.
+pub fn finish_sending(connection: impl AsFd) -> Result<()> {
+    nix::sys::socket::shutdown(connection.as_fd().as_raw_fd(), nix::sys::socket::Shutdown::Write)
+        .map_err(Error::call("shutdown", ""))
 }
 
 /// The process at the other end of a connected unix socket, as it was when it connected.

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use nix::dir::Dir as Entries;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, renameat};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use std::fs::File;
@@ -198,6 +199,17 @@ impl Dir {
         Ok(listener)
     }
 
+    /// Whether anybody listens on unix socket `name`. Never waits: a full queue means that somebody does.
+    pub fn is_served(&self, name: &str) -> Result<bool> {
+        let address =
+            UnixAddr::new(format!("/proc/self/fd/{}/{}", self.fd.as_raw_fd(), component(name)?).as_str())
+                .map_err(Error::call("connect", self.place(name)))?;
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let client = socket(AddressFamily::Unix, SockType::Stream, flags, None)
+            .map_err(Error::call("socket", "unix"))?;
+        Ok(matches!(connect(client.as_raw_fd(), &address), Ok(()) | Err(Errno::EAGAIN)))
+    }
+
     /// What is in the folder, unsorted, without `.` and `..`.
     pub fn list(&self) -> Result<Vec<Entry>> {
         let fd = openat2(&self.fd, ".", OpenHow::new().flags(FOLDER))
@@ -247,6 +259,44 @@ impl Dir {
         }
     }
 
+    /// Removes this folder and what is in it: the content by descriptor, the folder by path only once it is empty. One
+    /// that has taken its place meanwhile keeps everything.
+    pub fn remove_self(&self) -> Result<()> {
+        for entry in self.list()? {
+            self.remove_tree(&entry.name)?;
+        }
+        match unlinkat(nix::fcntl::AT_FDCWD, &self.path, UnlinkatFlags::RemoveDir) {
+            Ok(()) | Err(Errno::ENOENT | Errno::ENOTEMPTY) => Ok(()),
+            Err(errno) => Err(Error::call("remove", self.path.display())(errno)),
+        }
+    }
+
+    /// Takes this folder for the calling program alone, waiting at most `limit` for another that has it: its logs have
+    /// one writer. Held until the returned descriptor, and every copy a child inherits, is closed.
+    pub fn lock(&self, limit: std::time::Duration) -> Result<Lock> {
+        let deadline = std::time::Instant::now() + limit;
+        let fd = openat2(&self.fd, ".", OpenHow::new().flags(FOLDER))
+            .map_err(Error::call("open", self.path.display()))?;
+        // SAFETY: flock on a descriptor that lives in this scope.
+        #[allow(unsafe_code, reason = "nix's Flock wants a File to read and write")]
+        let take = || Errno::result(unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) });
+        loop {
+            match take() {
+                Ok(_) => return Ok(Lock { _fd: fd }),
+                Err(Errno::EWOULDBLOCK) if std::time::Instant::now() < deadline => {
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                }
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(Error::call("lock", self.path.display())(errno)),
+            }
+        }
+    }
+
+    /// The same folder, for messages and [`Dir::is_still_at_its_path`] known at `path`, where it was moved to.
+    pub fn moved_to(self, path: impl Into<PathBuf>) -> Self {
+        Dir { fd: self.fd, path: path.into() }
+    }
+
     fn place(&self, name: &str) -> String {
         self.path.join(name).display().to_string()
     }
@@ -265,6 +315,12 @@ impl From<Dir> for OwnedFd {
     fn from(dir: Dir) -> Self {
         dir.fd
     }
+}
+
+/// A folder taken with [`Dir::lock`].
+#[derive(Debug)]
+pub struct Lock {
+    _fd: OwnedFd,
 }
 
 /// A log that only grows, a line at a time.

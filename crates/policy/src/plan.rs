@@ -10,6 +10,9 @@ use crate::ruleset::{Element, Family, Ruleset, Set};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
+/// How long `create` waits for the supervisor to answer everywhere; below the hook's own `timeout`.
+pub const READY_DEADLINE: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// What planning needs to know of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostFacts {

@@ -87,7 +87,7 @@ impl In<'_> {
             (NFTA_SET_EXPRESSIONS, "has expressions"),
         ];
         if let Some((_, what)) = unwanted.iter().find(|(kind, _)| find(body, *kind).is_some()) {
-            return self.differs(format!("{what}"));
+            return self.differs((*what).to_owned());
         }
         let description = find(body, NFTA_SET_DESC).unwrap_or(&[]);
         if find(description, NFTA_SET_DESC_SIZE).is_some() {

@@ -51,7 +51,7 @@ pub fn missing(what: &str, why: &str) {
 
 /// Whether `program` is installed; says so if not.
 pub fn has(program: &str) -> bool {
-    let found = Command::new(program).arg("--version").stdout(Stdio::null()).status().is_ok();
+    let found = Command::new(program).arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
     if !found {
         missing(program, "not installed");
     }

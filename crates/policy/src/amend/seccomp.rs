@@ -1,0 +1,334 @@
+//! The `linux.seccomp` object of the OCI runtime specification, read and rewritten as crun and runc hand it to libseccomp:
+//! a rule whose action is the default is skipped, a rule without conditions swallows conditional ones of the same system
+//! call, and several conditions on one argument are alternatives. Because of the second, a system call is limited by
+//! rewriting its rules, never by adding to them.
+
+use super::AmendError;
+use serde_json::{Map, Value, json};
+
+pub(super) const EPERM: u64 = 1;
+pub(super) const ENOSYS: u64 = 38;
+
+#[derive(Debug, Clone)]
+pub(super) struct Filter {
+    /// The object without `syscalls`.
+    rest: Map<String, Value>,
+    default: Action,
+    rules: Vec<Rule>,
+}
+
+/// What happens to a system call. `errno` is EPERM where not given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Action {
+    name: String,
+    errno: u64,
+}
+
+/// One entry of `syscalls`.
+#[derive(Debug, Clone, PartialEq)]
+struct Rule {
+    names: Vec<String>,
+    action: Action,
+    args: Vec<Arg>,
+    /// The entry as written, for fields that are not read here.
+    raw: Map<String, Value>,
+}
+
+/// A condition on one argument.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Arg {
+    pub(super) index: usize,
+    pub(super) op: Op,
+    pub(super) value: u64,
+    /// The wanted bits, for [`Op::MaskedEq`], whose `value` is the mask.
+    pub(super) two: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Op {
+    Ne,
+    Lt,
+    Le,
+    Eq,
+    Ge,
+    Gt,
+    MaskedEq,
+}
+
+/// Arguments of a system call.
+pub(super) type Args = [u64; 6];
+
+impl Action {
+    pub(super) fn errno(errno: u64) -> Self {
+        Action { name: "SCMP_ACT_ERRNO".into(), errno }
+    }
+    fn allow() -> Self {
+        Action { name: "SCMP_ACT_ALLOW".into(), errno: EPERM }
+    }
+    /// Whether the call may happen: by itself, or by somebody else's leave (trace, notify), or by a name unknown here.
+    pub(super) fn permits(&self) -> bool {
+        !self.refuses()
+    }
+    fn refuses(&self) -> bool {
+        self.is_errno()
+            || matches!(
+                self.name.as_str(),
+                "SCMP_ACT_KILL" | "SCMP_ACT_KILL_PROCESS" | "SCMP_ACT_KILL_THREAD" | "SCMP_ACT_TRAP"
+            )
+    }
+    fn is_errno(&self) -> bool {
+        self.name == "SCMP_ACT_ERRNO"
+    }
+}
+
+impl Arg {
+    /// The low 32 bits are `value`: what the kernel sees of an `int`.
+    pub(super) fn int(index: usize, value: u32) -> Self {
+        Arg { index, op: Op::MaskedEq, value: 0xffff_ffff, two: value.into() }
+    }
+    pub(super) fn masked(index: usize, mask: u64, wanted: u64) -> Self {
+        Arg { index, op: Op::MaskedEq, value: mask, two: wanted }
+    }
+    pub(super) fn equal(index: usize, value: u64) -> Self {
+        Arg { index, op: Op::Eq, value, two: 0 }
+    }
+    pub(super) fn greater(index: usize, value: u64) -> Self {
+        Arg { index, op: Op::Gt, value, two: 0 }
+    }
+    pub(super) fn other_than(index: usize, value: u64) -> Self {
+        Arg { index, op: Op::Ne, value, two: 0 }
+    }
+
+    fn holds(&self, args: &Args) -> bool {
+        let Some(&arg) = args.get(self.index) else { return false };
+        match self.op {
+            Op::Ne => arg != self.value,
+            Op::Lt => arg < self.value,
+            Op::Le => arg <= self.value,
+            Op::Eq => arg == self.value,
+            Op::Ge => arg >= self.value,
+            Op::Gt => arg > self.value,
+            Op::MaskedEq => arg & self.value == self.two,
+        }
+    }
+}
+
+impl Rule {
+    fn concerns(&self, syscall: &str) -> bool {
+        self.names.iter().any(|name| name == syscall)
+    }
+    fn holds(&self, args: &Args) -> bool {
+        let mut indexes: Vec<usize> = self.args.iter().map(|arg| arg.index).collect();
+        indexes.sort_unstable();
+        let alternatives = indexes.windows(2).any(|pair| pair[0] == pair[1]);
+        let mut held = self.args.iter().map(|arg| arg.holds(args));
+        if alternatives { held.any(|held| held) } else { held.all(|held| held) }
+    }
+}
+
+impl Filter {
+    /// What stands for "no filter": everything is allowed, on every ABI of the machine.
+    pub(super) fn allowing() -> Self {
+        let architectures = match std::env::consts::ARCH {
+            "x86_64" => json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"]),
+            "aarch64" => json!(["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"]),
+            // Without a list the filter is for the native ABI, and calls by any other are killed.
+            _ => json!([]),
+        };
+        let mut rest = Map::new();
+        rest.insert("defaultAction".into(), "SCMP_ACT_ALLOW".into());
+        rest.insert("architectures".into(), architectures);
+        Filter { rest, default: Action::allow(), rules: Vec::new() }
+    }
+
+    pub(super) fn read(seccomp: &Value) -> Result<Self, AmendError> {
+        const PLACE: &str = "/linux/seccomp";
+        let mut rest = map(seccomp, PLACE)?.clone();
+        let default = action(&rest, PLACE, "defaultAction", "defaultErrnoRet")?;
+        let syscalls = rest.remove("syscalls").unwrap_or(Value::Null);
+        let mut rules = Vec::new();
+        for (index, entry) in list(&syscalls, &format!("{PLACE}/syscalls"))?.iter().enumerate() {
+            rules.push(rule(entry, &format!("{PLACE}/syscalls/{index}"))?);
+        }
+        Ok(Filter { rest, default, rules })
+    }
+
+    pub(super) fn into_value(self) -> Value {
+        let mut value = self.rest;
+        value.insert("syscalls".into(), self.rules.into_iter().map(Rule::into_value).collect());
+        Value::Object(value)
+    }
+
+    pub(super) fn allows_by_default(&self) -> bool {
+        self.default.permits()
+    }
+
+    /// Every action libseccomp may take for the call: more than one where rules with different actions hold.
+    fn actions(&self, syscall: &str, args: &Args) -> Vec<&Action> {
+        let known = || self.rules.iter().filter(|rule| rule.concerns(syscall) && rule.action != self.default);
+        let mut actions: Vec<&Action> =
+            known().filter(|rule| rule.args.is_empty()).map(|rule| &rule.action).collect();
+        if actions.is_empty() {
+            actions = known().filter(|rule| rule.holds(args)).map(|rule| &rule.action).collect();
+        }
+        if actions.is_empty() {
+            actions.push(&self.default);
+        }
+        actions
+    }
+
+    /// Whether the call may be let through.
+    pub(super) fn permits(&self, syscall: &str, args: &Args) -> bool {
+        self.actions(syscall, args).into_iter().any(Action::permits)
+    }
+
+    /// The strictest action for the call.
+    pub(super) fn strictest(&self, syscall: &str, args: &Args) -> Action {
+        let actions = self.actions(syscall, args);
+        actions
+            .iter()
+            .find(|action| action.refuses())
+            .or(actions.first())
+            .map_or_else(Action::allow, |&a| a.clone())
+    }
+
+    /// Refuses the call whatever its arguments.
+    pub(super) fn refuse(&mut self, syscalls: &[&str], errno: u64) {
+        for syscall in syscalls {
+            self.strip(syscall, |_| true);
+        }
+        self.push(syscalls, Action::errno(errno), Vec::new());
+    }
+
+    /// Lets the call through only in `forms`, and in these only as far as the filter did before.
+    /// `refusals` are the other forms, as far as they can be told: answered with EPERM.
+    pub(super) fn limit(&mut self, syscall: &str, forms: &[(Vec<Arg>, Args)], refusals: &[Vec<Arg>]) {
+        if self.default.permits() {
+            let ours = |rule: &Rule| {
+                rule.action == Action::errno(EPERM)
+                    && refusals.contains(&rule.args)
+                    && rule.names == [syscall]
+            };
+            self.rules.retain(|rule| !ours(rule));
+            self.strip(syscall, |rule| rule.action.permits());
+            if self.rules.iter().any(|rule| rule.concerns(syscall) && rule.args.is_empty()) {
+                return;
+            }
+        } else {
+            let decided: Vec<Action> =
+                forms.iter().map(|(_, sample)| self.strictest(syscall, sample)).collect();
+            self.strip(syscall, |_| true);
+            for ((form, _), action) in forms.iter().zip(&decided) {
+                if *action != self.default {
+                    self.push(&[syscall], action.clone(), form.clone());
+                }
+            }
+            // A profile that kills keeps killing; one that lets nothing through needs no exception.
+            if !self.default.is_errno() || !decided.iter().any(Action::permits) {
+                return;
+            }
+        }
+        for refusal in refusals {
+            self.push(&[syscall], Action::errno(EPERM), refusal.clone());
+        }
+    }
+
+    /// Takes `syscall` out of the rules that `which` picks.
+    fn strip(&mut self, syscall: &str, which: impl Fn(&Rule) -> bool) {
+        for rule in self.rules.iter_mut().filter(|rule| which(rule)) {
+            rule.names.retain(|name| name != syscall);
+        }
+        self.rules.retain(|rule| !rule.names.is_empty());
+    }
+
+    fn push(&mut self, syscalls: &[&str], action: Action, args: Vec<Arg>) {
+        let names = syscalls.iter().map(|&name| name.to_owned()).collect();
+        self.rules.push(Rule { names, action, args, raw: Map::new() });
+    }
+}
+
+impl Rule {
+    fn into_value(self) -> Value {
+        let mut value = self.raw;
+        value.insert("names".into(), self.names.into());
+        if !value.contains_key("action") {
+            if self.action.is_errno() {
+                value.insert("errnoRet".into(), self.action.errno.into());
+            }
+            value.insert("action".into(), self.action.name.into());
+            if !self.args.is_empty() {
+                value.insert("args".into(), self.args.into_iter().map(Arg::into_value).collect());
+            }
+        }
+        Value::Object(value)
+    }
+}
+
+const OPS: [(&str, Op); 7] = [
+    ("SCMP_CMP_NE", Op::Ne),
+    ("SCMP_CMP_LT", Op::Lt),
+    ("SCMP_CMP_LE", Op::Le),
+    ("SCMP_CMP_EQ", Op::Eq),
+    ("SCMP_CMP_GE", Op::Ge),
+    ("SCMP_CMP_GT", Op::Gt),
+    ("SCMP_CMP_MASKED_EQ", Op::MaskedEq),
+];
+
+impl Arg {
+    fn into_value(self) -> Value {
+        let op = OPS.iter().find(|(_, op)| *op == self.op).map_or("", |(name, _)| name);
+        let mut value = json!({ "index": self.index, "value": self.value, "op": op });
+        if self.op == Op::MaskedEq {
+            value["valueTwo"] = self.two.into();
+        }
+        value
+    }
+}
+
+fn rule(entry: &Value, place: &str) -> Result<Rule, AmendError> {
+    let raw = map(entry, place)?.clone();
+    let names = list(raw.get("names").unwrap_or(&Value::Null), &format!("{place}/names"))?;
+    let names = names.iter().map(|name| name.as_str().map(str::to_owned));
+    let names = names
+        .collect::<Option<Vec<_>>>()
+        .ok_or_else(|| wrong(&format!("{place}/names"), "is not a list of names"))?;
+    let action = action(&raw, place, "action", "errnoRet")?;
+    let mut args = Vec::new();
+    for (index, value) in
+        list(raw.get("args").unwrap_or(&Value::Null), &format!("{place}/args"))?.iter().enumerate()
+    {
+        let place = format!("{place}/args/{index}");
+        let number = |key: &str| value.get(key).map_or(Some(0), Value::as_u64);
+        let op = value.get("op").and_then(Value::as_str);
+        let op = op.and_then(|op| OPS.iter().find(|(name, _)| *name == op)).map(|&(_, op)| op);
+        let index = number("index").and_then(|index| usize::try_from(index).ok()).filter(|index| *index < 6);
+        match (index, number("value"), number("valueTwo"), op) {
+            (Some(index), Some(value), Some(two), Some(op)) => args.push(Arg { index, op, value, two }),
+            _ => return Err(wrong(&place, "is not a condition on an argument")),
+        }
+    }
+    Ok(Rule { names, action, args, raw })
+}
+
+fn action(map: &Map<String, Value>, place: &str, key: &str, errno_key: &str) -> Result<Action, AmendError> {
+    let name = map.get(key).and_then(Value::as_str);
+    let name = name.ok_or_else(|| wrong(&format!("{place}/{key}"), "is not an action"))?.to_owned();
+    let errno = map.get(errno_key).and_then(Value::as_u64).unwrap_or(EPERM);
+    Ok(Action { name, errno })
+}
+
+fn map<'a>(value: &'a Value, place: &str) -> Result<&'a Map<String, Value>, AmendError> {
+    value.as_object().ok_or_else(|| wrong(place, "is not an object"))
+}
+
+fn list<'a>(value: &'a Value, place: &str) -> Result<&'a [Value], AmendError> {
+    match value {
+        Value::Null => Ok(&[]),
+        Value::Array(list) => Ok(list),
+        _ => Err(wrong(place, "is not a list")),
+    }
+}
+
+fn wrong(place: &str, reason: &str) -> AmendError {
+    AmendError { place: place.to_owned(), reason: reason.to_owned() }
+}

@@ -1,0 +1,141 @@
+//! L9: IP is not the only way out. Sockets of four families only, no io_uring, which would make them behind the filter's back.
+
+use super::seccomp::{Action, Arg, Args, EPERM, Filter};
+
+const AF_UNIX: u32 = 1;
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
+const AF_NETLINK: u32 = 16;
+const AF_PACKET: u32 = 17;
+const STREAM: u32 = 1;
+const DGRAM: u32 = 2;
+const RAW: u32 = 3;
+const SEQPACKET: u32 = 5;
+const DCCP: u32 = 6;
+/// `socket(AF_INET, SOCK_PACKET, …)` makes an AF_PACKET socket (net/socket.c, __sock_create).
+const PACKET: u32 = 10;
+/// SOCK_CLOEXEC and SOCK_NONBLOCK are or-ed into the type (include/linux/net.h, SOCK_TYPE_MASK).
+const TYPE_MASK: u64 = 0xf;
+
+const TCP: u32 = 6;
+const UDP: u32 = 17;
+const MPTCP: u32 = 262;
+const L2TP: u32 = 115;
+const SCTP: u32 = 132;
+const UDP_LITE: u32 = 136;
+const SMC: u32 = 256;
+/// One more than the last netlink protocol, NETLINK_SMC (include/uapi/linux/netlink.h).
+const NETLINK_PROTOCOLS: u32 = 23;
+
+const IO_URING: [&str; 3] = ["io_uring_setup", "io_uring_enter", "io_uring_register"];
+/// The i386 multiplexer: its arguments are behind a pointer, where no filter can look.
+const MULTIPLEXER: &str = "socketcall";
+
+/// Limits `filter` to the families, types and protocols that the firewall judges. `raw`: CAP_NET_RAW was granted.
+pub(super) fn limit(filter: &mut Filter, raw: bool) {
+    filter.limit("socket", &forms(filter, raw), &refusals(raw));
+    let pair = (vec![Arg::int(0, AF_UNIX)], args(AF_UNIX, STREAM, 0));
+    filter.limit("socketpair", &[pair], &[vec![Arg::int(0, 0)], vec![Arg::greater(0, AF_UNIX.into())]]);
+    filter.refuse(&[IO_URING[0], IO_URING[1], IO_URING[2], MULTIPLEXER], EPERM);
+}
+
+/// A call that `filter` lets through and L9 does not.
+pub(super) fn open_door(filter: &Filter, raw: bool) -> Option<String> {
+    let listed = |family: &u32| {
+        [AF_UNIX, AF_INET, AF_INET6, AF_NETLINK].contains(family) || (raw && *family == AF_PACKET)
+    };
+    let families = (0..64).filter(|family| !listed(family));
+    let mut sockets: Vec<Args> = families
+        .flat_map(|family| [STREAM, DGRAM, RAW, SEQPACKET].map(|kind| args(family, kind, 0)))
+        .collect();
+    for family in [AF_INET, AF_INET6] {
+        let kinds: &[u32] = if raw { &[SEQPACKET, DCCP] } else { &[RAW, SEQPACKET, DCCP, PACKET] };
+        sockets.extend(kinds.iter().map(|&kind| args(family, kind, 0)));
+        sockets.extend([SCTP, SMC].map(|protocol| args(family, STREAM, protocol)));
+        sockets.push(args(family, DGRAM, UDP_LITE));
+    }
+    // The kernel drops the upper half of an int argument; a filter that compares 64 bits must not.
+    let high: Vec<Args> = sockets.iter().map(|call| call.map(|arg| arg | 1 << 32)).collect();
+    let call = |syscall: &str, call: &Args| filter.permits(syscall, call);
+    if let Some(found) = sockets.iter().chain(&high).find(|found| call("socket", found)) {
+        let [family, kind, protocol, ..] = found.map(|arg| arg & 0xffff_ffff);
+        return Some(format!("socket({family}, {kind}, {protocol})"));
+    }
+    if let Some(family) = (2..64).find(|&family| call("socketpair", &args(family, STREAM, 0))) {
+        return Some(format!("socketpair({family})"));
+    }
+    IO_URING
+        .iter()
+        .chain([&MULTIPLEXER])
+        .find(|syscall| call(syscall, &[0; 6]))
+        .map(|syscall| (*syscall).to_owned())
+}
+
+/// The forms of `socket` that may pass, each with a sample call to ask the engine's own filter about.
+fn forms(filter: &Filter, raw: bool) -> Vec<(Vec<Arg>, Args)> {
+    let mut forms = Vec::new();
+    for kind in [STREAM, DGRAM, SEQPACKET] {
+        forms.push((vec![Arg::int(0, AF_UNIX), type_is(kind)], args(AF_UNIX, kind, 0)));
+    }
+    for (family, ping) in [(AF_INET, 1), (AF_INET6, 58)] {
+        for (kind, protocols) in [(STREAM, [0, TCP, MPTCP]), (DGRAM, [0, UDP, ping])] {
+            for protocol in protocols {
+                let form = vec![Arg::int(0, family), type_is(kind), Arg::int(2, protocol)];
+                forms.push((form, args(family, kind, protocol)));
+            }
+        }
+        if raw {
+            forms.push((vec![Arg::int(0, family), type_is(RAW)], args(family, RAW, 255)));
+        }
+    }
+    if raw {
+        forms.push((vec![Arg::int(0, AF_PACKET)], args(AF_PACKET, RAW, 0x300)));
+    }
+    forms.extend(netlink_forms(filter));
+    forms
+}
+
+/// Netlink serves the container's own namespace; the engine's exceptions (Podman's: no NETLINK_AUDIT) are kept.
+fn netlink_forms(filter: &Filter) -> Vec<(Vec<Arg>, Args)> {
+    let sample = |protocol| args(AF_NETLINK, RAW, protocol);
+    let decided: Vec<Action> =
+        (0..NETLINK_PROTOCOLS).map(|p| filter.strictest("socket", &sample(p))).collect();
+    let family = Arg::int(0, AF_NETLINK);
+    // Protocol 0, NETLINK_ROUTE, stands for the rest: `getaddrinfo` needs it, so every engine lets it through.
+    let usual = &decided[0];
+    let exceptions: Vec<u32> = (0..NETLINK_PROTOCOLS).filter(|&p| decided[p as usize] != *usual).collect();
+    match exceptions.as_slice() {
+        [] => vec![(vec![family], sample(0))],
+        [only] => vec![
+            (vec![family, Arg::other_than(2, u64::from(*only))], sample(0)),
+            (vec![family, Arg::equal(2, u64::from(*only))], sample(*only)),
+        ],
+        _ => (0..NETLINK_PROTOCOLS).map(|p| (vec![family, Arg::int(2, p)], sample(p))).collect(),
+    }
+}
+
+/// Forms to refuse by name, with EPERM: all other families, and what is neither TCP nor UDP in the Internet's.
+fn refusals(raw: bool) -> Vec<Vec<Arg>> {
+    let last = if raw { AF_PACKET } else { AF_NETLINK };
+    let mut refusals: Vec<Vec<Arg>> = (0..=AF_NETLINK)
+        .filter(|family| ![AF_UNIX, AF_INET, AF_INET6, AF_NETLINK].contains(family))
+        .map(|family| vec![Arg::int(0, family)])
+        .collect();
+    refusals.push(vec![Arg::greater(0, last.into())]);
+    for family in [AF_INET, AF_INET6] {
+        let kinds: &[u32] = if raw { &[SEQPACKET, DCCP] } else { &[RAW, SEQPACKET, DCCP, PACKET] };
+        refusals.extend(kinds.iter().map(|&kind| vec![Arg::int(0, family), type_is(kind)]));
+        for (kind, protocol) in [(STREAM, SCTP), (STREAM, SMC), (DGRAM, UDP_LITE), (DGRAM, L2TP)] {
+            refusals.push(vec![Arg::int(0, family), type_is(kind), Arg::int(2, protocol)]);
+        }
+    }
+    refusals
+}
+
+fn type_is(kind: u32) -> Arg {
+    Arg::masked(1, TYPE_MASK, kind.into())
+}
+
+fn args(family: u32, kind: u32, protocol: u32) -> Args {
+    [family.into(), kind.into(), protocol.into(), 0, 0, 0]
+}

@@ -1,0 +1,40 @@
+//! The OCI hooks of terok. `create` is where a container gets its protection or does not start; read it first.
+
+pub mod argv;
+mod catalog;
+mod create;
+mod guards;
+mod handover;
+mod image;
+mod inside;
+mod place;
+mod precreate;
+mod refusal;
+pub mod state;
+mod stop;
+
+use argv::{Request, Stage};
+use std::process::ExitCode;
+
+/// Runs the stage that the command line names. Clean birth first (L3): nothing inherited is used before.
+pub fn run() -> ExitCode {
+    if let Err(error) = terok_kernel::birth::clean().and_then(|()| terok_kernel::birth::close_from(3)) {
+        return refusal::report(&error.into(), None);
+    }
+    let request = match Request::parse(std::env::args_os().skip(1)) {
+        Ok(request) => request,
+        Err(usage) => return refusal::report(&usage.into(), None),
+    };
+    let done = match request.stage {
+        Stage::Precreate => precreate::run(&request),
+        Stage::Create => create::run(&request),
+        Stage::Stop => {
+            stop::run(&request);
+            Ok(())
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(refusal) => refusal::report(&refusal, Some(request.stage)),
+    }
+}

@@ -1,0 +1,77 @@
+//! Whose container this is, and where its folders are (L6). What cannot be decided is refused, not guessed.
+
+use crate::argv::Request;
+use crate::refusal::Refusal;
+use std::path::{Path, PathBuf};
+use terok_kernel::statedir::Dir;
+use terok_kernel::userns::{self, Owner};
+use terok_policy::layout;
+
+/// The owner's places.
+#[derive(Debug)]
+pub(crate) struct Place {
+    owner: Owner,
+    home: PathBuf,
+}
+
+impl Place {
+    /// From the uid map and the home that was pinned at installation, else the one in `/etc/passwd`.
+    pub(crate) fn find(request: &Request) -> Result<Self, Refusal> {
+        let owner = userns::owner()?;
+        let home = match &request.home {
+            Some(home) => home.clone(),
+            None => home_of(owner)?,
+        };
+        Ok(Place { owner, home })
+    }
+
+    /// The owner's home directory.
+    pub(crate) fn home(&self) -> &Path {
+        &self.home
+    }
+
+    /// The folder of runtime folders, made where there is none.
+    pub(crate) fn runtime(&self) -> Result<Dir, Refusal> {
+        let Owner::User(uid) = self.owner else { return private(layout::RUN_ROOTFUL) };
+        let base = format!("/run/user/{uid}");
+        match Dir::base(Path::new(&base)) {
+            Ok(base) => Ok(base.make_private(layout::RUN_USER)?),
+            Err(error) if error.is_missing() => Err(Refusal::Place(format!(
+                "{base} does not exist; log in, or run `loginctl enable-linger` for this user"
+            ))),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The folder of state folders, made where there is none.
+    pub(crate) fn state(&self) -> Result<Dir, Refusal> {
+        if self.owner == Owner::Root {
+            return private(layout::STATE_ROOTFUL);
+        }
+        let Some((shared, name)) = layout::STATE_USER.rsplit_once('/') else {
+            return Err(Refusal::Place(layout::STATE_USER.into()));
+        };
+        Ok(Dir::base(&self.home)?.make_shared(shared)?.make_private(name)?)
+    }
+}
+
+/// A folder of terok's own below one of the system's.
+fn private(path: &str) -> Result<Dir, Refusal> {
+    match path.rsplit_once('/') {
+        Some((base, name)) => Ok(Dir::base(Path::new(base))?.make_private(name)?),
+        None => Err(Refusal::Place(path.into())),
+    }
+}
+
+fn home_of(owner: Owner) -> Result<PathBuf, Refusal> {
+    let uid = match owner {
+        Owner::Root => 0,
+        Owner::User(uid) => uid,
+    };
+    let passwd = std::fs::read_to_string("/etc/passwd").map_err(Refusal::io("read /etc/passwd"))?;
+    let entry = userns::passwd_entry(&passwd, uid);
+    let (_, home) = entry.ok_or_else(|| {
+        Refusal::Place(format!("uid {uid} is not in /etc/passwd; run `terok setup` as that user"))
+    })?;
+    Ok(home)
+}

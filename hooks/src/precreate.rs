@@ -1,0 +1,44 @@
+//! `precreate`: the configuration in, the amended one out. What can be refused is refused here already, because here
+//! the person who started the container still gets to read why. Any refusal: nothing on stdout.
+
+use crate::argv::Request;
+use crate::place::Place;
+use crate::refusal::{self, Refusal};
+use crate::state::{self, Annotations, ours};
+use crate::{catalog, guards, image};
+use serde_json::Value;
+use std::io::Write;
+use std::path::Path;
+use terok_policy::{amend, annotation};
+
+/// Reads `config.json` from stdin and writes it, amended, to stdout; without a `terok.` annotation octet by octet.
+pub(crate) fn run(request: &Request) -> Result<(), Refusal> {
+    let read =
+        state::read_config(std::io::stdin().lock()).map_err(|error| Refusal::input("config.json", error))?;
+    let (config, annotations) =
+        state::parse_config(&read).map_err(|error| Refusal::input("config.json", error))?;
+    let ours = ours(&annotations);
+    let written = if ours.is_empty() { read } else { amended(request, config, &ours)? };
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(&written).and_then(|()| stdout.flush()).map_err(Refusal::io("write config.json"))
+}
+
+fn amended(request: &Request, config: Value, ours: &Annotations) -> Result<Vec<u8>, Refusal> {
+    let place = Place::find(request)?;
+    let rootfs = config.pointer("/root/path").and_then(Value::as_str).unwrap_or_default();
+    let container = image::by_rootfs(Path::new(rootfs));
+    let amended = (|| {
+        let policy = annotation::parse(ours, &catalog::read(place.home())?)?;
+        image::check(ours, &policy, &container)?;
+        guards::check(&config)?;
+        let amended = amend::amend(config, &policy)?;
+        serde_json::to_vec(&amended).map_err(|error| Refusal::input("config.json", error))
+    })();
+    if let (Err(refusal), Ok(found)) = (&amended, &container)
+        && terok_policy::layout::is_container_id(&found.record.id)
+        && let Ok(state) = place.state().and_then(|base| Ok(base.make_private(&found.record.id)?))
+    {
+        refusal::record(&state, refusal);
+    }
+    amended
+}

@@ -1,0 +1,325 @@
+//! Containers of the tests: started as a user would, gone when the test is.
+
+use crate::{Mode, eventually};
+use serde_json::Value;
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Where the probe is in a container.
+const PROBE: &str = "/run/terok-probe";
+
+/// A program that ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Exit code, 128 + signal where a signal ended it.
+    pub code: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+    what: String,
+}
+
+impl Ended {
+    /// Runs `command` to its end.
+    pub fn of(command: &mut Command) -> Self {
+        use std::os::unix::process::ExitStatusExt;
+        let what = format!("{command:?}");
+        let output = command.output().unwrap_or_else(|error| panic!("starting {what}: {error}"));
+        let code = output.status.code().or_else(|| output.status.signal().map(|signal| 128 + signal));
+        Ended {
+            code: code.unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            what,
+        }
+    }
+
+    /// The standard output of a program that must have ended well.
+    #[track_caller]
+    pub fn succeeded(self) -> String {
+        assert_eq!(self.code, 0, "{}\n{}{}", self.what, self.stdout, self.stderr);
+        self.stdout
+    }
+
+    /// The standard error of a program that must have failed.
+    #[track_caller]
+    pub fn failed(self) -> String {
+        assert_ne!(self.code, 0, "{} ended well\n{}{}", self.what, self.stdout, self.stderr);
+        self.stderr
+    }
+
+    /// The probe's lines.
+    #[track_caller]
+    pub fn lines(self) -> Vec<Value> {
+        let text = self.succeeded();
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("not JSON: {line}")))
+            .collect()
+    }
+}
+
+/// A container without a network card and with annotations, to be started.
+#[derive(Debug, Clone)]
+pub struct Sealed {
+    mode: Mode,
+    image: String,
+    network: String,
+    options: Vec<String>,
+}
+
+impl Sealed {
+    /// A container that may reach `allow` (rules), busybox unless another image is named.
+    pub fn new(mode: Mode, allow: &str) -> Self {
+        let sealed = Self::bare(mode);
+        if allow.is_empty() {
+            sealed.annotate("shield", "up")
+        } else {
+            sealed.annotate("shield.allow", allow)
+        }
+    }
+
+    /// Without any annotation.
+    pub fn bare(mode: Mode) -> Self {
+        Sealed { mode, image: "localhost/bb".to_owned(), network: "none".to_owned(), options: Vec::new() }
+    }
+
+    /// What Podman gives without terok: proof that the same attempts get out.
+    pub fn unprotected(mode: Mode) -> Self {
+        Sealed { network: mode.plain_network().to_owned(), ..Self::bare(mode) }
+    }
+
+    /// Adds the annotation `terok.KEY`.
+    #[must_use]
+    pub fn annotate(self, key: &str, value: &str) -> Self {
+        self.option(&format!("--annotation=terok.{key}={value}"))
+    }
+
+    /// Adds a podman option.
+    #[must_use]
+    pub fn option(mut self, option: &str) -> Self {
+        self.options.push(option.to_owned());
+        self
+    }
+
+    /// A Debian with real tools, whose own trust store also holds the lab's authority.
+    #[must_use]
+    pub fn debian(mut self) -> Self {
+        self.image = "localhost/wl".to_owned();
+        let bundle = "/run/inet/bundle.pem";
+        self = self.option(&format!("--volume={bundle}:/etc/ssl/certs/ca-certificates.crt:ro"));
+        for name in
+            ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "NODE_EXTRA_CA_CERTS", "GIT_SSL_CAINFO"]
+        {
+            self = self.option(&format!("--env={name}=/etc/ssl/certs/ca-certificates.crt"));
+        }
+        self
+    }
+
+    /// Another image.
+    #[must_use]
+    pub fn image(mut self, image: &str) -> Self {
+        self.image = image.to_owned();
+        self
+    }
+
+    /// Another network.
+    #[must_use]
+    pub fn network(mut self, network: &str) -> Self {
+        self.network = network.to_owned();
+        self
+    }
+
+    /// Runs the steps of the probe as the container's first program; the container is removed by the end of the test.
+    #[track_caller]
+    pub fn probe(&self, steps: &[&str]) -> (Container, Vec<Value>) {
+        let (container, ended) = self.run(&[&[PROBE], steps].concat());
+        (container, ended.lines())
+    }
+
+    /// Runs `command` as the container's program to its end.
+    pub fn run(&self, command: &[&str]) -> (Container, Ended) {
+        let mut container = self.named();
+        let ended = Ended::of(self.podman(&container.name, &[]).args(command).stdin(Stdio::null()));
+        container.id =
+            container.mode.podman(&["inspect", "--format={{.Id}}", &container.name]).stdout.trim().to_owned();
+        (container, ended)
+    }
+
+    /// Starts `command` in the background.
+    #[track_caller]
+    pub fn start(&self, command: &[&str]) -> Container {
+        let mut container = self.named();
+        let ended = Ended::of(self.podman(&container.name, &["--detach"]).args(command).stdin(Stdio::null()));
+        container.id = ended.succeeded().trim().to_owned();
+        container
+    }
+
+    /// A container that only waits to be probed.
+    #[track_caller]
+    pub fn idle(&self) -> Container {
+        self.start(&[PROBE, "sleep"])
+    }
+
+    fn named(&self) -> Container {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let name = format!("t{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        Container { mode: self.mode, name, id: String::new() }
+    }
+
+    fn podman(&self, name: &str, more: &[&str]) -> Command {
+        let mut command = self.mode.command("podman");
+        command
+            .args(["run", "--name", name, "--network", &self.network])
+            .arg(format!("--volume=/run/lab/bin/terok-probe:{PROBE}:ro"))
+            .args(more)
+            .args(&self.options)
+            .arg(&self.image);
+        command
+    }
+}
+
+/// A container; removed by force at the end of the test.
+#[derive(Debug)]
+pub struct Container {
+    /// Whose it is.
+    pub mode: Mode,
+    /// Its name.
+    pub name: String,
+    /// Its full id, empty where it was never made.
+    pub id: String,
+}
+
+impl Container {
+    /// Runs the steps of the probe in the running container.
+    #[track_caller]
+    pub fn probe(&self, steps: &[&str]) -> Vec<Value> {
+        self.mode.podman(&[&["exec", &self.name, PROBE], steps].concat()).lines()
+    }
+
+    /// One step of the probe.
+    #[track_caller]
+    pub fn try_step(&self, step: &str) -> Value {
+        self.probe(&[step]).pop().unwrap_or_default()
+    }
+
+    /// Starts one step of the probe that goes on by itself.
+    pub fn spawn(&self, step: &str) -> Running {
+        let mut command = self.mode.command("podman");
+        command.args(["exec", &self.name, PROBE, step]).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("podman starts");
+        let out = child.stdout.take().map(std::io::BufReader::new);
+        Running { child, out }
+    }
+
+    /// A podman verb on this container, `start`, `stop`, …
+    pub fn podman(&self, verb: &[&str]) -> Ended {
+        self.mode.podman(&[verb, &[&self.name]].concat())
+    }
+
+    /// Pid of its first process.
+    #[track_caller]
+    pub fn pid(&self) -> u32 {
+        self.podman(&["inspect", "--format={{.State.Pid}}"]).succeeded().trim().parse().expect("a pid")
+    }
+
+    /// The ruleset in its network namespace, as nft prints it.
+    #[track_caller]
+    pub fn ruleset(&self) -> String {
+        let net = format!("--net=/proc/{}/ns/net", self.pid());
+        Mode::Rootful.run("nsenter", &[&net, "nft", "list", "ruleset"]).succeeded()
+    }
+
+    /// The audit lines so far.
+    pub fn audit(&self) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.mode.state(&self.id).join(terok_policy::layout::AUDIT));
+        text.unwrap_or_default().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// Waits for an audit line of this kind and action whose target begins with `target`, and gives it.
+    #[track_caller]
+    pub fn audited(&self, kind: &str, action: &str, target: &str) -> Value {
+        let mut found = None;
+        let wanted = format!("{kind} {action} {target} in the audit log of {}", self.name);
+        let matches = |line: &Value| {
+            line["kind"] == kind
+                && line["action"] == action
+                && line["target"].as_str().unwrap_or_default().starts_with(target)
+        };
+        let started = std::time::Instant::now();
+        while found.is_none() && started.elapsed().as_secs() < 5 {
+            found = self.audit().into_iter().find(matches);
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        found.unwrap_or_else(|| {
+            let lines: Vec<String> = self.audit().iter().map(Value::to_string).collect();
+            panic!("no {wanted}:\n{}", lines.join("\n"))
+        })
+    }
+
+    /// The supervisor's processes of this container, parent first.
+    pub fn supervisors(&self) -> Vec<u32> {
+        let log = self.mode.state(&self.id).join(terok_policy::layout::LOG);
+        let mut pids: Vec<u32> = processes()
+            .filter(|pid| {
+                let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+                let stderr: PathBuf = std::fs::read_link(format!("/proc/{pid}/fd/2")).unwrap_or_default();
+                exe.to_string_lossy().contains(terok_policy::layout::SUPERVISOR) && stderr == log
+            })
+            .collect();
+        pids.sort_by_key(|pid| started(*pid));
+        pids
+    }
+
+    /// Waits until nothing of terok serves this container any more.
+    #[track_caller]
+    pub fn is_left_alone(&self) {
+        eventually("the supervisor ends with its container", || self.supervisors().is_empty());
+        eventually("the runtime folder goes with its container", || !self.mode.runtime(&self.id).exists());
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let _ = self.mode.podman(&["rm", "--force", "--time=0", &self.name]);
+    }
+}
+
+/// A step of the probe that goes on in the background.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    out: Option<std::io::BufReader<ChildStdout>>,
+}
+
+impl Running {
+    /// The probe's next line; null at the end.
+    pub fn line(&mut self) -> Value {
+        let mut line = String::new();
+        if let Some(out) = &mut self.out {
+            let _ = std::io::BufRead::read_line(out, &mut line);
+        }
+        serde_json::from_str(&line).unwrap_or_default()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Every process.
+fn processes() -> impl Iterator<Item = u32> {
+    let entries = std::fs::read_dir("/proc").expect("proc is mounted");
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+}
+
+/// When a process was started, in clock ticks since boot (proc(5), field 22 of stat).
+fn started(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    after_name.split_whitespace().nth(19).and_then(|ticks| ticks.parse().ok()).unwrap_or(0)
+}

@@ -1,0 +1,73 @@
+//! The fake internet: addresses for one test alone, and what its servers really saw.
+
+use serde_json::Value;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicU16, Ordering};
+
+/// A web site that only the test that asked for it knows.
+#[derive(Debug, Clone)]
+pub struct Site {
+    /// Its name.
+    pub name: String,
+    /// Its IPv4 address.
+    pub v4: Ipv4Addr,
+    /// Its IPv6 address.
+    pub v6: Ipv6Addr,
+}
+
+/// A site of the test's own.
+pub fn site() -> Site {
+    static NEXT: AtomicU16 = AtomicU16::new(64);
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    let low =
+        u8::try_from(n).ok().filter(|n| *n < 255).expect("more tests than sites: widen the range in dns.py");
+    Site {
+        name: format!("site-{n}.example.com"),
+        v4: Ipv4Addr::new(198, 51, 100, low),
+        v6: Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, n),
+    }
+}
+
+/// Addresses that answer and that no name leads to, of the test's own.
+pub fn bad_addresses() -> (Ipv4Addr, Ipv6Addr) {
+    static NEXT: AtomicU16 = AtomicU16::new(100);
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    let low = u8::try_from(n).expect("more tests than bad addresses");
+    (Ipv4Addr::new(203, 0, 113, low), Ipv6Addr::new(0x2001, 0xdb8, 0xbad, 0, 0, 0, 0, n))
+}
+
+/// Everything the servers saw so far.
+pub fn seen() -> Vec<Value> {
+    let text = std::fs::read_to_string("/run/inet/seen.jsonl").expect("the fake internet keeps a log");
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// What the servers saw at one address, DNS aside.
+pub fn seen_at(address: impl ToString) -> Vec<Value> {
+    let address = address.to_string();
+    seen().into_iter().filter(|line| line["dst"] == address.as_str() && line["proto"] != "dns").collect()
+}
+
+/// Names under `suffix` that any DNS server was asked for.
+pub fn queries(suffix: &str) -> Vec<String> {
+    let below = format!(".{suffix}");
+    let names = seen().into_iter().filter(|line| line["proto"] == "dns");
+    names
+        .filter_map(|line| line["name"].as_str().map(str::to_owned))
+        .filter(|name| name == suffix || name.ends_with(&below))
+        .collect()
+}
+
+impl Site {
+    /// What its servers saw, over both addresses.
+    pub fn seen(&self) -> Vec<Value> {
+        let mut lines = seen_at(self.v4);
+        lines.extend(seen_at(self.v6));
+        lines
+    }
+
+    /// The paths requested from it.
+    pub fn paths(&self) -> Vec<String> {
+        self.seen().iter().filter_map(|line| line["path"].as_str().map(str::to_owned)).collect()
+    }
+}

@@ -1,0 +1,83 @@
+//! Fuzzing on the stable toolchain: the coverage that libFuzzer wants is an LLVM pass any rustc has; cargo-fuzz is not needed.
+
+use crate::process::{cargo, must, target, workspace};
+use anyhow::{Context, bail};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+/// What `cargo fuzz` passes, without the sanitizers that need a nightly compiler.
+const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing -Ccodegen-units=1 -Cdebug-assertions -Coverflow-checks";
+
+/// `cargo xtask fuzz`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Only this target; all where none is named
+    name: Option<String>,
+    /// How long each target runs
+    #[arg(long, default_value_t = 60)]
+    seconds: u32,
+}
+
+impl Options {
+    /// Ten seconds of each target.
+    pub(crate) fn brief() -> Self {
+        Options { name: None, seconds: 10 }
+    }
+}
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let build = target().join("fuzz");
+    let manifest = workspace().join("fuzz/Cargo.toml");
+    must(
+        cargo()
+            .args(["build", "--quiet", "--release", "--target", &triple, "--manifest-path"])
+            .arg(&manifest)
+            .env("CARGO_TARGET_DIR", &build)
+            .env("RUSTFLAGS", COVERAGE),
+    )?;
+    let mut names = targets()?;
+    if let Some(only) = &options.name {
+        names.retain(|name| name == only);
+    }
+    if names.is_empty() {
+        bail!("no such fuzz target: they are the files of fuzz/fuzz_targets");
+    }
+    for name in names {
+        let corpus = build.join("corpus").join(&name);
+        std::fs::create_dir_all(&corpus).with_context(|| format!("creating {}", corpus.display()))?;
+        let seeds = workspace().join("fuzz/corpus").join(&name);
+        let artifacts = format!("-artifact_prefix={}/", build.display());
+        println!("fuzzing {name} for {} s", options.seconds);
+        must(
+            Command::new(build.join(&triple).join("release").join(&name))
+                .arg(&corpus)
+                .args(seeds.is_dir().then_some(&seeds))
+                .args([
+                    &format!("-max_total_time={}", options.seconds),
+                    "-timeout=5",
+                    "-rss_limit_mb=1024",
+                    "-verbosity=0",
+                    &artifacts,
+                ]),
+        )?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The targets' names.
+fn targets() -> anyhow::Result<Vec<String>> {
+    let folder: PathBuf = workspace().join("fuzz/fuzz_targets");
+    let entries = std::fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            names.extend(path.file_stem().map(|stem| stem.to_string_lossy().into_owned()));
+        }
+    }
+    names.sort();
+    Ok(names)
+}
