@@ -200,6 +200,25 @@ impl Filter {
         self.push(syscalls, Action::errno(errno), Vec::new());
     }
 
+    /// As [`Filter::refuse`], ahead of all other rules and by a rule that is no default.
+    ///
+    /// libseccomp writes each rule for `socket` and its like again for `socketcall` on i386, with the call's number in
+    /// place of the family: copies that allow what they should not, or contradict each other. It drops them where
+    /// `socketcall` is decided already, but a rule that is the default decides nothing.
+    pub(super) fn refuse_first(&mut self, syscall: &str) {
+        let errno = if self.default == Action::errno(EPERM) { ENOSYS } else { EPERM };
+        self.refuse(&[syscall], errno);
+        self.rules.rotate_right(1);
+    }
+
+    /// Whether a rule of its own refuses the call whatever its arguments.
+    pub(super) fn refuses_expressly(&self, syscall: &str) -> bool {
+        let mut rules =
+            self.rules.iter().filter(|rule| rule.concerns(syscall) && rule.action != self.default);
+        rules.next().is_some_and(|first| first.args.is_empty() && first.action.refuses())
+            && rules.next().is_none()
+    }
+
     /// Lets the call through only in `forms`, and in these only as far as the filter did before.
     /// `refusals` are the other forms, as far as they can be told: answered with EPERM.
     pub(super) fn limit(&mut self, syscall: &str, forms: &[(Vec<Arg>, Args)], refusals: &[Vec<Arg>]) {

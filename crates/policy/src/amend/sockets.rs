@@ -33,10 +33,11 @@ const MULTIPLEXER: &str = "socketcall";
 
 /// Limits `filter` to the families, types and protocols that the firewall judges. `raw`: CAP_NET_RAW was granted.
 pub(super) fn limit(filter: &mut Filter, raw: bool) {
+    filter.refuse_first(MULTIPLEXER);
     filter.limit("socket", &forms(filter, raw), &refusals(raw));
     let pair = (vec![Arg::int(0, AF_UNIX)], args(AF_UNIX, STREAM, 0));
     filter.limit("socketpair", &[pair], &[vec![Arg::int(0, 0)], vec![Arg::greater(0, AF_UNIX.into())]]);
-    filter.refuse(&[IO_URING[0], IO_URING[1], IO_URING[2], MULTIPLEXER], EPERM);
+    filter.refuse(&IO_URING, EPERM);
 }
 
 /// A call that `filter` lets through and L9 does not.
@@ -64,11 +65,10 @@ pub(super) fn open_door(filter: &Filter, raw: bool) -> Option<String> {
     if let Some(family) = (2..64).find(|&family| call("socketpair", &args(family, STREAM, 0))) {
         return Some(format!("socketpair({family})"));
     }
-    IO_URING
-        .iter()
-        .chain([&MULTIPLEXER])
-        .find(|syscall| call(syscall, &[0; 6]))
-        .map(|syscall| (*syscall).to_owned())
+    if !filter.refuses_expressly(MULTIPLEXER) {
+        return Some(MULTIPLEXER.to_owned());
+    }
+    IO_URING.iter().find(|syscall| call(syscall, &[0; 6])).map(|syscall| (*syscall).to_owned())
 }
 
 /// The forms of `socket` that may pass, each with a sample call to ask the engine's own filter about.
