@@ -1,3 +1,9 @@
-//! End to end on real Podman: what must be shown, one module for each promise. Attack ids (A1 …) are those of SECURITY.md.
+//! End to end on real Podman: what must be shown, one module for each promise. The ids A1 … are attacks (tests/README.md).
 
+mod birth;
 mod egress;
+mod install;
+mod lifecycle;
+mod live;
+mod rebinding;
+mod tools;

@@ -91,11 +91,11 @@ pub fn within(limit: Duration, what: &str, mut ready: impl FnMut() -> bool) -> D
 /// Writes one test as two, `NAME::rootless` and `NAME::rootful`.
 #[macro_export]
 macro_rules! both_modes {
-    ($($(#[$doc:meta])* fn $name:ident($mode:ident: Mode) $body:block)*) => {$(
+    ($($(#[$doc:meta])* fn $name:ident($mode:ident: $kind:ty) $body:block)*) => {$(
         $(#[$doc])*
         mod $name {
             use super::*;
-            fn test($mode: $crate::Mode) $body
+            fn test($mode: $kind) $body
             #[test]
             fn rootless() {
                 let Some(_lab) = $crate::Lab::open() else { return };

@@ -1,0 +1,192 @@
+//! The operator's hand while a container runs: deny, block, down; at once, and for good.
+
+use serde_json::Value;
+use std::time::Duration;
+use terok_tests::{
+    Container, Mode, Running, Sealed, bad_addresses, both_modes, eventually, seen_at, site, within,
+};
+
+/// Long enough that only a cut ends it within a test.
+const FOREVER: &str = "/bytes/109951162777600";
+
+/// A download that has begun.
+#[track_caller]
+fn download(container: &Container, step: &str) -> Running {
+    let mut running = container.spawn(step);
+    assert_eq!(running.line()["open"], true, "the download never began");
+    running
+}
+
+/// That `running` ends within a second of now, by a reset.
+#[track_caller]
+fn cut_within_a_second(mut running: Running) {
+    let started = std::time::Instant::now();
+    let line = running.line();
+    assert!(started.elapsed() < Duration::from_secs(1), "cut only after {:?}", started.elapsed());
+    assert_eq!(
+        (line["ok"].as_bool(), line["errno"].as_i64()),
+        (Some(false), Some(104)),
+        "not a reset: {line}"
+    );
+    assert!(line["bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{line}");
+}
+
+#[track_caller]
+fn reaches(container: &Container, host: &str) {
+    let line = container.try_step(&format!("http {host} 80 {host} /reached"));
+    assert_eq!(line["answers"][0]["status"], 200, "{line}");
+}
+
+#[track_caller]
+fn is_refused(container: &Container, host: &str) {
+    let line = container.try_step(&format!("http {host} 80 {host} /refused"));
+    assert_eq!(line["ok"], false, "{line}");
+}
+
+#[track_caller]
+fn terok(container: &Container, verb: &[&str]) -> String {
+    let (first, rest) = verb.split_first().expect("a verb");
+    container.mode.terok(&[&[*first, &container.name], rest].concat()).succeeded()
+}
+
+both_modes! {
+    /// A8: the flow goes with its rule; the other name on the same address stays.
+    fn deny_cuts_a_live_download_and_only_that(mode: Mode) {
+        // api.example.com and shared.example.org are one address.
+        let container = Sealed::new(mode, "api.example.com shared.example.org").idle();
+        let cut = download(&container, &format!("hold api.example.com 80 {FOREVER}"));
+        let mut kept = download(&container, "hold shared.example.org 80 /drip/40");
+        terok(&container, &["deny", "api.example.com"]);
+        cut_within_a_second(cut);
+        is_refused(&container, "api.example.com");
+        let line = kept.line();
+        assert_eq!(line["ok"], true, "the other name's flow was cut: {line}");
+        reaches(&container, "shared.example.org");
+        container.audited("control", "deny", "");
+        container.audited("connect", "cut", "api.example.com");
+    }
+
+    fn deny_survives_stop_and_start_and_a_crash_of_the_worker(mode: Mode) {
+        let (denied, other) = (site(), site());
+        let container = Sealed::new(mode, &format!("{} {}", denied.name, other.name)).idle();
+        reaches(&container, &denied.name);
+        terok(&container, &["deny", &denied.name]);
+        is_refused(&container, &denied.name);
+
+        let worker = *container.supervisors().last().expect("a worker");
+        Mode::Rootful.run("kill", &["-KILL", &worker.to_string()]).succeeded();
+        eventually("the worker is back", || container.supervisors().last().is_some_and(|pid| *pid != worker));
+        is_refused(&container, &denied.name);
+        reaches(&container, &other.name);
+
+        container.podman(&["stop", "--time=0"]).succeeded();
+        container.podman(&["start"]).succeeded();
+        is_refused(&container, &denied.name);
+        reaches(&container, &other.name);
+        assert!(denied.paths().iter().all(|path| path == "/reached"), "{:?}", denied.paths());
+    }
+
+    fn a_live_allow_opens_at_once_and_lasts(mode: Mode) {
+        let site = site();
+        let (v4, _) = bad_addresses();
+        let container = Sealed::new(mode, "").idle();
+        is_refused(&container, &site.name);
+        terok(&container, &["allow", &site.name, &format!("{v4}:80")]);
+        reaches(&container, &site.name);
+        reaches(&container, &v4.to_string());
+        container.podman(&["stop", "--time=0"]).succeeded();
+        container.podman(&["start"]).succeeded();
+        reaches(&container, &site.name);
+        reaches(&container, &v4.to_string());
+        terok(&container, &["deny", &site.name]);
+        is_refused(&container, &site.name);
+    }
+
+    fn block_cuts_everything_and_lasts(mode: Mode) {
+        let site = site();
+        let (v4, _) = bad_addresses();
+        let container = Sealed::new(mode, &format!("{} {v4}:80", site.name)).idle();
+        let named = download(&container, &format!("hold {} 80 {FOREVER}", site.name));
+        let literal = download(&container, &format!("hold {v4} 80 {FOREVER}"));
+        terok(&container, &["block"]);
+        cut_within_a_second(named);
+        cut_within_a_second(literal);
+        is_refused(&container, &site.name);
+        is_refused(&container, &v4.to_string());
+
+        let worker = *container.supervisors().last().expect("a worker");
+        Mode::Rootful.run("kill", &["-KILL", &worker.to_string()]).succeeded();
+        eventually("the worker is back", || container.supervisors().last().is_some_and(|pid| *pid != worker));
+        is_refused(&container, &site.name);
+        container.podman(&["stop", "--time=0"]).succeeded();
+        container.podman(&["start"]).succeeded();
+        is_refused(&container, &site.name);
+        terok(&container, &["up"]);
+        reaches(&container, &site.name);
+    }
+
+    /// `down` lets through what is neither denied nor below the floor, and ends by itself.
+    fn down_opens_all_but_the_floor_and_the_denies_for_its_time(mode: Mode) {
+        let site = site();
+        let ((open, _), (denied, _)) = (bad_addresses(), bad_addresses());
+        let container = Sealed::new(mode, "api.example.com").annotate("shield.deny", &format!("{denied}:80")).idle();
+        is_refused(&container, &site.name);
+        terok(&container, &["down", "--for", "4s"]);
+        let since = std::time::Instant::now();
+        reaches(&container, &site.name);
+        reaches(&container, &open.to_string());
+        for host in [denied.to_string(), "10.66.0.9".to_owned(), "169.254.169.254".to_owned(), "192.0.2.10".to_owned()] {
+            is_refused(&container, &host);
+            assert!(seen_at(&host).iter().all(|line| line["path"] != "/refused"), "{host}");
+        }
+        let mut flow = download(&container, &format!("hold {open} 80 {FOREVER}"));
+        let line = flow.line(); // its end
+        assert_eq!(line["errno"], 104, "{line}");
+        let lasted = since.elapsed();
+        assert!((3..=6).contains(&lasted.as_secs()), "down ended after {lasted:?}");
+        is_refused(&container, &site.name);
+        is_refused(&container, &open.to_string());
+        container.audited("control", "state", "");
+    }
+
+    fn status_and_ps_tell_what_is_in_force(mode: Mode) {
+        let container = Sealed::new(mode, "api.example.com").idle();
+        let status: Value = serde_json::from_str(&terok(&container, &["status", "--json"])).expect("JSON");
+        assert_eq!(status["state"], "up", "{status}");
+        assert!(status.to_string().contains("api.example.com"), "{status}");
+        assert!(mode.terok(&["ps"]).succeeded().contains(&container.name));
+        assert!(mode.terok(&["status", "no-such-container"]).failed().contains("no-such-container"));
+    }
+
+    fn the_audit_log_verifies_and_shows_a_change(mode: Mode) {
+        let container = Sealed::new(mode, "api.example.com").idle();
+        reaches(&container, "api.example.com");
+        terok(&container, &["audit", "--verify"]);
+        let path = mode.state(&container.id).join("audit.jsonl");
+        let text = std::fs::read_to_string(&path).expect("an audit log");
+        container.podman(&["rm", "--force", "--time=0"]).succeeded();
+        container.is_left_alone();
+        std::fs::write(&path, text.replacen("api.example.com", "bpi.example.com", 1)).expect("root may write");
+        assert!(!mode.terok(&["audit", &container.id, "--verify"]).failed().is_empty());
+    }
+
+    /// A29: what cannot be written down does not happen.
+    fn while_no_worker_runs_everything_waits_or_is_refused(mode: Mode) {
+        let site = site();
+        let container = Sealed::new(mode, &site.name).idle();
+        let (v4, _) = bad_addresses();
+        let supervisors = container.supervisors();
+        for pid in &supervisors {
+            Mode::Rootful.run("kill", &["-STOP", &pid.to_string()]).succeeded();
+        }
+        let line = container.try_step(&format!("tcp {v4} 80"));
+        assert_eq!(line["errno"], 111, "the kernel refuses by itself: {line}");
+        assert!(seen_at(v4).is_empty() && site.seen().is_empty());
+        for pid in &supervisors {
+            Mode::Rootful.run("kill", &["-CONT", &pid.to_string()]).succeeded();
+        }
+        within(Duration::from_secs(5), "it serves again", || {
+            container.try_step(&format!("http {0} 80 {0} /again", site.name))["ok"] == true
+        });
+    }
+}

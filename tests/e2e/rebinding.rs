@@ -1,0 +1,43 @@
+//! A9: allowed names whose DNS answers point where a name must never lead. Nothing is dialled.
+
+use terok_tests::{Mode, Sealed, both_modes, seen, seen_at};
+
+const FORMS: [&str; 8] = ["private", "loopback", "meta", "mapped", "host", "ula", "zero", "cgnat"];
+
+both_modes! {
+    fn an_answer_below_the_floor_is_never_dialled(mode: Mode) {
+        let label = format!("r{}", terok_tests::site().v4.octets()[3]);
+        let names: Vec<String> = FORMS.iter().map(|form| format!("{label}.rebind-{form}.example.com")).collect();
+        let rules = names.iter().map(|name| format!("{name}:80+443+8000")).collect::<Vec<_>>().join(" ");
+        let steps: Vec<String> = names
+            .iter()
+            .flat_map(|name| [format!("http {name} 80 {name} /rebind"), format!("tls {name} 443 {name}"), format!("http {name} 8000 {name} /rebind")])
+            .collect();
+        let steps: Vec<&str> = steps.iter().map(String::as_str).collect();
+        let (container, lines) = Sealed::new(mode, &rules).probe(&steps);
+        for line in &lines {
+            assert_eq!((line["ok"].as_bool(), line["errno"].as_i64()), (Some(false), Some(104)), "{line}");
+        }
+        for name in &names {
+            let line = container.audited("connect", "refuse", name);
+            assert_eq!(line["reason"], "floor", "{line}");
+        }
+        let reached: Vec<_> = seen().into_iter().filter(|line| line["host"].as_str().is_some_and(|host| host.starts_with(&label))).collect();
+        assert!(reached.is_empty(), "{reached:?}");
+        for address in ["10.66.0.1", "169.254.169.254"] {
+            assert!(seen_at(address).is_empty(), "{address}: {:?}", seen_at(address));
+        }
+        // The answers themselves were given: the names resolve, and refusing them is terok's doing.
+        assert!(!terok_tests::queries(&names[0]).is_empty());
+    }
+
+    /// The second answer is another one: what is dialled is what was checked.
+    fn a_name_that_changes_its_answer_is_checked_each_time(mode: Mode) {
+        let name = format!("f{}.flip.example.com", terok_tests::site().v4.octets()[3]);
+        let step = format!("http {name} 80 {name} /flip");
+        let (_gone, lines) = Sealed::new(mode, &name).probe(&[&step, &step, &step, &step]);
+        assert!(lines.iter().any(|line| line["ok"] == false), "{lines:?}");
+        let host = seen().into_iter().filter(|line| line["on"] == "host" && line["host"] == name.as_str()).count();
+        assert_eq!(host, 0, "the host's own loopback was reached");
+    }
+}
