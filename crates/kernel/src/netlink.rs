@@ -4,7 +4,8 @@
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recvmsg, send, socket,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, getsockopt, recvmsg, send,
+    setsockopt, socket, sockopt,
 };
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -162,12 +163,15 @@ impl Socket {
         }
     }
 
-    /// Asks for a send buffer of `bytes` and returns the longest datagram that can be sent.
-    pub fn set_send_buffer(&self, bytes: usize) -> io::Result<usize> {
-        use nix::sys::socket::{getsockopt, setsockopt, sockopt::SndBuf};
-        setsockopt(&self.0, SndBuf, &bytes)?;
+    /// Asks for a send buffer of `bytes`; the kernel gives at most `net.core.wmem_max`, and doubles it.
+    pub fn set_send_buffer(&self, bytes: usize) -> io::Result<()> {
+        Ok(setsockopt(&self.0, sockopt::SndBuf, &bytes)?)
+    }
+
+    /// The longest datagram that can be sent.
+    pub fn longest(&self) -> io::Result<usize> {
         // net/netlink/af_netlink.c: `len > sk->sk_sndbuf - 32` is EMSGSIZE.
-        Ok(getsockopt(&self.0, SndBuf)?.saturating_sub(32))
+        Ok(getsockopt(&self.0, sockopt::SndBuf)?.saturating_sub(32))
     }
 
     fn drop_stale(&self, buffer: &mut [u8]) -> io::Result<()> {

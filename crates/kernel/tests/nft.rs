@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use support::table::{PORTS, addresses, for_seconds, sealed, set, tcp};
 use support::{has, in_netns, libnftnl, run};
 use terok_kernel::nft::{self, NftError, NftSocket, Object};
+use terok_policy::rule::Proto;
 use terok_policy::ruleset::{ChainKind, Element, Family, Hook, Match, NftRule, Ruleset, Statement};
 
 /// The same table in nft's language.
@@ -102,7 +103,8 @@ fn a_table_that_nft_loaded_passes_our_comparison() {
 
 #[test]
 fn every_difference_is_noticed() {
-    let alterations: [(&str, fn(&mut Ruleset)); 14] = [
+    type Alteration = (&'static str, fn(&mut Ruleset));
+    let alterations: [Alteration; 14] = [
         ("chain output: has policy 0x1 instead of 0x0", |r| r.chains[1].drop = false),
         ("chain input: has priority", |r| r.chains[2].priority = 10),
         ("chain input: has hook", |r| r.chains[2].hook = Hook::Output),
@@ -299,39 +301,64 @@ fn an_element_is_gone_when_its_time_is_over() {
     });
 }
 
+/// `count` single addresses of each family.
+fn with_elements(count: u16) -> Ruleset {
+    let mut wanted = sealed(PORTS);
+    let one = |ip: &str| tcp(ip, ip, 443, 443);
+    wanted.sets[4].elements = (0..count).map(|n| one(&format!("20.{}.{}.7", n >> 8, n & 255))).collect();
+    wanted.sets[5].elements = (0..count).map(|n| one(&format!("2001:db8::{n:x}"))).collect();
+    wanted
+}
+
 #[test]
-fn ten_thousand_elements_of_each_family_load_replace_and_read_back() {
-    in_netns(|| {
-        for count in [0, 1_000, 10_000] {
-            let mut wanted = sealed(PORTS);
-            wanted.sets[4].elements = (0..count)
-                .map(|n| {
-                    tcp(
-                        &format!("20.{}.{}.7", n >> 8, n & 255),
-                        &format!("20.{}.{}.7", n >> 8, n & 255),
-                        443,
-                        443,
-                    )
-                })
-                .collect();
-            wanted.sets[5].elements = (0..count)
-                .map(|n| tcp(&format!("2001:db8::{n:x}"), &format!("2001:db8::{n:x}"), 443, 443))
-                .collect();
+fn ten_thousand_elements_of_each_family_load_and_read_back_and_are_replaced() {
+    for count in [0, 1_000, 10_000] {
+        in_netns(|| {
+            let mut wanted = with_elements(count);
             let nft = nft::open().unwrap();
             let start = Instant::now();
             nft.load(&wanted).unwrap();
             let loaded = start.elapsed();
             nft.verify(&wanted).unwrap();
             let verified = start.elapsed() - loaded;
-            nft.replace_sets(&wanted.sets).unwrap();
-            let replaced = start.elapsed() - loaded - verified;
-            nft.verify(&wanted).unwrap();
-            println!("2 x {count} elements: load {loaded:?}, verify {verified:?}, replace {replaced:?}");
-            let missing = wanted.sets[5].elements.pop();
-            if missing.is_some_and(|_| count > 0) {
+            if count > 0 {
+                // One less, then all of them others.
+                wanted.sets[5].elements.pop();
                 assert!(difference(&nft, &wanted).ends_with("does not belong here"));
             }
-            run("nft", &["delete", "table", "inet", "terok"], "").unwrap();
-        }
+            let start = Instant::now();
+            nft.replace_sets(&wanted.sets).unwrap();
+            let one_less = start.elapsed();
+            nft.verify(&wanted).unwrap();
+            for element in wanted.sets.iter_mut().filter(|s| s.ports).flat_map(|s| &mut s.elements) {
+                element.ports = Some((Proto::Udp, 1, 2));
+            }
+            let start = Instant::now();
+            nft.replace_sets(&wanted.sets).unwrap();
+            let all_others = start.elapsed();
+            nft.verify(&wanted).unwrap();
+            println!(
+                "2 x {count} elements: load {loaded:?}, verify {verified:?}, one less {one_less:?}, all others {all_others:?}"
+            );
+        });
+    }
+}
+
+#[test]
+fn what_does_not_fit_into_one_datagram_follows_in_others() {
+    in_netns(|| {
+        let mut wanted = with_elements(10_000);
+        let nft = nft::open().unwrap();
+        nix::sys::socket::setsockopt(&nft, nix::sys::socket::sockopt::SndBuf, &60_000).unwrap();
+        nft.load(&wanted).unwrap();
+        nft.verify(&wanted).unwrap();
+        wanted.sets[4].elements.truncate(9_000);
+        wanted.sets[5].elements.clear();
+        nft.replace_sets(&wanted.sets).unwrap();
+        nft.verify(&wanted).unwrap();
+        // Few removals, many additions.
+        let many = with_elements(9_999);
+        nft.replace_sets(&many.sets).unwrap();
+        nft.verify(&many).unwrap();
     });
 }

@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::time::{Duration, Instant};
 use support::{has, in_netns, run};
 use terok_kernel::rtnl::{Interface, Rtnl};
 
@@ -52,7 +53,7 @@ fn interfaces_are_listed_with_their_state() {
     in_netns(|| {
         let rtnl = Rtnl::open().unwrap();
         let lo = Interface { index: 1, name: "lo".to_owned(), up: false, loopback: true };
-        assert_eq!(rtnl.interfaces().unwrap(), [lo.clone()]);
+        assert_eq!(rtnl.interfaces().unwrap(), std::slice::from_ref(&lo));
         rtnl.lo_up().unwrap();
         ip("link add eth0 type veth peer name eth1");
         ip("link set eth0 up");
@@ -98,7 +99,12 @@ fn the_hosts_own_addresses_are_local_and_others_are_not() {
             "255.255.255.255",
             "ff02::1",
         ] {
-            assert!(rtnl.is_local(own.parse().unwrap()).unwrap(), "{own}");
+            // Links and the routes that come with them rise by and by.
+            let deadline = Instant::now() + Duration::from_secs(5);
+            while !rtnl.is_local(own.parse().unwrap()).unwrap() {
+                assert!(Instant::now() < deadline, "{own}");
+                std::thread::yield_now();
+            }
         }
         for other in ["192.0.2.2", "8.8.8.8", "2001:db8::2", "2001:db9::1", "::ffff:8.8.8.8"] {
             assert!(!rtnl.is_local(other.parse().unwrap()).unwrap(), "{other}");
