@@ -3,6 +3,7 @@
 
 mod connection;
 mod dial;
+mod exchange;
 pub mod gate;
 pub mod hello;
 pub mod http;

@@ -2,25 +2,20 @@
 
 use super::Proxy;
 use super::dial::dial;
+use super::exchange::{self, Judged, exchange, opening};
 use super::gate::{Gate, Refusal, is_web};
-use super::http;
-use super::relay::{Pause, Socket, finish, write_all};
+use super::relay::{Moved, Socket};
 use crate::audit::{Facts as _, event};
 use crate::flows::{Host, Target};
 use std::cell::Cell;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
+use std::time::Instant;
 use terok_policy::Verdict;
 use terok_policy::audit::{Event, Kind};
 use terok_policy::floor::{Floor, floor};
 use terok_policy::judge::Reason;
 use terok_policy::rule;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
-
-/// For a hello or a request head to be complete, and for the first byte on a web port.
-const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// How a connection ended other than in order.
 enum Fault {
@@ -30,17 +25,10 @@ enum Fault {
     Io,
 }
 
-impl From<io::Error> for Fault {
-    fn from(_: io::Error) -> Self {
-        Fault::Io
-    }
-}
-
 /// What is known of a connection at its end.
 #[derive(Default)]
 struct Tally {
-    up: Cell<u64>,
-    down: Cell<u64>,
+    moved: Moved,
     /// The address dialled, once connected.
     address: Cell<Option<IpAddr>>,
     /// An `allow` line was written, so an end is due.
@@ -72,8 +60,8 @@ pub(super) async fn serve(proxy: &Proxy, client: TcpStream, target: Target) {
     }
     if tally.allowed.get() {
         let mut event = event(Kind::Connect, action, flow.target().to_string())
-            .with("bytes_up", tally.up.get())
-            .with("bytes_down", tally.down.get())
+            .with("bytes_up", tally.moved.up.get())
+            .with("bytes_down", tally.moved.down.get())
             .with("ms", u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX));
         if let Some(address) = tally.address.get() {
             event = event.with("address", address.to_string());
@@ -97,16 +85,20 @@ async fn carry(
         Host::Name(name) => Some(Gate::new(name.clone(), target.port)),
         Host::Literal(_) | Host::Loopback => None,
     };
-    let mut first = Vec::new();
-    let mut rest = Vec::new();
-    if let Some(gate) = gate.as_mut().filter(|_| is_web(target.port))
-        && !opening(proxy, client, target, gate, &mut first, &mut rest).await?
-    {
-        client.end();
-        return Ok(());
-    }
+    let judged = match &mut gate {
+        Some(gate) if is_web(target.port) => match opening(&proxy.relay, client, gate).await {
+            Ok(Some(judged)) => Some(judged),
+            Ok(None) => {
+                client.end();
+                return Ok(());
+            }
+            Err(e) => return Err(fault(target, e)),
+        },
+        Some(gate) => Some(Judged { gate, out: Vec::new(), rest: Vec::new() }),
+        None => None,
+    };
 
-    let protocol = gate.as_ref().and_then(Gate::protocol).unwrap_or("tcp");
+    let protocol = judged.as_ref().and_then(|judged| judged.gate.protocol()).unwrap_or("tcp");
     let allow = event(Kind::Connect, "allow", target.to_string()).verdict(verdict).with("proto", protocol);
     if proxy.context.audit.record(allow).is_err() {
         return refused(refusal(target).reason(Reason::AuditUnwritable));
@@ -126,160 +118,7 @@ async fn carry(
     };
     tally.address.set(upstream.peer_addr().ok().map(|a| a.ip()));
 
-    let (pause, answer) = (Pause::default(), Answers::default());
-    let up = async {
-        if let Some(gate) = &mut gate {
-            let upgrade = Upgrade { pause: &pause, answers: &answer };
-            if !judged(proxy, client, &upstream, target, gate, first, rest, upgrade, tally).await? {
-                return Ok(());
-            }
-        }
-        proxy.relay.pump(client, &upstream, &tally.up, &Pause::default()).await?;
-        Ok::<_, Fault>(())
-    };
-    let down = async {
-        while !proxy.relay.pump(&upstream, client, &tally.down, &pause).await? {
-            let said = upgrade_answer(proxy, &upstream, client, tally).await?;
-            pause.clear();
-            answer.give(said);
-        }
-        Ok::<_, Fault>(())
-    };
-    tokio::try_join!(up, down)?;
-    client.end();
-    upstream.end();
-    Ok(())
-}
-
-/// Reads a web client's first bytes until some of them may be forwarded. `false`: it left without a word.
-async fn opening(
-    proxy: &Proxy,
-    client: &Socket,
-    target: &Target,
-    gate: &mut Gate,
-    out: &mut Vec<u8>,
-    rest: &mut Vec<u8>,
-) -> Result<bool, Fault> {
-    let deadline = Instant::now() + HANDSHAKE;
-    while out.is_empty() {
-        let mut bytes = Vec::new();
-        match timeout_at(deadline, read(proxy, client, &mut bytes)).await {
-            Ok(Ok(0)) if gate.is_holding() => return Err(Fault::Io),
-            Ok(Ok(0)) => return Ok(false),
-            Ok(length) => length?,
-            Err(_) => return refused(refusal(target).reason(Reason::HandshakeTimeout)),
-        };
-        let taken = gate.feed(&bytes, out).map_err(|r| Fault::Refused(Box::new(described(target, r))))?;
-        *rest = bytes.split_off(taken);
-    }
-    Ok(true)
-}
-
-/// The way a request to change the protocol reaches the other direction, and its answer comes back.
-#[derive(Clone, Copy)]
-struct Upgrade<'a> {
-    pause: &'a Pause,
-    answers: &'a Answers,
-}
-
-#[derive(Default)]
-struct Answers {
-    answer: Cell<Option<http::Answer>>,
-    notify: tokio::sync::Notify,
-}
-
-impl Answers {
-    fn give(&self, answer: http::Answer) {
-        self.answer.set(Some(answer));
-        self.notify.notify_one();
-    }
-    async fn next(&self) -> http::Answer {
-        loop {
-            if let Some(answer) = self.answer.take() {
-                return answer;
-            }
-            self.notify.notified().await;
-        }
-    }
-}
-
-/// Forwards `out` and then the client's bytes as the gate lets them, until it stands open (`true`) or the client has
-/// ended (`false`). `rest`: read, and not taken by the gate yet.
-#[expect(clippy::too_many_arguments, reason = "the two sockets, what they carry and what was read so far")]
-async fn judged(
-    proxy: &Proxy,
-    client: &Socket,
-    upstream: &Socket,
-    target: &Target,
-    gate: &mut Gate,
-    mut out: Vec<u8>,
-    mut rest: Vec<u8>,
-    upgrade: Upgrade<'_>,
-    tally: &Tally,
-) -> Result<bool, Fault> {
-    let mut deadline = None;
-    loop {
-        if gate.upgrading() {
-            // Before the request leaves, so that no byte of its answer passes unread.
-            upgrade.pause.ask();
-        }
-        write_all(upstream, &out, &tally.up).await?;
-        out.clear();
-        if gate.upgrading() {
-            gate.answered(upgrade.answers.next().await);
-        }
-        if gate.is_open() {
-            write_all(upstream, &rest, &tally.up).await?;
-            return Ok(true);
-        }
-        if rest.is_empty() {
-            deadline = gate.is_holding().then(|| deadline.unwrap_or_else(|| Instant::now() + HANDSHAKE));
-            let reading = read(proxy, client, &mut rest);
-            let length = match deadline {
-                None => reading.await?,
-                Some(deadline) => match timeout_at(deadline, reading).await {
-                    Ok(length) => length?,
-                    Err(_) => return refused(refusal(target).reason(Reason::HandshakeTimeout)),
-                },
-            };
-            if length == 0 {
-                finish(upstream)?;
-                return Ok(false);
-            }
-        }
-        let taken = gate.feed(&rest, &mut out).map_err(|r| Fault::Refused(Box::new(described(target, r))))?;
-        rest.drain(..taken);
-    }
-}
-
-/// Passes the server's answer to a request to change the protocol on, and tells what it was.
-async fn upgrade_answer(
-    proxy: &Proxy,
-    upstream: &Socket,
-    client: &Socket,
-    tally: &Tally,
-) -> Result<http::Answer, Fault> {
-    let mut seen = Vec::new();
-    loop {
-        let before = seen.len();
-        if read(proxy, upstream, &mut seen).await? == 0 {
-            return Ok(http::Answer::Stayed);
-        }
-        write_all(client, seen.get(before..).unwrap_or_default(), &tally.down).await?;
-        if let Some(answer) = http::upgrade_answer(&seen) {
-            return Ok(answer);
-        }
-    }
-}
-
-async fn read(proxy: &Proxy, from: &Socket, bytes: &mut Vec<u8>) -> io::Result<usize> {
-    loop {
-        from.readable().await?;
-        match proxy.relay.read(from, bytes) {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            length => return length,
-        }
-    }
+    exchange(&proxy.relay, client, &upstream, judged, &tally.moved).await.map_err(|e| fault(target, e))
 }
 
 /// Where to dial. What a name leads to must be above the floor; what a literal rule names, need not (E3).
@@ -332,6 +171,14 @@ fn refusal(target: &Target) -> Event {
 
 fn refused<T>(event: Event) -> Result<T, Fault> {
     Err(Fault::Refused(Box::new(event)))
+}
+
+fn fault(target: &Target, fault: exchange::Fault) -> Fault {
+    match fault {
+        exchange::Fault::Io(_) => Fault::Io,
+        exchange::Fault::Slow => Fault::Refused(Box::new(refusal(target).reason(Reason::HandshakeTimeout))),
+        exchange::Fault::Refused(refusal) => Fault::Refused(Box::new(described(target, refusal))),
+    }
 }
 
 fn described(target: &Target, refusal: Refusal) -> Event {

@@ -31,6 +31,13 @@ pub(super) struct Socket {
     ended: Cell<bool>,
 }
 
+/// Octets moved each way.
+#[derive(Debug, Default)]
+pub(super) struct Moved {
+    pub(super) up: Cell<u64>,
+    pub(super) down: Cell<u64>,
+}
+
 /// What a step did.
 enum Step {
     Moved(usize),
@@ -255,4 +262,4 @@ impl Pause {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::task::LocalSet;
 use tokio::time::timeout;
 
 const WHOLE: u64 = 256 << 20;
@@ -18,7 +17,7 @@ struct Between {
     relay: tokio::task::JoinHandle<io::Result<()>>,
 }
 
-async fn pair() -> (TcpStream, TcpStream) {
+pub(in crate::proxy) async fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let connecting = TcpStream::connect(listener.local_addr().unwrap());
     let (near, far) = tokio::join!(connecting, listener.accept());
@@ -46,8 +45,9 @@ async fn between(copies: bool) -> Between {
 }
 
 macro_rules! local {
-    ($($body:tt)*) => { LocalSet::new().run_until(async { $($body)* }).await };
+    ($($body:tt)*) => { tokio::task::LocalSet::new().run_until(async { $($body)* }).await };
 }
+pub(in crate::proxy) use local;
 
 #[tokio::test(flavor = "current_thread")]
 async fn each_half_closes_by_itself() {
