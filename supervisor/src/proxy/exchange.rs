@@ -81,7 +81,9 @@ pub(super) async fn opening<'a>(
     let (mut out, mut rest) = (Vec::new(), Vec::new());
     while out.is_empty() {
         match timeout_at(deadline, read(relay, client, &mut rest)).await {
-            Ok(Ok(0)) if gate.is_holding() => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            Ok(Ok(0)) if gate.is_holding() => {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
             Ok(Ok(0)) => return Ok(None),
             Ok(length) => length?,
             Err(_) => return Err(Fault::Slow),

@@ -103,8 +103,10 @@ async fn a_server_that_speaks_first_is_heard_where_the_port_is_no_web_port() {
     }
 }
 
-const SOCKET: &str = "GET /ws HTTP/1.1\r\nHost: api.example.com\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
-const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n";
+const SOCKET: &str =
+    "GET /ws HTTP/1.1\r\nHost: api.example.com\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+const SWITCHED: &str =
+    "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n";
 
 #[tokio::test(flavor = "current_thread")]
 async fn a_websocket_is_opaque_once_the_server_agreed() {
