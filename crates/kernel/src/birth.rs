@@ -41,12 +41,18 @@ pub fn close_from(first: RawFd) -> Result<()> {
 
 /// Empty mask, default dispositions; SIGPIPE stays ignored, as everywhere in Rust, so that a write reports EPIPE.
 fn reset_signals() -> Result<()> {
-    for signal in 1..=libc::SIGRTMAX() {
-        let action = if signal == libc::SIGPIPE { libc::SIG_IGN } else { libc::SIG_DFL };
-        // SAFETY: installs no handler. KILL, STOP and glibc's own two numbers are refused with EINVAL: as they should be.
-        #[allow(unsafe_code, reason = "signal(2) with SIG_DFL or SIG_IGN")]
+    // The kernel's struct sigaction: handler, flags, restorer, mask; all zero is SIG_DFL.
+    const DEFAULT: [u64; 4] = [0; 4];
+    for signal in 1..=64 {
+        let mut action = DEFAULT;
+        if signal == libc::SIGPIPE {
+            action[0] = libc::SIG_IGN as u64;
+        }
+        // SAFETY: installs no handler; the kernel reads the 32 octets of `action`. KILL and STOP are refused with EINVAL,
+        // as they should be. The library's signal() would leave out 32 and 33, which conmon's children inherit ignored.
+        #[allow(unsafe_code, reason = "every signal, also those that glibc keeps for itself")]
         unsafe {
-            libc::signal(signal, action);
+            libc::syscall(libc::SYS_rt_sigaction, signal, action.as_ptr(), std::ptr::null::<u64>(), 8usize);
         }
     }
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).map_err(Error::call("sigprocmask", ""))

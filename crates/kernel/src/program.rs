@@ -89,9 +89,10 @@ impl Program {
         };
         let sources: Vec<OwnedFd> = fds.iter().map(|&fd| lift(fd)).collect::<Result<_>>()?;
         let program = lift(self.file.as_fd())?;
-        let (report, failure) =
+        let (report, low) =
             nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(Error::call("pipe", &subject))?;
-        let failure = lift(failure.as_fd())?;
+        let failure = lift(low.as_fd())?;
+        drop(low);
 
         // SAFETY: the child calls nothing but async-signal-safe system calls on memory prepared above, then execs or exits.
         #[allow(
