@@ -1,7 +1,7 @@
 //! Whether Podman, started now by this person, runs our hooks: `terok run` refuses to start otherwise,
 //! because a hook that is not consulted is silent (evidence: "silent fail-open").
 
-use crate::containers_conf::{ConfError, hook_dirs};
+use crate::containers_conf::{ConfError, HookDirs, possible_hook_dirs};
 use crate::hook_json::{HookFile, STAGES};
 use crate::host::Host;
 use std::collections::BTreeMap;
@@ -82,7 +82,14 @@ pub fn consulted(host: &Host) -> Result<Consulted, NotConsulted> {
     if let Some(variable) = host.remote {
         return Err(NotConsulted::Remote { what: variable.to_owned() });
     }
-    let in_force = hook_dirs(host, None)?;
+    let mut found = None;
+    for in_force in possible_hook_dirs(host)? {
+        found = Some(consulted_in(host, in_force)?);
+    }
+    found.ok_or(NotConsulted::Missing { stage: STAGES[0].stage, dirs: String::new(), because: String::new() })
+}
+
+fn consulted_in(host: &Host, in_force: HookDirs) -> Result<Consulted, NotConsulted> {
     if let Some(file) = in_force.remote {
         return Err(NotConsulted::Remote { what: format!("engine.remote in {}", file.display()) });
     }

@@ -35,9 +35,28 @@ pub struct ConfError {
 /// # Errors
 /// A file that exists but cannot be read or understood.
 pub fn hook_dirs(host: &Host, without: Option<&Path>) -> Result<HookDirs, ConfError> {
+    in_force(host, files(host)?, without)
+}
+
+/// Every list that may be in force: a privileged Podman up to 4.x reads no files in root's home, one from 5.x does.
+///
+/// # Errors
+/// As [`hook_dirs`].
+pub fn possible_hook_dirs(host: &Host) -> Result<Vec<HookDirs>, ConfError> {
+    let mut possible = vec![hook_dirs(host, None)?];
+    if !host.rootless() {
+        let own = host.at(host.config_home.join("containers"));
+        let files = files(host)?.into_iter().filter(|path| !path.starts_with(&own)).collect();
+        possible.push(in_force(host, files, None)?);
+        possible.dedup();
+    }
+    Ok(possible)
+}
+
+fn in_force(host: &Host, files: Vec<PathBuf>, without: Option<&Path>) -> Result<HookDirs, ConfError> {
     let default = HookDirs { dirs: vec![PathBuf::from(DEFAULT_DIR)], set_by: None, remote: None };
     let mut in_force = default;
-    for path in files(host)? {
+    for path in files {
         if without == Some(path.as_path()) {
             continue;
         }
@@ -73,11 +92,9 @@ pub fn files(host: &Host) -> Result<Vec<PathBuf>, ConfError> {
         files.push(host.at("/usr/share/containers/containers.conf"));
         files.push(host.at("/etc/containers/containers.conf"));
         files.extend(drop_ins(&host.at("/etc/containers/containers.conf.d"))?);
-        if host.rootless() {
-            let own = host.at(host.config_home.join("containers/containers.conf"));
-            files.push(own.clone());
-            files.extend(drop_ins(&own.with_extension("conf.d"))?);
-        }
+        let own = host.at(host.config_home.join("containers/containers.conf"));
+        files.push(own.clone());
+        files.extend(drop_ins(&own.with_extension("conf.d"))?);
     }
     files.extend(host.conf_override.clone());
     Ok(files)
@@ -179,7 +196,9 @@ mod tests {
         assert_eq!(dirs(&host), ["/b"]);
         write(&host, "/home/u/.config/containers/containers.conf.d/x.conf", "[engine]\nhooks_dir=[\"/x\"]\n");
         assert_eq!(dirs(&host), ["/x"]);
-        assert_eq!(dirs(&tests_host(root.path(), 0)), ["/b"], "a privileged podman reads no user's files");
+        let possible = possible_hook_dirs(&tests_host(root.path(), 0)).unwrap();
+        let possible: Vec<_> = possible.into_iter().flat_map(|found| found.dirs).collect();
+        assert_eq!(possible, ["/x", "/b"].map(PathBuf::from), "root's own files count from podman 5 on");
     }
 
     #[test]

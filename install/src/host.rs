@@ -86,11 +86,7 @@ impl Host {
 
     /// Profile folders in the order they are read: a later one replaces a profile of the same name.
     pub fn profile_dirs(&self) -> Vec<PathBuf> {
-        let mut dirs = vec![self.at(layout::PROFILES_SYSTEM)];
-        if self.rootless() {
-            dirs.push(self.at(self.home.join(layout::PROFILES_USER)));
-        }
-        dirs
+        vec![self.at(layout::PROFILES_SYSTEM), self.at(self.home.join(layout::PROFILES_USER))]
     }
 }
 

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::time::Duration;
 use terok_install::host::Host;
+use terok_policy::audit::Line;
 use terok_policy::control::{Applied, Status};
 use terok_policy::layout;
 use terok_policy::policy::{Shield, Sourced};
@@ -132,37 +133,40 @@ fn cut(applied: &Applied) -> String {
 
 /// What is known of a container that does not run: why its last start was refused, or that it ended.
 fn not_running(known: &Known) -> anyhow::Result<()> {
-    let log = known.state.join(layout::LOG);
-    let refused = last_line(&log).filter(|line| !line.is_empty() && !ended_after(known));
-    match refused {
-        Some(line) => bail!(
-            "container {} does not run; the last line of {}: {}",
-            known.name(),
-            log.display(),
-            show::printable(&line)
-        ),
-        None => {
-            bail!("container {} does not run; terok audit {} shows what it did", known.name(), known.name())
+    let name = known.name();
+    match last_refusal(known) {
+        Some((at, reason)) => {
+            bail!("container {name} does not run; its start at {} was refused: {reason}", show::time(at))
         }
+        None => bail!("container {name} does not run; terok audit {name} shows what it did"),
     }
 }
 
-/// Whether the audit log was written after the log: then the container started and ended since.
-fn ended_after(known: &Known) -> bool {
-    let time = |name: &str| known.state.join(name).metadata().and_then(|meta| meta.modified()).ok();
-    let (audit, log) = (time(layout::AUDIT), time(layout::LOG));
-    let last = last_line(&known.state.join(layout::AUDIT)).unwrap_or_default();
-    let last: Option<terok_policy::audit::Line> = serde_json::from_str(&last).ok();
-    audit > log && last.is_some_and(|line| line.event.action != "refused")
+/// When and why the last start was refused, if nothing was started since.
+fn last_refusal(known: &Known) -> Option<(u64, String)> {
+    let log = end_of(&known.state.join(layout::LOG))?;
+    // The hook writes `UNIX-SECONDS refused: REASON`; other lines are the supervisor's.
+    let (at, reason) = log.lines().rev().find_map(|line| {
+        let (at, reason) = line.split_once(" refused: ")?;
+        Some((at.parse::<u64>().ok()?.checked_mul(1000)?, show::printable(reason)))
+    })?;
+    let audit = end_of(&known.state.join(layout::AUDIT)).unwrap_or_default();
+    let started = audit.lines().rev().find_map(|line| {
+        let line: Line = serde_json::from_str(line).ok()?;
+        (line.event.action == "start").then_some(line.event.t)
+    });
+    // The log counts in seconds.
+    started.is_none_or(|started| started < at + 1000).then_some((at, reason))
 }
 
-fn last_line(path: &std::path::Path) -> Option<String> {
+/// The last 64 KiB of a file.
+fn end_of(path: &std::path::Path) -> Option<String> {
     let mut file = File::open(path).ok()?;
     let length = file.metadata().ok()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(64 << 10))).ok()?;
     let mut end = Vec::new();
     file.read_to_end(&mut end).ok()?;
-    String::from_utf8_lossy(&end).lines().last().map(str::to_owned)
+    Some(String::from_utf8_lossy(&end).into_owned())
 }
 
 fn print_status(status: &Status) {
@@ -210,4 +214,29 @@ fn rules(title: &str, rules: &[Sourced]) {
 /// `shown` (perhaps coloured) padded as if it were `plain`.
 fn pad(shown: &str, plain: &str, width: usize) -> String {
     format!("{shown}{}", " ".repeat(width.saturating_sub(plain.len())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_start_is_told_until_a_later_one_succeeds() {
+        let folder = tempfile::tempdir().unwrap();
+        let known = Known { id: "abc".into(), record: None, run: None, state: folder.path().into() };
+        assert!(not_running(&known).unwrap_err().to_string().contains("terok audit abc"));
+        let log =
+            "100 refused: an older reason\n200 refused: the container has a network card\nsupervisor: bye\n";
+        std::fs::write(folder.path().join(layout::LOG), log).unwrap();
+        let error = not_running(&known).unwrap_err().to_string();
+        assert!(
+            error.contains("at 1970-01-01T00:03:20.000Z was refused: the container has a network card"),
+            "{error}"
+        );
+        let start = r#"{"n":1,"t":201500,"kind":"lifecycle","action":"start","prev":"0"}"#;
+        std::fs::write(folder.path().join(layout::AUDIT), start).unwrap();
+        assert!(last_refusal(&known).is_none());
+        std::fs::write(folder.path().join(layout::AUDIT), start.replace("201500", "150000")).unwrap();
+        assert!(last_refusal(&known).is_some());
+    }
 }

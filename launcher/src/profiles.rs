@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use terok_install::host::Host;
-use terok_policy::profile::Catalog;
+use terok_policy::profile::{Catalog, is_profile_name};
 use terok_policy::rule::Rule;
 
 /// The bundled profiles, and those in the profile folders: `NAME.txt`, a later folder replaces an earlier one's.
@@ -23,7 +23,7 @@ pub(crate) fn list(host: &Host, json: bool) -> anyhow::Result<()> {
     let own = own(host)?;
     let row = |(name, text): (&String, &String)| {
         let origin = own.get(name).map_or_else(|| "bundled".to_owned(), |path| path.display().to_string());
-        (name.clone(), origin, summary(text))
+        (name.clone(), origin, summary(name, text))
     };
     let rows: Vec<_> = catalog.0.iter().map(row).collect();
     if json {
@@ -100,11 +100,11 @@ fn own(host: &Host) -> anyhow::Result<BTreeMap<String, PathBuf>> {
 
 fn profile_name(path: &Path) -> Option<String> {
     let name = path.file_name()?.to_str()?.strip_suffix(".txt")?;
-    Some(name.to_owned()).filter(|name| !name.is_empty() && !name.starts_with('.'))
+    Some(name.to_owned()).filter(|name| is_profile_name(name))
 }
 
-/// The first line of the header comment.
-fn summary(text: &str) -> String {
-    let first = text.lines().find_map(|line| line.strip_prefix('#')).unwrap_or_default();
-    first.trim().to_owned()
+/// The first line of the header comment, without the profile's own name.
+fn summary(name: &str, text: &str) -> String {
+    let first = text.lines().find_map(|line| line.strip_prefix('#')).unwrap_or_default().trim();
+    first.strip_prefix(name).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(first).to_owned()
 }

@@ -1,0 +1,263 @@
+//! The program as a person runs it: what it prints, what it exits with, and that nothing happens where nothing should.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// A person with an empty home, whose Podman is a script that says how it was called.
+struct Person {
+    home: tempfile::TempDir,
+}
+
+impl Person {
+    fn new() -> Self {
+        let person = Person { home: tempfile::tempdir().unwrap() };
+        std::fs::write(person.podman(), "#!/bin/sh\necho \"podman was started: $*\"\n").unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(person.podman(), mode).unwrap();
+        // A configuration of their own: whatever this machine has installed is out of sight.
+        std::fs::write(person.conf(), "[engine]\nhooks_dir = [\"/nowhere\"]\n").unwrap();
+        person
+    }
+    fn podman(&self) -> PathBuf {
+        self.home.path().join("podman")
+    }
+    fn conf(&self) -> PathBuf {
+        self.home.path().join("containers.conf")
+    }
+    fn terok(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_terok"))
+            .args(arguments)
+            .env_clear()
+            .env("HOME", self.home.path())
+            .env("TEROK_PODMAN", self.podman())
+            .env("CONTAINERS_CONF", self.conf())
+            .output()
+            .unwrap()
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn a_dry_run_prints_the_command_and_starts_nothing() {
+    let person = Person::new();
+    let output = person.terok(&[
+        "run",
+        "--dry-run",
+        "--rm",
+        "--allow",
+        "api.example.com:443",
+        "--project=p 1",
+        "debian:12",
+        "echo",
+        "it's",
+    ]);
+    let expected = format!(
+        "{} run '--annotation=terok.project=p 1' --annotation=terok.shield=up --annotation=terok.shield.allow=api.example.com:443 \
+         --network=none --security-opt=no-new-privileges --http-proxy=false --cap-drop=all --cap-add=CHOWN --cap-add=DAC_OVERRIDE \
+         --cap-add=FOWNER --cap-add=FSETID --cap-add=KILL --cap-add=SETGID --cap-add=SETUID --rm -- debian:12 echo 'it'\\''s'\n",
+        person.podman().display()
+    );
+    assert_eq!(text(&output.stdout), expected);
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn without_hooks_nothing_is_started() {
+    let person = Person::new();
+    let output = person.terok(&["run", "debian:12"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("/nowhere") && said.contains("containers.conf") && said.contains("terok setup"),
+        "{said}"
+    );
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn with_hooks_podman_takes_over() {
+    let person = Person::new();
+    let hooks = install(&person);
+    std::fs::write(person.conf(), format!("[engine]\nhooks_dir = [\"{}\"]\n", hooks.display())).unwrap();
+    let output = person.terok(&["run", "debian:12", "true"]);
+    assert!(
+        text(&output.stdout)
+            .starts_with("podman was started: run --annotation=terok.shield=up --network=none"),
+        "{output:?}"
+    );
+}
+
+/// Stand-in binaries and the hook files that name them; returns the hooks directory.
+fn install(person: &Person) -> PathBuf {
+    let hooks = person.home.path().join("hooks.d");
+    std::fs::create_dir(&hooks).unwrap();
+    for name in ["terok-hook", "terok-supervisor"] {
+        std::fs::copy(person.podman(), person.home.path().join(name)).unwrap();
+    }
+    for (stage, verb) in [("createRuntime", "create"), ("precreate", "precreate"), ("poststop", "stop")] {
+        let path = person.home.path().join("terok-hook");
+        let file = serde_json::json!({
+            "version": "1.0.0", "hook": {"path": path, "args": ["terok-hook", verb]},
+            "when": {"annotations": {"^terok\\.": ".*"}}, "stages": [stage],
+        });
+        std::fs::write(hooks.join(format!("{verb}.json")), file.to_string()).unwrap();
+    }
+    hooks
+}
+
+#[test]
+fn what_is_wrong_is_refused_before_podman_with_a_next_step() {
+    let person = Person::new();
+    for (line, hint) in [
+        (&["run", "--allow", "exa mple..com", "i"][..], "exa"),
+        (&["run", "--profile", "dev-pyton", "i"], "dev-python"),
+        (&["run", "--shield", "sideways", "i"], "sideways"),
+        (&["run", "--annotation", "terok.shield.alow=x", "i"], "terok.shield.allow"),
+        (&["run", "--allow", "ntp.example.com:123/udp", "i"], "/udp"),
+        (&["run", "--privileged", "i"], "refused"),
+        (&["explain", "terok.sheild=up"], "terok.shield"),
+        (&["explain", "other=1"], "terok."),
+        (&["profile", "show", "nonesuch"], "nonesuch"),
+        (&["status", "no-such"], "terok ps"),
+        (&["deny", "no-such", "x.example"], "terok ps"),
+        (&["audit", "no-such"], "terok ps"),
+        (&["block", "../../etc"], "no container"),
+    ] {
+        let output = person.terok(line);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{line:?}: {said}");
+        assert!(
+            said.starts_with("terok: ") && said.contains(hint) && said.lines().count() == 1,
+            "{line:?}: {said}"
+        );
+    }
+}
+
+#[test]
+fn usage_errors_exit_with_64() {
+    let person = Person::new();
+    for line in [
+        &[][..],
+        &["run"],
+        &["run", "--bogus", "i"],
+        &["down", "c", "--for", "soon"],
+        &["frobnicate"],
+        &["allow", "c"],
+    ] {
+        assert_eq!(person.terok(line).status.code(), Some(64), "{line:?}");
+    }
+    assert_eq!(person.terok(&["--help"]).status.code(), Some(0));
+}
+
+#[test]
+fn explain_prints_the_plan_and_answers_questions() {
+    let person = Person::new();
+    let output = person.terok(&[
+        "explain",
+        "terok.shield.allow=api.example.com",
+        "terok.shield.deny=x.example",
+        "--ask",
+        "api.example.com:443",
+        "--ask",
+        "evil.example.net:443",
+        "--ask",
+        "x.example:80",
+    ]);
+    let said = text(&output.stdout);
+    let answers: Vec<_> = said.lines().rev().take(3).collect();
+    assert_eq!(
+        answers,
+        [
+            "x.example:80: refused: denied by x.example:* (annotation)",
+            "evil.example.net:443: refused: unlisted",
+            "api.example.com:443: allowed by api.example.com (annotation)",
+        ]
+    );
+    let output = person.terok(&["explain", "--json", "terok.shield=down", "--ask", "x.example:80"]);
+    let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(value["verdicts"][0]["answer"]["verdict"], "down");
+    assert_eq!(value["policy"]["shield"], "down");
+}
+
+#[test]
+fn a_persons_own_profile_is_listed_shown_and_checked() {
+    let person = Person::new();
+    let folder = person.home.path().join(".config/terok/profiles");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(
+        folder.join("mine.txt"),
+        "# mine: our own server.\ngit.example.com:443+22\ninclude base\n",
+    )
+    .unwrap();
+    std::fs::write(folder.join("bad.txt"), "# bad\n\nexample.com:99999\n").unwrap();
+    let list = text(&person.terok(&["profile", "list"]).stdout);
+    assert!(
+        list.contains("mine") && list.contains("our own server.") && list.contains("dev-python"),
+        "{list}"
+    );
+    let show = text(&person.terok(&["profile", "show", "mine"]).stdout);
+    assert!(show.contains("git.example.com:22+443"), "{show}");
+    let check = |name: &str| person.terok(&["profile", "check", folder.join(name).to_str().unwrap()]);
+    assert_eq!(check("mine.txt").status.code(), Some(0));
+    let output = check("bad.txt");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("line 3"), "{output:?}");
+}
+
+#[test]
+fn setup_below_a_destdir_is_whole_and_idempotent() {
+    let person = Person::new();
+    let folder = person.home.path().join("build");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::copy(env!("CARGO_BIN_EXE_terok"), folder.join("terok")).unwrap();
+    let destdir = person.home.path().join("package");
+    let setup = |verb: &str| {
+        Command::new(folder.join("terok"))
+            .args([verb, "--system", "--destdir"])
+            .arg(&destdir)
+            .env("HOME", person.home.path())
+            .output()
+            .unwrap()
+    };
+    let output = setup("setup");
+    assert!(text(&output.stderr).contains("terok-supervisor: missing"), "{output:?}");
+    assert!(!destdir.exists(), "a setup that cannot be finished is not begun");
+    for name in ["terok-hook", "terok-supervisor"] {
+        std::fs::copy(person.podman(), folder.join(name)).unwrap();
+    }
+    assert_eq!(setup("setup").status.code(), Some(0));
+    let expected = [
+        "usr/libexec/terok/terok-hook",
+        "usr/libexec/terok/terok-supervisor",
+        "usr/local/bin/terok",
+        "usr/share/containers/oci/hooks.d/50-terok-create.json",
+        "usr/share/containers/oci/hooks.d/50-terok-precreate.json",
+        "usr/share/containers/oci/hooks.d/50-terok-stop.json",
+    ];
+    assert_eq!(files(&destdir), expected.map(PathBuf::from));
+    assert_eq!(text(&setup("setup").stdout), "already set up\n");
+    assert_eq!(setup("uninstall").status.code(), Some(0));
+    assert_eq!(files(&destdir), Vec::<PathBuf>::new());
+    assert_eq!(text(&setup("uninstall").stdout), "nothing is installed here\n");
+}
+
+/// The files below `root`, sorted, relative to it.
+fn files(root: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![root.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                found.push(path.strip_prefix(root).unwrap().to_path_buf());
+            }
+        }
+    }
+    found.sort();
+    found
+}
