@@ -10,6 +10,7 @@ use terok_policy::judge::Reason;
 pub const LIMIT: usize = 32 * 1024;
 
 /// A ClientHello being received.
+#[derive(Default)]
 pub struct Hello {
     acceptor: Acceptor,
     seen: usize,
@@ -27,12 +28,6 @@ pub struct Refusal {
 impl From<Reason> for Refusal {
     fn from(reason: Reason) -> Self {
         Refusal { reason, sni: None }
-    }
-}
-
-impl Default for Hello {
-    fn default() -> Self {
-        Hello { acceptor: Acceptor::default(), seen: 0 }
     }
 }
 

@@ -8,8 +8,11 @@ use terok_kernel::splice::{Pipe, splice};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-/// What a pipe holds.
-const PIPE: usize = 512 * 1024;
+/// What a pipe holds: the first ones much, for throughput; with many connections stuck at slow receivers, the rest
+/// little, for memory and for the user's share of pipe pages (pipe(7), pipe-user-pages-soft).
+const LARGE: usize = 1 << 20;
+const SMALL: usize = 64 * 1024;
+const LARGE_PIPES: usize = 16;
 /// Empty pipes kept for the next step of any connection.
 const SPARE: usize = 4;
 /// What one copy moves where splicing is not possible.
@@ -20,6 +23,8 @@ const STEPS: u32 = 8;
 /// Pipes and buffer that all connections share: an idle connection holds neither.
 pub(super) struct Relay {
     spare: RefCell<Vec<Pipe>>,
+    /// Pipes that exist, spare ones included.
+    pipes: Cell<usize>,
     scratch: RefCell<Box<[u8]>>,
     /// No pipe was to be had, or splice is not supported: copy.
     copies: Cell<bool>,
@@ -38,9 +43,17 @@ pub(super) struct Moved {
     pub(super) down: Cell<u64>,
 }
 
+/// A pipe for one step. Given back when dropped, if it is empty again.
+struct Lease<'a> {
+    relay: &'a Relay,
+    pipe: Option<Pipe>,
+    /// Octets in the pipe.
+    left: Cell<usize>,
+}
+
 /// What a step did.
 enum Step {
-    Moved(usize),
+    Moved,
     NotReady,
     End,
 }
@@ -79,6 +92,7 @@ impl Default for Relay {
     fn default() -> Self {
         Relay {
             spare: RefCell::default(),
+            pipes: Cell::new(0),
             scratch: RefCell::new(vec![0; SCRATCH].into_boxed_slice()),
             copies: Cell::new(false),
         }
@@ -101,7 +115,7 @@ impl Relay {
                 return Ok(false);
             }
             match self.step(from, to, count).await? {
-                Step::Moved(_) => {
+                Step::Moved => {
                     steps += 1;
                     if steps >= STEPS {
                         steps = 0;
@@ -125,66 +139,26 @@ impl Relay {
     }
 
     async fn step(&self, from: &TcpStream, to: &TcpStream, count: &Cell<u64>) -> io::Result<Step> {
-        let pipe = match self.copies.get() {
+        let lease = match self.copies.get() {
             true => None,
-            false => self.pipe(),
+            false => self.lease(),
         };
-        let step = match &pipe {
-            Some(pipe) => match self.splice_step(from, to, pipe, count).await {
-                Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
-                    self.copies.set(true);
-                    self.copy_step(from, to, count).await?
-                }
-                step => step?,
-            },
-            None => self.copy_step(from, to, count).await?,
-        };
-        // Only a pipe that was emptied gets here.
-        if let Some(pipe) = pipe {
-            let mut spare = self.spare.borrow_mut();
-            if spare.len() < SPARE {
-                spare.push(pipe);
+        if let Some(lease) = lease {
+            match lease.step(from, to, count).await {
+                Err(e) if e.kind() == io::ErrorKind::InvalidInput => self.copies.set(true),
+                step => return step,
             }
         }
-        Ok(step)
-    }
-
-    async fn splice_step(
-        &self,
-        from: &TcpStream,
-        to: &TcpStream,
-        pipe: &Pipe,
-        count: &Cell<u64>,
-    ) -> io::Result<Step> {
-        let filled = from.try_io(Interest::READABLE, || splice(from, &pipe.write, pipe.capacity));
-        let mut left = match filled {
-            Ok(0) => return Ok(Step::End),
-            Ok(filled) => filled,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Step::NotReady),
-            Err(e) => return Err(e),
-        };
-        let filled = left;
-        while left > 0 {
-            match to.try_io(Interest::WRITABLE, || splice(&pipe.read, to, left)) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(moved) => {
-                    left -= moved;
-                    count.set(count.get() + moved as u64);
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => to.writable().await?,
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(Step::Moved(filled))
+        self.copy_step(from, to, count).await
     }
 
     async fn copy_step(&self, from: &TcpStream, to: &TcpStream, count: &Cell<u64>) -> io::Result<Step> {
         let mut bytes = Vec::new();
         match self.read(from, &mut bytes) {
             Ok(0) => Ok(Step::End),
-            Ok(length) => {
+            Ok(_) => {
                 write_all(to, &bytes, count).await?;
-                Ok(Step::Moved(length))
+                Ok(Step::Moved)
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(Step::NotReady),
             Err(e) => Err(e),
@@ -199,10 +173,54 @@ impl Relay {
         Ok(length)
     }
 
-    fn pipe(&self) -> Option<Pipe> {
+    /// `None`: no descriptor is left, so this step copies.
+    fn lease(&self) -> Option<Lease<'_>> {
         let spare = self.spare.borrow_mut().pop();
-        // No descriptor left: this step copies.
-        spare.or_else(|| Pipe::new(PIPE).ok())
+        let pipe = match spare {
+            Some(pipe) => pipe,
+            None => {
+                let size = if self.pipes.get() < LARGE_PIPES { LARGE } else { SMALL };
+                let pipe = Pipe::new(size).ok()?;
+                self.pipes.set(self.pipes.get() + 1);
+                pipe
+            }
+        };
+        Some(Lease { relay: self, pipe: Some(pipe), left: Cell::new(0) })
+    }
+}
+
+impl Lease<'_> {
+    async fn step(&self, from: &TcpStream, to: &TcpStream, count: &Cell<u64>) -> io::Result<Step> {
+        let Some(pipe) = &self.pipe else { return Err(io::ErrorKind::InvalidInput.into()) };
+        let filled = match from.try_io(Interest::READABLE, || splice(from, &pipe.write, pipe.capacity)) {
+            Ok(0) => return Ok(Step::End),
+            Ok(filled) => filled,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Step::NotReady),
+            Err(e) => return Err(e),
+        };
+        self.left.set(filled);
+        while self.left.get() > 0 {
+            match to.try_io(Interest::WRITABLE, || splice(&pipe.read, to, self.left.get())) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(moved) => {
+                    self.left.set(self.left.get().saturating_sub(moved));
+                    count.set(count.get() + moved as u64);
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => to.writable().await?,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(Step::Moved)
+    }
+}
+
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        let mut spare = self.relay.spare.borrow_mut();
+        match self.pipe.take() {
+            Some(pipe) if self.left.get() == 0 && spare.len() < SPARE => spare.push(pipe),
+            _ => self.relay.pipes.set(self.relay.pipes.get().saturating_sub(1)),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 use super::Family;
 use domain::base::iana::Rcode;
+use domain::base::message_builder::OptBuilder;
 use domain::base::{Message, MessageBuilder, Name as DomainName, Rtype};
 use domain::rdata::{A, Aaaa, Soa};
 use std::io;
@@ -97,7 +98,11 @@ fn query(name: &Name, family: Family, edns: bool) -> Result<Message<Vec<u8>>, &'
     question.push((name, kind)).map_err(|_| LONG)?;
     let mut additional = question.additional();
     if edns {
-        additional.opt(|opt| Ok(opt.set_udp_payload_size(PAYLOAD))).map_err(|_| LONG)?;
+        let offer = |opt: &mut OptBuilder<'_, _>| {
+            opt.set_udp_payload_size(PAYLOAD);
+            Ok(())
+        };
+        additional.opt(offer).map_err(|_| LONG)?;
     }
     Ok(additional.into_message())
 }

@@ -166,16 +166,8 @@ fn control<'a>(headers: &[httparse::Header<'a>], version: u8) -> Result<Control<
     for header in headers {
         let value = header.value;
         match header.name.to_ascii_lowercase().as_str() {
-            "host" => {
-                if control.host.replace(value).is_some() {
-                    return Err(Refusal::bad("more than one Host"));
-                }
-            }
-            "content-length" => {
-                if control.length.replace(length(value)?).is_some() {
-                    return Err(Refusal::bad("more than one Content-Length"));
-                }
-            }
+            "host" => once(&mut control.host, value, "more than one Host")?,
+            "content-length" => once(&mut control.length, length(value)?, "more than one Content-Length")?,
             "transfer-encoding" => {
                 // Any list or other coding is read differently by different servers; clients send only this.
                 if control.chunked || version != 1 || !value.eq_ignore_ascii_case(b"chunked") {
@@ -195,6 +187,13 @@ fn control<'a>(headers: &[httparse::Header<'a>], version: u8) -> Result<Control<
         return Err(Refusal::bad("a Connection option that names a field of routing or framing"));
     }
     Ok(control)
+}
+
+fn once<T>(field: &mut Option<T>, value: T, twice: &'static str) -> Result<(), Refusal> {
+    match field.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(Refusal::bad(twice)),
+    }
 }
 
 /// Fields that decide where a message goes and where it ends; also not allowed in trailers (RFC 9110 §6.5.1).
