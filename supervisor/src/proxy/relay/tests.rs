@@ -139,7 +139,8 @@ async fn a_quarter_gigabyte_arrives_unchanged_in_both_directions_at_once() {
 
 /// The most that one TCP connection holds.
 fn buffers() -> usize {
-    let most = |path| std::fs::read_to_string(path).unwrap().split_whitespace().nth(2).unwrap().parse::<usize>();
+    let most =
+        |path| std::fs::read_to_string(path).unwrap().split_whitespace().nth(2).unwrap().parse::<usize>();
     most("/proc/sys/net/ipv4/tcp_rmem").unwrap() + most("/proc/sys/net/ipv4/tcp_wmem").unwrap()
 }
 
