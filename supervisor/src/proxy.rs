@@ -46,7 +46,7 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// A proxy in the host's network namespace. To be made before the worker is confined.
+    /// A proxy in the network namespace of the calling thread, the host's.
     pub(crate) fn new(context: Rc<Context>) -> io::Result<Rc<Self>> {
         let descriptors = birth::descriptor_limit().unwrap_or(1024);
         let limit = usize::try_from(descriptors.saturating_sub(RESERVED) / 2).unwrap_or(CONNECTIONS);

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
-use std::io::Read as _;
+use std::io::{ErrorKind, Read as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -73,12 +73,17 @@ impl<T> Watched<T> {
         let read = match self.read.take() {
             Some(read) if now.saturating_duration_since(read.looked) < LOOK => read,
             Some(read) if read.stamp == stamp(&self.path) => Read { looked: now, ..read },
-            _ => {
-                // The stamp is taken first: a change while reading is seen at the next look. An unreadable file is an
-                // empty one, as for the C library.
+            before => {
+                // The stamp is taken first: a change while reading is seen at the next look.
                 let stamp = stamp(&self.path);
-                let text = text(&self.path).unwrap_or_default();
-                Read { value: (self.parse)(&text), stamp, looked: now }
+                match (text(&self.path), before) {
+                    // Landlock lets the worker read the files that were there at its start, not what replaces them.
+                    (Err(e), Some(before)) if e.kind() == ErrorKind::PermissionDenied => {
+                        Read { stamp, looked: now, ..before }
+                    }
+                    // No file is an empty file, as for the C library.
+                    (text, _) => Read { value: (self.parse)(&text.unwrap_or_default()), stamp, looked: now },
+                }
             }
         };
         &self.read.insert(read).value
