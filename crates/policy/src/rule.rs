@@ -393,17 +393,21 @@ fn mask(addr: IpAddr, prefix: u8) -> IpAddr {
 }
 
 fn parse_name(text: &str, spec: &str) -> Result<Target, String> {
+    // What was written goes into messages only escaped, or as the canonical name it turned out to be.
+    let alone = |host: &str| match Name::parse(host) {
+        Ok(name) => format!("write the host name alone: {name}"),
+        Err(_) => "write the host name alone".to_owned(),
+    };
     if let Some((_, rest)) = spec.split_once("://") {
-        let host = rest.split(['/', ':', '?', '#']).next().unwrap_or(rest);
-        return Err(format!("write the host name alone: {host}"));
+        return Err(alone(rest.split(['/', ':', '?', '#']).next().unwrap_or(rest)));
     }
     if text.contains(':') {
         return Err("an IPv6 address with ports stands in brackets: [ADDRESS]:PORTS".into());
     }
     if let Some((host, path)) = text.split_once('/') {
-        return Err(format!(
-            "/{path} is no protocol (tcp, udp) and no prefix length; rules know no paths: write {host}"
-        ));
+        let what =
+            format!("{path:?} is no protocol (tcp, udp) and no prefix length, and rules know no paths");
+        return Err(format!("{what}: {}", alone(host)));
     }
     let (under, plain) = match text.strip_prefix("*.") {
         Some(rest) => (true, rest),
@@ -517,7 +521,7 @@ mod tests {
             ("a b c", "TARGET"),
             ("a.example indirect", "only `direct`"),
             ("https://a.example/x", "write the host name alone: a.example"),
-            ("a.example/path", "write a.example"),
+            ("a.example/path", "write the host name alone: a.example"),
             ("a.example/sctp", "/tcp or /udp"),
             ("a.example:0", "no port"),
             ("a.example:65536", "no port"),
@@ -552,7 +556,23 @@ mod tests {
         ] {
             let error = text.parse::<Rule>().expect_err(text);
             assert!(error.reason.contains(hint), "{text}: {}", error.reason);
-            assert!(!error.to_string().contains('\n'));
+        }
+    }
+
+    #[test]
+    fn what_is_refused_cannot_write_to_the_terminal() {
+        for place in [
+            "a\u{1b}[2J",
+            "a\0.example/8",
+            "http://a\u{7}",
+            "a:\u{1b}",
+            "a/\u{1b}",
+            "[\u{1b}]",
+            "[::1]\u{1b}",
+            "a \u{1b}",
+        ] {
+            let error = place.parse::<Rule>().expect_err(place).to_string();
+            assert!(!error.chars().any(char::is_control), "{error:?}");
         }
     }
 

@@ -1,4 +1,5 @@
 //! `amend` on configurations that Podman wrote: what the precreate hook saw on Debian 12 and 13.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use serde_json::{Value, json};
 use terok_policy::amend::{MARK, amend, is_amended};

@@ -16,18 +16,32 @@ const ICMP6: u8 = 58;
 const NEIGHBOUR_DISCOVERY: [u8; 4] = [133, 134, 135, 136];
 const ESTABLISHED_OR_RELATED: u32 = 2 | 4;
 
-/// Sets of the addresses that only a literal rule reaches (E3).
+/// Sets of the addresses that only a literal rule reaches (E3), neighbouring blocks merged.
 pub(super) fn floor_sets() -> Vec<Set> {
     [("floor4", Family::V4), ("floor6", Family::V6)]
         .into_iter()
         .map(|(name, family)| {
-            let blocks =
-                floor::blocks().into_iter().filter(|block| block.addr.is_ipv4() == (family == Family::V4));
+            let mut ranges: Vec<(IpAddr, IpAddr)> = Vec::new();
+            for block in floor::blocks().iter().filter(|block| block.addr.is_ipv4() == (family == Family::V4))
+            {
+                let (first, last) = block.range();
+                match ranges.last_mut() {
+                    Some(before) if next(before.1) == Some(first) => before.1 = last,
+                    _ => ranges.push((first, last)),
+                }
+            }
             let elements =
-                blocks.map(|block| Element { addr: block.range(), ports: None, timeout: None }).collect();
+                ranges.into_iter().map(|addr| Element { addr, ports: None, timeout: None }).collect();
             Set { name, family, ports: false, elements }
         })
         .collect()
+}
+
+fn next(ip: IpAddr) -> Option<IpAddr> {
+    match ip {
+        IpAddr::V4(ip) => u32::from(ip).checked_add(1).map(|next| IpAddr::V4(next.into())),
+        IpAddr::V6(ip) => u128::from(ip).checked_add(1).map(|next| IpAddr::V6(next.into())),
+    }
 }
 
 pub(super) fn chains(ports: Ports) -> Vec<Chain> {
