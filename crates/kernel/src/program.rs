@@ -94,15 +94,17 @@ impl Program {
         let failure = lift(low.as_fd())?;
         drop(low);
 
-        // SAFETY: the child calls nothing but async-signal-safe system calls on memory prepared above, then execs or exits.
-        #[allow(
-            unsafe_code,
-            reason = "fork with a chosen descriptor layout; std::process searches and inherits"
-        )]
-        let pid = match unsafe { libc::fork() } {
-            0 => unsafe { become_program(&sources, &program, &argv, &failure) },
-            pid => Pid::from_raw(Errno::result(pid).map_err(Error::call("fork", &subject))?),
-        };
+        // SAFETY: the child calls nothing but async-signal-safe system calls on memory prepared above.
+        #[allow(unsafe_code, reason = "fork with chosen descriptors")]
+        let forked = unsafe { libc::fork() };
+        if forked == 0 {
+            // SAFETY: this is the child, between fork and exec; `argv` ends with a null pointer.
+            #[allow(unsafe_code, reason = "never returns to code of the parent")]
+            unsafe {
+                become_program(&sources, &program, &argv, &failure)
+            }
+        }
+        let pid = Pid::from_raw(Errno::result(forked).map_err(Error::call("fork", &subject))?);
         drop(failure);
         let pidfd = PidFd::open(pid.as_raw())?;
         let mut errno = Vec::new();

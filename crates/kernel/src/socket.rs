@@ -149,7 +149,7 @@ mod tests {
         let client = UdpSocket::bind("[::1]:0").unwrap();
         client.send_to(b"q", ("::1", udp.port)).unwrap();
         assert_eq!(udp.v4.local_addr().unwrap().port(), udp.v6.unwrap().local_addr().unwrap().port());
-        assert_eq!(udp_loopback(false).unwrap().v6.is_none(), true);
+        assert!(udp_loopback(false).unwrap().v6.is_none());
     }
 
     #[test]

@@ -107,6 +107,8 @@ impl Dir {
         }
         openat2(&self.fd, name, how).map_err(|errno| match errno {
             Errno::ELOOP => self.untrusted(name, "is a symbolic link; remove it"),
+            // What the kernel says of a link where a folder was asked for.
+            Errno::ENOTDIR => self.untrusted(name, "is a symbolic link or a file, not a folder; remove it"),
             errno => Error::call("open", self.place(name))(errno),
         })
     }
