@@ -1,4 +1,5 @@
 //! The program as a person runs it: what it prints, what it exits with, and that nothing happens where nothing should.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
