@@ -68,7 +68,11 @@ pub fn examine(host: &Host, ask: Ask<'_>) -> Vec<Finding> {
                     consulted.bin_dir.display()
                 ),
             ));
-            found.extend(trial::container(host, &podman, ask));
+            let trial = trial::container(host, &podman, ask);
+            if trial.iter().any(|finding| finding.level == Level::Fail) {
+                found.extend(findings::netfilter(host));
+            }
+            found.extend(trial);
         }
         Err(error) => found.push(Finding::fail("configuration", error.to_string(), "")),
     }

@@ -111,6 +111,9 @@ pub fn uninstall_steps(host: &Host, target: &Target, purge: bool) -> Vec<Step> {
     steps.extend(target.folders().iter().map(|folder| Step::RemoveFolder(target.at(folder))));
     if purge {
         steps.push(Step::RemoveTree(host.state_dir()));
+        if host.rootless() {
+            steps.extend(host.state_dir().parent().map(|folder| Step::RemoveFolder(folder.to_path_buf())));
+        }
         steps.push(Step::RemoveFolder(host.run_dir()));
     }
     steps

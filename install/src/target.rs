@@ -83,6 +83,7 @@ impl Target {
                 self.share(),
                 self.config_home.join("containers/containers.conf.d"),
                 self.config_home.join("containers"),
+                self.config_home.clone(),
             ],
         }
     }

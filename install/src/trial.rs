@@ -169,6 +169,13 @@ fn protected(host: &Host, trial: &Trial<'_>, ask: Ask<'_>) -> Vec<Finding> {
     found
 }
 
+/// What hook and supervisor wrote into the state folder, which goes with the doctor's container.
+fn logged(state: &Path) -> Option<String> {
+    let log = std::fs::read_to_string(state.join(layout::LOG)).ok()?;
+    let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+    (!lines.is_empty()).then(|| lines[lines.len().saturating_sub(4)..].join(" | "))
+}
+
 fn start(trial: &Trial<'_>, id: &str) -> Result<(Child, Seen), String> {
     let mut child = Command::new(trial.podman)
         .args(["start", "--attach", id])
