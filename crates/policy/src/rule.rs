@@ -417,6 +417,11 @@ fn parse_name(text: &str, spec: &str) -> Result<Target, String> {
         return Err("a wildcard stands for whole labels at the front: *.NAME".into());
     }
     let name = Name::parse(plain).map_err(|error| error.to_string())?;
+    if !under && matches!(name.as_str(), "host" | "any") {
+        return Err(format!(
+            "{text:?} is no host name here: write `{name}` for what that word means in a rule"
+        ));
+    }
     if name.is_internal() {
         return Err(
             "names under terok.internal are terok's own; for a port of the host write host:PORT".into()
@@ -547,6 +552,8 @@ mod tests {
             ("host.terok.internal:80", "host:PORT"),
             ("198.18.3.4", "terok's own"),
             ("host", "host:PORT"),
+            ("Host:80", "write `host`"),
+            ("any.", "write `any`"),
             ("*", "`any`"),
             ("*.*.example", "whole labels"),
             ("a*.example", "whole labels"),
