@@ -92,7 +92,7 @@ enum Verb {
         folder: PathBuf,
     },
     /// Look around inside a container, for terok doctor
-    #[command(hide = true, name = terok_install::trial::PROBE)]
+    #[command(hide = true, name = terok_install::probe::PROBE)]
     Probe,
 }
 
@@ -170,7 +170,7 @@ pub(crate) fn main() -> ExitCode {
 
 fn call(verb: Verb) -> anyhow::Result<ExitCode> {
     if let Verb::Probe = verb {
-        terok_install::trial::probe()?;
+        terok_install::probe::probe()?;
         return Ok(ExitCode::SUCCESS);
     }
     if let Verb::Generate { folder } = verb {

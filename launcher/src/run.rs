@@ -23,6 +23,16 @@ use terok_policy::{Plan, annotation};
 #[derive(Debug, Clone)]
 pub(crate) struct RunArgs(ArgMatches);
 
+/// What every container is started with. Podman would pass the person's proxy variables on, and the socket of a service
+/// manager that terok was started by.
+const PINNED: [&str; 5] = [
+    "--network=none",
+    "--security-opt=no-new-privileges",
+    "--http-proxy=false",
+    "--sdnotify=conmon",
+    "--cap-drop=all",
+];
+
 /// What will be started.
 #[derive(Debug, PartialEq, Eq)]
 struct Start {
@@ -70,8 +80,9 @@ impl clap::Args for RunArgs {
             .after_long_help(format!(
                 "Podman options that pass, some of them only with values that keep the protection:\n{passing}\n\n\
                  Refused, each with its reason:\n{refused}\n\n\
-                 Every container is started with --network none, --security-opt no-new-privileges, --http-proxy=false, and without \
-                 capabilities but {kept}. --cap-drop takes these away; --cap-add adds {}.",
+                 Every container is started with {}, and keeps the capabilities {kept}. \
+                 --cap-drop takes these away; --cap-add adds {}.",
+                PINNED.join(" "),
                 ADDABLE_CAPABILITIES.join(", ")
             ));
         for option in OPTIONS {
@@ -202,10 +213,7 @@ fn assemble(matches: &ArgMatches, doors: &Doors) -> anyhow::Result<Start> {
     for (key, value) in &annotations {
         arguments.push(format!("--annotation={key}={value}").into());
     }
-    arguments.extend(
-        ["--network=none", "--security-opt=no-new-privileges", "--http-proxy=false", "--cap-drop=all"]
-            .map(OsString::from),
-    );
+    arguments.extend(PINNED.map(OsString::from));
     arguments.extend(capabilities.iter().map(|name| format!("--cap-add={name}").into()));
     arguments.extend(passed.into_iter().map(|(_, word)| word));
     // An image that begins with a dash stays an image.
@@ -299,7 +307,8 @@ mod tests {
         Ok(quoted(start.arguments.iter().map(OsString::as_os_str)))
     }
 
-    const SAFE: &str = "--network=none --security-opt=no-new-privileges --http-proxy=false --cap-drop=all";
+    const SAFE: &str =
+        "--network=none --security-opt=no-new-privileges --http-proxy=false --sdnotify=conmon --cap-drop=all";
     const CAPS: &str = "--cap-add=CHOWN --cap-add=DAC_OVERRIDE --cap-add=FOWNER --cap-add=FSETID --cap-add=KILL --cap-add=SETGID --cap-add=SETUID";
 
     #[test]

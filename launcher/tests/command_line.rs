@@ -3,15 +3,22 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A person with an empty home, whose Podman is a script that says how it was called.
 struct Person {
     home: tempfile::TempDir,
+    _alone: MutexGuard<'static, ()>,
 }
+
+/// One at a time: a program started by one test would inherit the file that another is just writing its Podman into,
+/// and the kernel starts no program that is open for writing.
+static ALONE: Mutex<()> = Mutex::new(());
 
 impl Person {
     fn new() -> Self {
-        let person = Person { home: tempfile::tempdir().unwrap() };
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let person = Person { home: tempfile::tempdir().unwrap(), _alone: alone };
         std::fs::write(person.podman(), "#!/bin/sh\necho \"podman was started: $*\"\n").unwrap();
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(person.podman(), mode).unwrap();
@@ -57,7 +64,7 @@ fn a_dry_run_prints_the_command_and_starts_nothing() {
     ]);
     let expected = format!(
         "{} run '--annotation=terok.project=p 1' --annotation=terok.shield=up --annotation=terok.shield.allow=api.example.com:443 \
-         --network=none --security-opt=no-new-privileges --http-proxy=false --cap-drop=all --cap-add=CHOWN --cap-add=DAC_OVERRIDE \
+         --network=none --security-opt=no-new-privileges --http-proxy=false --sdnotify=conmon --cap-drop=all --cap-add=CHOWN --cap-add=DAC_OVERRIDE \
          --cap-add=FOWNER --cap-add=FSETID --cap-add=KILL --cap-add=SETGID --cap-add=SETUID --rm -- debian:12 echo 'it'\\''s'\n",
         person.podman().display()
     );

@@ -139,6 +139,12 @@ pub(super) fn volume(value: &str, doors: &Doors) -> Result<(), String> {
     if to.is_none() || !(from.starts_with('/') || from.starts_with('.')) {
         return Ok(());
     }
+    for option in options.split(',') {
+        // An overlay writes into these folders of the host.
+        if let Some(folder) = option.strip_prefix("upperdir=").or_else(|| option.strip_prefix("workdir=")) {
+            doors.refuses(Path::new(folder), false)?;
+        }
+    }
     let read_only = options.split(',').any(|option| matches!(option, "ro" | "O"));
     doors.refuses(Path::new(from), read_only)
 }

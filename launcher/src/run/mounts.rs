@@ -206,6 +206,7 @@ mod tests {
             "/dev:/d",
             "/dev/mem:/d",
             "/dev/dri/../mem:/d",
+            "/srv:/s:O,upperdir=/home/u/.config/containers,workdir=/tmp/w",
         ] {
             assert!(volume(value, &doors).is_err(), "{value} passes");
         }
