@@ -6,19 +6,22 @@ mod file;
 
 use crate::context::unix_millis;
 use coalesce::Coalescer;
-pub(crate) use file::LogFile;
+pub(crate) use file::{LogFile, open_file};
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use terok_policy::Verdict;
 use terok_policy::audit::{Chain, Event, Kind};
 use terok_policy::judge::Reason;
 use terok_policy::policy::{Source, Sourced};
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 
 /// Lines a subscriber may lag behind before it loses some (and is told so).
 const SUBSCRIBER_LINES: usize = 256;
+
+/// Time over which like events are summed.
+const SUMMED_OVER: Duration = Duration::from_secs(1);
 
 /// The log of one container.
 pub(crate) struct Audit {
@@ -27,6 +30,8 @@ pub(crate) struct Audit {
     watchers: broadcast::Sender<Rc<str>>,
     allowed: Cell<u64>,
     refused: Cell<u64>,
+    /// Something waits to be summed.
+    waiting: Notify,
 }
 
 struct Log {
@@ -57,6 +62,7 @@ impl Audit {
             watchers: broadcast::Sender::new(SUBSCRIBER_LINES),
             allowed: Cell::new(0),
             refused: Cell::new(0),
+            waiting: Notify::new(),
         };
         if torn > 0 {
             let _ = audit.record(event(Kind::Lifecycle, "repair", "").with("cut_bytes", torn));
@@ -70,27 +76,40 @@ impl Audit {
     /// Writes `event` before the deed it records. On an error the deed must not happen.
     pub(crate) fn record(&self, event: Event) -> Result<(), AuditError> {
         self.write(&event)?;
-        match event.action.as_str() {
-            "allow" | "answer" if event.kind != Kind::Control => self.allowed.set(self.allowed.get() + 1),
-            "refuse" | "refused" => self.refused.set(self.refused.get() + event.count.unwrap_or(1)),
-            _ => {}
-        }
+        self.count(&event);
         Ok(())
     }
 
     /// Records a refusal, which has already taken effect: at once within the burst of its class, else summed into one
     /// line a second. Refusals that the disk has no room for are kept and counted until it has.
     pub(crate) fn refusal(&self, event: Event) {
-        self.refused.set(self.refused.get() + event.count.unwrap_or(1));
+        self.note(event);
+    }
+
+    /// As [`Audit::refusal`], for what takes nothing out and may come in floods: an answered question.
+    pub(crate) fn note(&self, event: Event) {
+        self.count(&event);
         let now = self.coalescer.borrow_mut().admit(event, Instant::now());
-        if let Some(event) = now
-            && self.write(&event).is_err()
-        {
-            self.coalescer.borrow_mut().put_back(event);
+        match now {
+            Some(event) if self.write(&event).is_ok() => return,
+            Some(event) => self.coalescer.borrow_mut().put_back(event),
+            None => {}
+        }
+        self.waiting.notify_one();
+    }
+
+    /// Writes sums a second after the first of their events, for as long as it is polled.
+    pub(crate) async fn flush_sums(&self) {
+        loop {
+            self.waiting.notified().await;
+            while self.has_sums() {
+                tokio::time::sleep(SUMMED_OVER).await;
+                self.flush();
+            }
         }
     }
 
-    /// Writes the sums that have come together. To be called once a second, and before the end.
+    /// Writes the sums that have come together.
     pub(crate) fn flush(&self) {
         let sums = self.coalescer.borrow_mut().take(Instant::now());
         for event in sums {
@@ -118,6 +137,15 @@ impl Audit {
     /// Refusals since the worker's start.
     pub(crate) fn refused(&self) -> u64 {
         self.refused.get()
+    }
+
+    fn count(&self, event: &Event) {
+        let counter = match (event.kind, event.action.as_str()) {
+            (Kind::Connect, "allow") | (Kind::Dns, "answer") => &self.allowed,
+            (_, "refuse") => &self.refused,
+            _ => return,
+        };
+        counter.set(counter.get() + event.count.unwrap_or(1));
     }
 
     fn write(&self, event: &Event) -> Result<(), AuditError> {
@@ -192,10 +220,11 @@ fn sourced(rule: &Sourced) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use terok_kernel::statedir::Dir;
     use terok_policy::audit::verify;
 
     fn audit(dir: &tempfile::TempDir) -> Audit {
-        Audit::open(LogFile::open(dir.path()).unwrap()).unwrap()
+        Audit::open(LogFile::open(&Dir::base(dir.path()).unwrap()).unwrap()).unwrap()
     }
 
     fn lines(dir: &tempfile::TempDir, name: &str) -> Vec<String> {

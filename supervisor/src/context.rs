@@ -4,8 +4,14 @@ use crate::audit::Audit;
 use crate::flows::Flows;
 use crate::names::NameTable;
 use std::cell::{Ref, RefCell};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
+use terok_kernel::statedir::Dir;
+use terok_policy::layout;
 use terok_policy::live::Live;
 use terok_policy::plan::SupervisorConfig;
 use terok_policy::{Query, Shield, Verdict};
@@ -20,13 +26,25 @@ pub(crate) struct Context {
     pub(crate) names: NameTable,
     /// Open connections.
     pub(crate) flows: Flows,
+    /// The container's runtime folder.
+    pub(crate) run_dir: Dir,
+    /// The container's state folder.
+    pub(crate) state_dir: Dir,
     live: RefCell<Live>,
 }
 
 impl Context {
     /// Shares what the worker opened.
-    pub(crate) fn new(config: SupervisorConfig, audit: Audit, names: NameTable, live: Live) -> Rc<Self> {
-        Rc::new(Context { config, audit, names, flows: Flows::default(), live: RefCell::new(live) })
+    pub(crate) fn new(
+        config: SupervisorConfig,
+        audit: Audit,
+        names: NameTable,
+        live: Live,
+        run_dir: Dir,
+        state_dir: Dir,
+    ) -> Rc<Self> {
+        let flows = Flows::default();
+        Rc::new(Context { config, audit, names, flows, run_dir, state_dir, live: RefCell::new(live) })
     }
 
     /// The verdict now: policy, live rules and the shield's state (which may have timed out a moment ago).
@@ -47,6 +65,23 @@ impl Context {
     /// Puts an operator's change in force, once it is on disk.
     pub(crate) fn set_live(&self, live: Live) {
         self.live.replace(live);
+    }
+
+    /// Puts an operator's change on disk: it survives stop and start, a crash, and a reboot.
+    pub(crate) fn keep(&self, live: &Live) -> io::Result<()> {
+        let text = serde_json::to_vec(live)?;
+        self.state_dir.write(layout::LIVE, &text).map_err(io::Error::other)
+    }
+
+    /// Cuts every connection that would be refused now (E1); returns how many.
+    pub(crate) fn recheck(&self) -> u64 {
+        self.flows.recheck(|query| self.judge(query).allows()) as u64
+    }
+
+    /// Who connected to the control socket, if it is the user this supervisor runs as.
+    pub(crate) fn owner_of(&self, stream: impl AsFd) -> Option<u32> {
+        let own = File::from(self.state_dir.as_fd().try_clone_to_owned().ok()?).metadata().ok()?.uid();
+        terok_kernel::socket::peer(stream).ok().map(|peer| peer.uid).filter(|&uid| uid == own)
     }
 }
 

@@ -3,7 +3,77 @@
 
 pub(crate) mod audit;
 pub(crate) mod context;
+pub(crate) mod control;
+pub(crate) mod dns;
 pub(crate) mod flows;
+pub(crate) mod inherit;
 pub(crate) mod names;
+pub(crate) mod nflog;
+pub(crate) mod operator;
+pub(crate) mod parent;
+pub(crate) mod parent_link;
 pub mod proxy;
+pub(crate) mod readiness;
+pub(crate) mod remains;
 pub(crate) mod resolve;
+pub(crate) mod worker;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use terok_kernel::confine::Layer;
+use terok_policy::layout;
+
+/// The program. Its standard error is the container's log file.
+pub fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}: {error:#}", layout::SUPERVISOR);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    terok_kernel::birth::clean()?;
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => parent::run(),
+        ["worker", restarts, why] => {
+            worker::run(&worker::Turn { restarts: restarts.parse()?, why: why.into() })
+        }
+        ["--version"] => {
+            println!("{} {}", layout::SUPERVISOR, env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+        _ => anyhow::bail!("is started by {}, not by hand", layout::HOOK),
+    }
+}
+
+/// Files that name resolution reads, and the folders of those that are links: there a file is replaced, not rewritten.
+fn resolver_files() -> Vec<PathBuf> {
+    let mut files = vec![PathBuf::from("/etc/hosts"), PathBuf::from("/etc/resolv.conf")];
+    if let Ok(target) = std::fs::canonicalize("/etc/resolv.conf")
+        && let Some(folder) = target.parent().filter(|folder| folder.starts_with("/run"))
+    {
+        files.push(folder.to_owned());
+    }
+    files
+}
+
+/// A layer that the kernel lacks is said once, in the log; one that must be there ends the program.
+fn report(layers: &[Layer]) -> anyhow::Result<()> {
+    for layer in layers {
+        match layer {
+            Layer::Holds(_) => {}
+            Layer::Missing(name, reason)
+                if matches!(*name, "no-new-privs" | "no-capabilities" | "only-net-admin") =>
+            {
+                anyhow::bail!("{name}: {reason}");
+            }
+            Layer::Missing(..) => eprintln!("{}: {layer}", layout::SUPERVISOR),
+            _ => {}
+        }
+    }
+    Ok(())
+}

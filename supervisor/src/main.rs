@@ -1,2 +1,5 @@
-//! terok.
-fn main() {}
+//! The supervisor of one container.
+
+fn main() -> std::process::ExitCode {
+    terok_supervisor::main()
+}

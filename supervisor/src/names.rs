@@ -65,8 +65,8 @@ impl NameTable {
         self.inner.borrow().by_name.get(name).copied()
     }
 
-    /// How many names have an address.
-    pub(crate) fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.inner.borrow().by_name.len()
     }
 

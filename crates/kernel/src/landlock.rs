@@ -14,6 +14,8 @@ pub struct Allowed<'a> {
     pub read: Vec<PathBuf>,
     /// Folders to read and write in.
     pub write: Vec<std::os::fd::BorrowedFd<'a>>,
+    /// Folders from which empty folders may be removed.
+    pub remove: Vec<std::os::fd::BorrowedFd<'a>>,
     /// Programs to execute.
     pub execute: Vec<std::os::fd::BorrowedFd<'a>>,
 }
@@ -71,6 +73,9 @@ fn apply(allowed: &Allowed<'_>) -> Result<RestrictionStatus, RulesetError> {
     }
     for folder in &allowed.write {
         rules = rules.add_rule(PathBeneath::new(folder.as_fd(), write))?;
+    }
+    for folder in &allowed.remove {
+        rules = rules.add_rule(PathBeneath::new(folder.as_fd(), AccessFs::ReadDir | AccessFs::RemoveDir))?;
     }
     for program in &allowed.execute {
         rules = rules.add_rule(PathBeneath::new(program.as_fd(), AccessFs::Execute | AccessFs::ReadFile))?;

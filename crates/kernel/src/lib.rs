@@ -5,6 +5,7 @@ pub mod birth;
 pub mod capabilities;
 pub mod confine;
 pub mod error;
+pub mod inherited;
 pub mod landlock;
 pub mod memfd;
 pub mod netlink;

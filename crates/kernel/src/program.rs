@@ -134,7 +134,7 @@ unsafe fn become_program(
         libc::setsid();
         let mut ready = true;
         for (number, source) in sources.iter().enumerate() {
-            ready &= libc::dup2(source.as_raw_fd(), number as i32) >= 0;
+            ready &= libc::dup3(source.as_raw_fd(), number as i32, 0) >= 0;
         }
         let (first, last) = (sources.len() as u32, u32::MAX);
         ready &= libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_CLOEXEC) == 0;
@@ -181,6 +181,12 @@ impl Child {
         self.pidfd.signal(nix::sys::signal::Signal::SIGKILL)?;
         let _ = waitpid(self.pid, None);
         Ok(())
+    }
+}
+
+impl AsFd for Program {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

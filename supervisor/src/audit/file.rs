@@ -1,9 +1,9 @@
 //! The log's file: appends whole lines or nothing, and rotates to `audit.jsonl.1` at its cap.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::os::fd::AsFd as _;
+use terok_kernel::statedir::Dir;
 use terok_policy::layout;
 
 /// Size at which the log is rotated; with the rotated one it takes at most twice this.
@@ -14,17 +14,17 @@ const LONGEST_LINE: u64 = 256 << 10;
 /// An append-only file of lines.
 pub(crate) struct LogFile {
     file: File,
-    path: PathBuf,
+    dir: Dir,
     size: u64,
 }
 
 impl LogFile {
-    /// Opens or creates the log in `dir` (`/proc/self/fd/N` of a held descriptor). A symlink in its place is refused.
-    pub(crate) fn open(dir: &Path) -> io::Result<Self> {
-        let path = dir.join(layout::AUDIT);
-        let file = create(&path)?;
+    /// Opens or creates the log in `dir`.
+    pub(crate) fn open(dir: &Dir) -> io::Result<Self> {
+        let file = open_file(dir, layout::AUDIT)?;
         let size = file.metadata()?.len();
-        Ok(LogFile { file, path, size })
+        let dir = Dir::from_fd(dir.as_fd().try_clone_to_owned()?, dir.path());
+        Ok(LogFile { file, dir, size })
     }
 
     /// Appends `line` and a newline, or nothing.
@@ -63,11 +63,8 @@ impl LogFile {
     pub(crate) fn last_line(&mut self) -> io::Result<Option<String>> {
         let mut tail = self.tail()?;
         if tail.is_empty() {
-            match open_read(&self.rotated()) {
-                Ok(mut old) => tail = tail_of(&mut old)?,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
+            let old = self.dir.read(&rotated(), CAP + LONGEST_LINE).map_err(io::Error::other)?;
+            tail = old.unwrap_or_default();
         }
         let text = tail.strip_suffix(b"\n").unwrap_or(&tail);
         let line = text.rsplit(|&b| b == b'\n').next().unwrap_or_default();
@@ -75,14 +72,10 @@ impl LogFile {
     }
 
     fn rotate(&mut self) -> io::Result<()> {
-        std::fs::rename(&self.path, self.rotated())?;
-        self.file = create(&self.path)?;
+        self.dir.rename(layout::AUDIT, &rotated()).map_err(io::Error::other)?;
+        self.file = open_file(&self.dir, layout::AUDIT)?;
         self.size = 0;
         Ok(())
-    }
-
-    fn rotated(&self) -> PathBuf {
-        self.path.with_file_name(format!("{}.1", layout::AUDIT))
     }
 
     fn tail(&mut self) -> io::Result<Vec<u8>> {
@@ -103,16 +96,12 @@ fn tail_of(file: &mut File) -> io::Result<Vec<u8>> {
     Ok(tail)
 }
 
-fn create(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(path)
+/// Opens or creates a file of `dir` for reading and appending: ours, 0600, no link.
+pub(crate) fn open_file(dir: &Dir, name: &str) -> io::Result<File> {
+    let log = dir.append(name).map_err(io::Error::other)?;
+    Ok(log.as_fd().try_clone_to_owned()?.into())
 }
 
-fn open_read(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path)
+fn rotated() -> String {
+    format!("{}.1", layout::AUDIT)
 }

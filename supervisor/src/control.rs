@@ -1,0 +1,276 @@
+//! The control interface (design §10): Varlink on the container's own socket, for the user the supervisor runs as.
+//! Framing and dispatch are zlink's, one server a connection, so that a subscriber who does not read holds up nobody.
+
+use crate::context::Context;
+use crate::operator::{Change, ChangeError, Operator};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::cell::Cell;
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::time::Duration;
+use terok_policy::control::{Container, INTERFACE, Status};
+use terok_policy::policy::{Shield, Source, Sourced};
+use terok_policy::{Rule, layout};
+use tokio::io::unix::AsyncFd;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::broadcast::error::RecvError;
+use zlink::futures_util::{Stream, stream};
+use zlink::service::{HandleResult, MethodReply, ReplyStreamItem};
+use zlink::tokio::unix;
+use zlink::{Call, Connection, Reply, Server, Service};
+
+/// The interface in Varlink's own language.
+pub(crate) const DESCRIPTION: &str = include_str!("io.terok.Supervisor.varlink");
+/// Connections served at a time.
+const CONNECTIONS: usize = 64;
+/// `container.json` is written by the hook and is this long at most.
+const CONTAINER_LIMIT: u64 = 64 << 10;
+
+/// What the interface shows and changes.
+pub(crate) struct Desk {
+    /// Shared state.
+    pub(crate) context: Rc<Context>,
+    /// Changes.
+    pub(crate) operator: Rc<Operator>,
+    /// Times the worker was restarted.
+    pub(crate) restarts: u64,
+    /// Confinement layers, as [`Status::confinement`].
+    pub(crate) confinement: Vec<String>,
+}
+
+/// Serves the socket.
+pub(crate) async fn serve(desk: Rc<Desk>, listener: UnixListener) {
+    let open = Rc::new(Cell::new(0usize));
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            continue;
+        };
+        let Some(uid) = desk.context.owner_of(&stream).filter(|_| open.get() < CONNECTIONS) else { continue };
+        open.set(open.get() + 1);
+        let (desk, open) = (desk.clone(), open.clone());
+        tokio::task::spawn_local(async move {
+            // An error is a client that went away.
+            let _ = converse(desk, stream, uid).await;
+            open.set(open.get() - 1);
+        });
+    }
+}
+
+async fn converse(desk: Rc<Desk>, stream: UnixStream, uid: u32) -> zlink::Result<()> {
+    let stream = stream.into_std()?;
+    // A subscriber that hangs up says so only here: the server reads no more from it.
+    let watched = crate::readiness::readable(stream.try_clone()?.into())?;
+    let listener = zlink::ReadyListener::new(unix::Stream::try_from(stream)?);
+    let server = Server::new(listener, Caller { desk, uid });
+    tokio::select! {
+        served = server.run() => served,
+        () = hung_up(&watched) => Ok(()),
+    }
+}
+
+async fn hung_up(watched: &AsyncFd<OwnedFd>) {
+    loop {
+        let Ok(mut ready) = watched.readable().await else { return };
+        if ready.ready().is_read_closed() {
+            return;
+        }
+        ready.clear_ready();
+    }
+}
+
+/// One connection's view.
+struct Caller {
+    desk: Rc<Desk>,
+    uid: u32,
+}
+
+/// A call, with its parameters read once the method is known.
+#[derive(Debug, Deserialize)]
+struct Request {
+    method: String,
+    #[serde(default)]
+    parameters: Value,
+}
+
+/// An error reply.
+#[derive(Debug, Serialize)]
+struct Failure {
+    error: String,
+    parameters: Value,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rules {
+    rules: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewState {
+    state: Shield,
+    #[serde(default)]
+    seconds: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Interface {
+    interface: String,
+}
+
+type Events = Pin<Box<dyn Stream<Item = ReplyStreamItem<Value, Failure>>>>;
+
+impl Service<unix::Stream> for Caller {
+    type MethodCall<'de> = Request;
+    type ReplyParams<'ser> = Value;
+    type ReplyStreamParams = Value;
+    type ReplyStreamError = Failure;
+    type ReplyStream = Events;
+    type ReplyError<'ser> = Failure;
+    type Upgrade = ();
+
+    async fn handle<'ser>(
+        &'ser mut self,
+        call: &'ser Call<Self::MethodCall<'_>>,
+        _: &mut Connection<unix::Stream>,
+        _: Vec<OwnedFd>,
+    ) -> HandleResult<Value, Events, Failure> {
+        let reply = match self.answer(call).await {
+            Ok(Answer::One(value)) => MethodReply::Single(Some(value)),
+            Ok(Answer::Many(events)) => MethodReply::Multi(events),
+            Err(failure) => MethodReply::Error(failure),
+        };
+        (reply, Vec::new())
+    }
+}
+
+enum Answer {
+    One(Value),
+    Many(Events),
+}
+
+impl Caller {
+    async fn answer(&self, call: &Call<Request>) -> Result<Answer, Failure> {
+        let Request { method, parameters } = call.method();
+        let (interface, name) = method.rsplit_once('.').unwrap_or(("", method));
+        let value = match (interface, name) {
+            (INTERFACE, "Status") => json!({ "status": self.desk.status() }),
+            (INTERFACE, "Allow") => self.change(Change::Allow(rules(parameters)?)).await?,
+            (INTERFACE, "Deny") => self.change(Change::Deny(rules(parameters)?)).await?,
+            (INTERFACE, "Forget") => self.change(Change::Forget(rules(parameters)?)).await?,
+            (INTERFACE, "SetState") => {
+                let NewState { state, seconds } = read(parameters)?;
+                self.change(Change::State(state, seconds)).await?
+            }
+            (INTERFACE, "Subscribe") if call.more() => return Ok(Answer::Many(self.desk.events())),
+            (INTERFACE, "Subscribe") => return Err(standard("ExpectedMore", json!({}))),
+            ("org.varlink.service", "GetInfo") => json!({
+                "vendor": "terok",
+                "product": layout::SUPERVISOR,
+                "version": env!("CARGO_PKG_VERSION"),
+                "url": "",
+                "interfaces": [INTERFACE, "org.varlink.service"],
+            }),
+            ("org.varlink.service", "GetInterfaceDescription") => {
+                let Interface { interface } = read(parameters)?;
+                if interface != INTERFACE {
+                    return Err(standard("InterfaceNotFound", json!({ "interface": interface })));
+                }
+                json!({ "description": DESCRIPTION })
+            }
+            (INTERFACE | "org.varlink.service", _) => {
+                return Err(standard("MethodNotFound", json!({ "method": method })));
+            }
+            _ => return Err(standard("InterfaceNotFound", json!({ "interface": interface }))),
+        };
+        Ok(Answer::One(value))
+    }
+
+    async fn change(&self, change: Change) -> Result<Value, Failure> {
+        match self.desk.operator.change(change, self.uid).await {
+            Ok(applied) => Ok(json!({ "applied": applied })),
+            Err(error) => Err(refused(&error)),
+        }
+    }
+}
+
+impl Desk {
+    fn status(&self) -> Status {
+        let context = &self.context;
+        let live = context.live();
+        let with_live = |written: &[Sourced], rules: &[Rule]| {
+            let live = rules.iter().map(|rule| Sourced { rule: rule.clone(), source: Source::Live });
+            written.iter().cloned().chain(live).collect()
+        };
+        let state = context.shield();
+        Status {
+            container: self.container(),
+            state,
+            until: live.until.filter(|_| state == Shield::Down),
+            allow: with_live(&context.config.policy.allow, &live.allow),
+            deny: with_live(&context.config.policy.deny, &live.deny),
+            connections: context.flows.open() as u64,
+            allowed: context.audit.allowed(),
+            refused: context.audit.refused(),
+            restarts: self.restarts,
+            confinement: self.confinement.clone(),
+        }
+    }
+
+    /// What `create` wrote down; before it has, what the configuration tells.
+    fn container(&self) -> Container {
+        let config = &self.context.config;
+        let written = self.context.run_dir.read(layout::CONTAINER, CONTAINER_LIMIT).ok().flatten();
+        written.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_else(|| Container {
+            id: config.id.clone(),
+            name: config.policy.labels.name.clone(),
+            pid: 0,
+            started: 0,
+            bundle: String::new(),
+            labels: config.policy.labels.clone(),
+        })
+    }
+
+    /// Audit lines from now on, each as `{"event": {…}}`.
+    fn events(&self) -> Events {
+        let lines = self.context.audit.subscribe();
+        Box::pin(stream::unfold(lines, async |mut lines| {
+            let event = match lines.recv().await {
+                Ok(line) => serde_json::from_str(&line).unwrap_or(Value::Null),
+                Err(RecvError::Lagged(count)) => {
+                    json!({ "t": crate::context::unix_millis(), "kind": "lifecycle", "action": "lost", "count": count })
+                }
+                Err(RecvError::Closed) => return None,
+            };
+            let reply = Reply::new(Some(json!({ "event": event }))).set_continues(Some(true));
+            Some(((Ok(reply), Vec::new()), lines))
+        }))
+    }
+}
+
+fn rules(parameters: &Value) -> Result<Vec<Rule>, Failure> {
+    let Rules { rules } = read(parameters)?;
+    rules.iter().map(|rule| rule.parse().map_err(|error| refused(&ChangeError::Rule(error)))).collect()
+}
+
+fn read<T: serde::de::DeserializeOwned>(parameters: &Value) -> Result<T, Failure> {
+    let parameters = if parameters.is_null() { &json!({}) } else { parameters };
+    T::deserialize(parameters)
+        .map_err(|error| standard("InvalidParameter", json!({ "parameter": error.to_string() })))
+}
+
+fn refused(error: &ChangeError) -> Failure {
+    let name = match error {
+        ChangeError::Partial(_) => "Partial",
+        _ => "Refused",
+    };
+    Failure { error: format!("{INTERFACE}.{name}"), parameters: json!({ "reason": error.to_string() }) }
+}
+
+fn standard(name: &str, parameters: Value) -> Failure {
+    Failure { error: format!("org.varlink.service.{name}"), parameters }
+}

@@ -1,0 +1,96 @@
+//! What the supervisor is born with: its configuration at descriptor 3 and the descriptors that it lists, from 4 on. The
+//! worker gets the same from the parent, without what only the parent may hold and with the line to it at the end.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
+use terok_kernel::statedir::Dir;
+use terok_kernel::{error, inherited, memfd};
+use terok_policy::plan::{Fd, SupervisorConfig};
+
+/// Ten thousand rules are one megabyte.
+const CONFIG_LIMIT: u64 = 64 << 20;
+
+/// Descriptors by meaning.
+pub(crate) struct Inherited {
+    config: OwnedFd,
+    fds: HashMap<Fd, OwnedFd>,
+    /// In the worker: the line to the parent.
+    link: Option<OwnedFd>,
+}
+
+/// Why the supervisor cannot start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BirthError {
+    /// Not started by the hook.
+    #[error("{0}; {program} is started by {hook}, not by hand", program = terok_policy::layout::SUPERVISOR, hook = terok_policy::layout::HOOK)]
+    Kernel(#[from] error::Error),
+    /// The configuration is not what this version writes.
+    #[error("configuration: {0}; run `terok setup` so that hook and supervisor are of one version")]
+    Config(#[from] serde_json::Error),
+    /// A descriptor is missing.
+    #[error("no descriptor for {0:?}; run `terok setup` so that hook and supervisor are of one version")]
+    Missing(Fd),
+    /// A descriptor could not be duplicated.
+    #[error("descriptor: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// What the worker must not hold: rights over the kernel's table, and the word to the hook that all is well.
+fn is_parents(fd: Fd) -> bool {
+    matches!(fd, Fd::Nftables | Fd::Ready)
+}
+
+impl Inherited {
+    /// Takes over what the hook handed to the parent.
+    pub(crate) fn of_parent() -> Result<(Self, SupervisorConfig), BirthError> {
+        Self::take(|_| true, false)
+    }
+
+    /// Takes over what the parent handed to the worker.
+    pub(crate) fn of_worker() -> Result<(Self, SupervisorConfig), BirthError> {
+        Self::take(|fd| !is_parents(fd), true)
+    }
+
+    fn take(held: impl Fn(Fd) -> bool, link: bool) -> Result<(Self, SupervisorConfig), BirthError> {
+        let config = inherited::take(3, 1)?.pop().ok_or(BirthError::Missing(Fd::Ready))?;
+        let this = Inherited { config, fds: HashMap::new(), link: None };
+        let parsed = this.config()?;
+        let kinds: Vec<Fd> = parsed.fds.iter().copied().filter(|&fd| held(fd)).collect();
+        let mut fds = inherited::take(4, kinds.len() + usize::from(link))?;
+        let link = if link { fds.pop() } else { None };
+        Ok((Inherited { fds: kinds.into_iter().zip(fds).collect(), link, ..this }, parsed))
+    }
+
+    /// The configuration, read again: the parent keeps no copy of a policy that may be large.
+    pub(crate) fn config(&self) -> Result<SupervisorConfig, BirthError> {
+        Ok(serde_json::from_slice(&memfd::read_sealed(self.config.try_clone()?, CONFIG_LIMIT)?)?)
+    }
+
+    /// Hands out one descriptor.
+    pub(crate) fn take_fd(&mut self, fd: Fd) -> Result<OwnedFd, BirthError> {
+        self.fds.remove(&fd).ok_or(BirthError::Missing(fd))
+    }
+
+    /// A second descriptor of one that stays for the worker.
+    pub(crate) fn share(&self, fd: Fd) -> Result<OwnedFd, BirthError> {
+        Ok(self.fds.get(&fd).ok_or(BirthError::Missing(fd))?.try_clone()?)
+    }
+
+    /// A second descriptor of a folder.
+    pub(crate) fn folder(&self, fd: Fd, path: &str) -> Result<Dir, BirthError> {
+        Ok(Dir::from_fd(self.share(fd)?, Path::new(path)))
+    }
+
+    /// The line to the parent, in the worker.
+    pub(crate) fn take_link(&mut self) -> Result<OwnedFd, BirthError> {
+        self.link.take().ok_or(BirthError::Missing(Fd::Nftables))
+    }
+
+    /// What a worker is started with, from descriptor 3 on, in the order of the configuration's `list`.
+    pub(crate) fn for_worker<'a>(&'a self, list: &[Fd], link: &'a OwnedFd) -> Vec<BorrowedFd<'a>> {
+        let listed = list.iter().filter(|&&fd| !is_parents(fd)).filter_map(|fd| self.fds.get(fd));
+        std::iter::once(&self.config).chain(listed).chain([link]).map(|fd| fd.as_fd()).collect()
+    }
+}

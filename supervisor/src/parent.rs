@@ -1,0 +1,218 @@
+//! The parent: keeps the sockets while workers come and go (L5), holds the one right that the worker must not have, and
+//! clears up when the container has ended (L4). One thread, no runtime, and no byte from the container is ever read here.
+
+use crate::inherit::{BirthError, Inherited};
+use crate::parent_link::{APPLY, DONE, LONGEST, READY};
+use crate::remains;
+use anyhow::{Context as _, bail};
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use terok_kernel::capabilities::Kept;
+use terok_kernel::confine::{Confinement, confine};
+use terok_kernel::landlock::Allowed;
+use terok_kernel::nft::NftSocket;
+use terok_kernel::pidfd::{PidFd, readable};
+use terok_kernel::program::{Child, Exit, Program, set_name};
+use terok_kernel::seccomp::Filter;
+use terok_kernel::socket::message_pair;
+use terok_kernel::statedir::Dir;
+use terok_policy::layout;
+use terok_policy::live::Live;
+use terok_policy::plan::{Fd, live_sets};
+use terok_policy::policy::Shield;
+
+/// Wait before a restart: doubled at each, back to the first after a worker that lived [`LIVED`].
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(2));
+const LIVED: Duration = Duration::from_secs(10);
+/// How long a worker may take to end after its container.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// An operator's rules, at most.
+const LIVE_LIMIT: u64 = 16 << 20;
+
+/// Supervises until the container has ended.
+pub(crate) fn run() -> anyhow::Result<()> {
+    set_name(layout::SUPERVISOR);
+    let (mut inherited, config) = Inherited::of_parent()?;
+    let mut parent = Parent {
+        program: Program::own()?,
+        container: PidFd::from(inherited.share(Fd::Pidfd)?),
+        ready: Some(inherited.take_fd(Fd::Ready)?),
+        nft: NftSocket::from(inherited.take_fd(Fd::Nftables)?),
+        run: inherited.folder(Fd::RunDir, &config.run_dir)?,
+        state: inherited.folder(Fd::StateDir, &config.state_dir)?,
+        id: config.id,
+        fds: config.fds,
+        inherited,
+        restarts: 0,
+    };
+    parent.confine()?;
+    parent.supervise()
+}
+
+struct Parent {
+    program: Program,
+    inherited: Inherited,
+    container: PidFd,
+    /// Closed once the hook was told.
+    ready: Option<OwnedFd>,
+    nft: NftSocket,
+    run: Dir,
+    state: Dir,
+    id: String,
+    /// The configuration's list.
+    fds: Vec<Fd>,
+    restarts: u64,
+}
+
+struct Worker {
+    child: Child,
+    link: UnixDatagram,
+    born: Instant,
+}
+
+impl Parent {
+    /// The worker inherits these limits and adds its own, so they leave room for what both need.
+    fn confine(&self) -> anyhow::Result<()> {
+        let around = |dir: &Dir| File::open(dir.path().parent().unwrap_or(dir.path()));
+        let (runs, states) = (around(&self.run)?, around(&self.state)?);
+        let libraries = libraries();
+        let mut execute: Vec<BorrowedFd<'_>> = libraries.iter().map(AsFd::as_fd).collect();
+        execute.push(self.program.as_fd());
+        let layers = confine(&Confinement {
+            keep: &[Kept::NetAdmin],
+            files: Allowed {
+                read: crate::resolver_files(),
+                write: vec![runs.as_fd(), states.as_fd()],
+                remove: vec![],
+                execute,
+            },
+            calls: Filter::Parent,
+        });
+        crate::report(&layers)
+    }
+
+    fn supervise(&mut self) -> anyhow::Result<()> {
+        let mut why = String::new();
+        let mut wait = BACKOFF.0;
+        loop {
+            let worker = self.start(&why)?;
+            let Some(exit) = self.attend(&worker)? else {
+                return self.farewell(worker);
+            };
+            why = describe(exit);
+            if self.ready.is_some() {
+                bail!("the worker ended before it was ready: {why}");
+            }
+            if worker.born.elapsed() >= LIVED {
+                wait = BACKOFF.0;
+            }
+            self.restarts += 1;
+            // A container that ends meanwhile still gets a worker: it writes the log's last line.
+            self.container.wait(wait);
+            wait = (wait * 2).min(BACKOFF.1);
+        }
+    }
+
+    fn start(&self, why: &str) -> anyhow::Result<Worker> {
+        let (ours, theirs) = message_pair()?;
+        let (null, log) = (std::io::stdin(), std::io::stderr());
+        let mut fds: Vec<BorrowedFd<'_>> = vec![null.as_fd(), null.as_fd(), log.as_fd()];
+        fds.extend(self.inherited.for_worker(&self.fds, &theirs));
+        let child = self.program.spawn(&["worker", &self.restarts.to_string(), why], &fds)?;
+        Ok(Worker { child, link: UnixDatagram::from(ours), born: Instant::now() })
+    }
+
+    /// Answers the worker until it ends (how) or the container does (`None`).
+    fn attend(&mut self, worker: &Worker) -> anyhow::Result<Option<Exit>> {
+        let mut listening = true;
+        loop {
+            let mut watched = vec![self.container.as_fd(), worker.child.pidfd().as_fd()];
+            if listening {
+                watched.push(worker.link.as_fd());
+            }
+            let ready = readable(&watched, None)?;
+            if ready[0] {
+                return Ok(None);
+            }
+            if let Some(true) = ready.get(2) {
+                listening = self.answer(worker)?;
+            }
+            if ready[1] {
+                return Ok(Some(worker.child.reap()?.unwrap_or(Exit::Code(0))));
+            }
+        }
+    }
+
+    /// Answers one message; `false` when the worker has closed its end.
+    fn answer(&mut self, worker: &Worker) -> anyhow::Result<bool> {
+        let mut word = [0; LONGEST];
+        let length = worker.link.recv(&mut word)?;
+        match &word[..length] {
+            b"" => return Ok(false),
+            READY => {
+                if let Some(ready) = self.ready.take() {
+                    // A hook that waits no more has refused the start, and the container's end will follow.
+                    let _ = File::from(ready).write_all(b"1");
+                }
+            }
+            APPLY => {
+                let answer = match self.apply() {
+                    Ok(()) => DONE.to_vec(),
+                    Err(error) => format!("{error:#}").into_bytes(),
+                };
+                // A worker that died meanwhile is seen by its pidfd.
+                let _ = worker.link.send(&answer[..answer.len().min(LONGEST)]);
+            }
+            // Nothing else is said by a worker of ours; one that was taken over is not humoured.
+            _ => worker.child.kill()?,
+        }
+        Ok(true)
+    }
+
+    /// Loads what the operator's file says into the kernel's sets: the worker names no set and no element.
+    fn apply(&self) -> anyhow::Result<()> {
+        let live: Live = match self.state.read(layout::LIVE, LIVE_LIMIT)? {
+            Some(text) => serde_json::from_slice(&text).context(layout::LIVE)?,
+            None => Live::default(),
+        };
+        let policy = self.inherited.config().map_err(|error: BirthError| anyhow::anyhow!(error))?.policy;
+        let now = crate::context::unix_seconds();
+        let state = live.shield(policy.shield, now);
+        let left = live.until.map(|until| Duration::from_secs(until.saturating_sub(now)));
+        let down_for = left.filter(|_| state == Shield::Down);
+        Ok(self.nft.replace_sets(&live_sets(&policy, &live, state, down_for))?)
+    }
+
+    fn farewell(&self, worker: Worker) -> anyhow::Result<()> {
+        if !worker.child.pidfd().wait(FAREWELL) {
+            worker.child.kill()?;
+        }
+        let _ = worker.child.reap();
+        let cleared = remains::clear(&self.run, &self.state, &self.id);
+        let pruned = remains::prune(&self.run, &self.state);
+        Ok(cleared.and(pruned)?)
+    }
+}
+
+/// The files this program was loaded from beside its own: none in the static build, the loader and the libraries in a
+/// distribution's. A worker needs them as well.
+fn libraries() -> Vec<File> {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let own = std::fs::read_link("/proc/self/exe").unwrap_or_default();
+    let mut paths: Vec<&str> = maps.lines().filter_map(|line| line.find('/').map(|at| &line[at..])).collect();
+    paths.sort_unstable();
+    paths.dedup();
+    paths.retain(|path| Path::new(path) != own);
+    paths.iter().filter_map(|path| File::open(path).ok()).collect()
+}
+
+fn describe(exit: Exit) -> String {
+    match exit {
+        Exit::Code(code) => format!("exit code {code}"),
+        Exit::Signal(signal) => format!("signal {signal}"),
+    }
+}

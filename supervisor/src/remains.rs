@@ -1,0 +1,116 @@
+//! What is left when a container has ended: its runtime folder goes, its state folder stays as history, and the oldest
+//! histories of containers that were removed go (L4, L6).
+
+use std::path::Path;
+use terok_kernel::statedir::Dir;
+use terok_policy::control::Container;
+use terok_policy::layout;
+
+/// Histories of removed containers that are kept for `terok audit`.
+const HISTORIES: usize = 32;
+/// `container.json` is this long at most.
+const CONTAINER_LIMIT: u64 = 64 << 10;
+
+/// Keeps who the container was with its history, and removes its runtime folder unless a newer one has taken its place.
+/// Everything is tried; the first thing that failed is returned.
+pub(crate) fn clear(run: &Dir, state: &Dir, id: &str) -> Result<(), terok_kernel::error::Error> {
+    let kept = run.read(layout::CONTAINER, CONTAINER_LIMIT).and_then(|text| match text {
+        Some(text) => state.write(layout::CONTAINER, &text),
+        None => Ok(()),
+    });
+    let removed = if run.is_still_at_its_path() { remove(run, id) } else { Ok(()) };
+    kept.and(removed)
+}
+
+fn remove(run: &Dir, id: &str) -> Result<(), terok_kernel::error::Error> {
+    run.remove(layout::CONTROL)?;
+    run.remove(layout::CONTAINER)?;
+    let parent = run.path().parent().unwrap_or(Path::new("/"));
+    Dir::base(parent)?.remove_tree(id)
+}
+
+/// Removes the oldest state folders of containers that exist no more, but for the newest [`HISTORIES`] ones. A
+/// container exists while its bundle does, or while it has a runtime folder beside `run`.
+pub(crate) fn prune(run: &Dir, state: &Dir) -> Result<(), terok_kernel::error::Error> {
+    let (Some(runs), Some(states)) = (run.path().parent(), state.path().parent()) else { return Ok(()) };
+    let states = Dir::base(states)?;
+    let mut gone: Vec<_> = states
+        .list()?
+        .into_iter()
+        .filter(|entry| entry.folder && layout::is_container_id(&entry.name))
+        .filter(|entry| !runs.join(&entry.name).exists() && !bundle_exists(&states, &entry.name))
+        .collect();
+    gone.sort_by_key(|entry| std::cmp::Reverse(entry.modified));
+    for entry in gone.iter().skip(HISTORIES) {
+        states.remove_tree(&entry.name)?;
+    }
+    Ok(())
+}
+
+fn bundle_exists(states: &Dir, id: &str) -> bool {
+    let Ok(Some(folder)) = states.private(id) else { return false };
+    let Ok(Some(text)) = folder.read(layout::CONTAINER, CONTAINER_LIMIT) else { return false };
+    serde_json::from_slice::<Container>(&text).is_ok_and(|container| Path::new(&container.bundle).exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folders(root: &Path, id: &str) -> (Dir, Dir) {
+        let make =
+            |kind: &str| Dir::base(root).unwrap().make_private(kind).unwrap().make_private(id).unwrap();
+        (make("run"), make("state"))
+    }
+
+    fn container(id: &str, bundle: &Path) -> Vec<u8> {
+        let container = Container {
+            id: id.into(),
+            name: "web".into(),
+            pid: 1,
+            started: 1,
+            bundle: bundle.display().to_string(),
+            labels: Default::default(),
+        };
+        serde_json::to_vec(&container).unwrap()
+    }
+
+    #[test]
+    fn the_runtime_folder_goes_and_the_history_tells_who_it_was() {
+        let root = tempfile::tempdir().unwrap();
+        let (run, state) = folders(root.path(), "c1");
+        run.write(layout::CONTAINER, &container("c1", root.path())).unwrap();
+        std::os::unix::net::UnixListener::bind(root.path().join("run/c1").join(layout::CONTROL)).unwrap();
+        clear(&run, &state, "c1").unwrap();
+        assert!(!root.path().join("run/c1").exists());
+        assert_eq!(state.read(layout::CONTAINER, 1000).unwrap().unwrap(), container("c1", root.path()));
+    }
+
+    #[test]
+    fn a_newer_folder_at_the_same_path_is_left_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let (run, state) = folders(root.path(), "c1");
+        std::fs::rename(root.path().join("run/c1"), root.path().join("run/old")).unwrap();
+        let (newer, _) = folders(root.path(), "c1");
+        newer.write(layout::CONTAINER, b"{}").unwrap();
+        clear(&run, &state, "c1").unwrap();
+        assert!(root.path().join("run/c1").join(layout::CONTAINER).exists());
+    }
+
+    #[test]
+    fn only_old_histories_of_removed_containers_are_pruned() {
+        let root = tempfile::tempdir().unwrap();
+        let (run, state) = folders(root.path(), "self");
+        for n in 0..HISTORIES + 8 {
+            folders(root.path(), &format!("gone{n}"));
+            std::fs::remove_dir(root.path().join(format!("run/gone{n}"))).unwrap();
+        }
+        let (_, stopped) = folders(root.path(), "stopped");
+        std::fs::remove_dir(root.path().join("run/stopped")).unwrap();
+        stopped.write(layout::CONTAINER, &container("stopped", root.path())).unwrap();
+        prune(&run, &state).unwrap();
+        let left: Vec<_> = std::fs::read_dir(root.path().join("state")).unwrap().collect();
+        assert_eq!(left.len(), HISTORIES + 2);
+        assert!(root.path().join("state/stopped").exists() && root.path().join("state/self").exists());
+    }
+}

@@ -1,0 +1,191 @@
+//! The worker: everything that meets bytes from the container. It confines itself before the first of them (L7), serves
+//! until the container has ended, and may be killed at any moment: its parent starts another (L5).
+
+use crate::audit::{Audit, Facts as _, LogFile, event, open_file};
+use crate::context::Context;
+use crate::control::Desk;
+use crate::inherit::{BirthError, Inherited};
+use crate::names::NameTable;
+use crate::operator::Operator;
+use crate::parent_link::ParentLink;
+use crate::proxy::Proxy;
+use crate::readiness::readable;
+use crate::{control, dns, nflog, remains};
+use anyhow::{Context as _, bail};
+use std::net::{TcpListener as StdTcpListener, UdpSocket as StdUdpSocket};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixListener as StdUnixListener;
+use std::rc::Rc;
+use terok_kernel::confine::{Confinement, confine};
+use terok_kernel::landlock::Allowed;
+use terok_kernel::program::set_name;
+use terok_kernel::seccomp::Filter;
+use terok_kernel::statedir::Dir;
+use terok_policy::audit::Kind;
+use terok_policy::layout;
+use terok_policy::live::Live;
+use terok_policy::plan::{Fd, SupervisorConfig};
+use terok_policy::rule::Target;
+use tokio::net::{TcpListener, UdpSocket, UnixListener};
+use tokio::task::JoinSet;
+
+/// An operator's rules, at most.
+const LIVE_LIMIT: u64 = 16 << 20;
+
+/// Which worker this is, from its arguments.
+pub(crate) struct Turn {
+    /// How many came before.
+    pub(crate) restarts: u64,
+    /// How the last one ended.
+    pub(crate) why: String,
+}
+
+/// Serves until the container has ended.
+pub(crate) fn run(turn: &Turn) -> anyhow::Result<()> {
+    set_name("terok-worker");
+    let (inherited, config) = Inherited::of_worker()?;
+    let run_dir = inherited.folder(Fd::RunDir, &config.run_dir)?;
+    let state_dir = inherited.folder(Fd::StateDir, &config.state_dir)?;
+    let around = std::fs::File::open(run_dir.path().parent().unwrap_or(run_dir.path()))?;
+    let layers = confine(&Confinement {
+        keep: &[],
+        files: Allowed {
+            read: crate::resolver_files(),
+            write: vec![run_dir.as_fd(), state_dir.as_fd()],
+            remove: vec![around.as_fd()],
+            execute: vec![],
+        },
+        calls: Filter::Worker,
+    });
+    drop(around);
+    crate::report(&layers)?;
+    let confinement = layers.iter().map(ToString::to_string).collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    tokio::task::LocalSet::new()
+        .block_on(&runtime, serve(turn, inherited, config, run_dir, state_dir, confinement))
+}
+
+async fn serve(
+    turn: &Turn,
+    mut inherited: Inherited,
+    config: SupervisorConfig,
+    run_dir: Dir,
+    state_dir: Dir,
+    confinement: Vec<String>,
+) -> anyhow::Result<()> {
+    let parent = std::os::unix::process::parent_id();
+    let container = readable(inherited.take_fd(Fd::Pidfd)?)?;
+    let audit = Audit::open(LogFile::open(&state_dir)?).context(layout::AUDIT)?;
+    let names = NameTable::open(open_file(&state_dir, layout::NAMES)?).context(layout::NAMES)?;
+    let live = read_live(&state_dir)?;
+    let policy_names = config.policy.allow.iter().map(|sourced| &sourced.rule).chain(&live.allow);
+    names.allocate_all(policy_names.filter_map(|rule| match &rule.target {
+        Target::Name(name) => Some(name),
+        _ => None,
+    }))?;
+    let context = Context::new(config, audit, names, live, run_dir, state_dir);
+    announce(turn, &context, &confinement)?;
+
+    let link = ParentLink::new(inherited.take_link()?)?;
+    let operator = Operator::new(context.clone(), link);
+    if turn.restarts > 0 {
+        // The one before may have died between the disk and the kernel.
+        if let Err(error) = operator.reconcile().await {
+            context.audit.note(event(Kind::Lifecycle, "sets", "").with("error", error.to_string()));
+        }
+    }
+    let desk = Rc::new(Desk {
+        context: context.clone(),
+        operator: operator.clone(),
+        restarts: turn.restarts,
+        confinement,
+    });
+    let mut tasks = services(&mut inherited, &context, desk)?;
+    let timed = operator.clone();
+    tasks.spawn_local(async move { timed.end_downs().await });
+    let flushed = context.clone();
+    tasks.spawn_local(async move { flushed.audit.flush_sums().await });
+
+    context.audit.record(event(Kind::Lifecycle, "ready", ""))?;
+    operator.ready().await?;
+    tokio::select! {
+        _ = container.readable() => {}
+        _ = tasks.join_next() => bail!("a service ended"),
+    }
+    end(&context, parent)
+}
+
+/// Every socket gets its task. What is not there must not be there: no IPv6, no IPv6 listeners.
+fn services(inherited: &mut Inherited, context: &Rc<Context>, desk: Rc<Desk>) -> anyhow::Result<JoinSet<()>> {
+    let mut tasks = JoinSet::new();
+    let ipv6 = context.config.facts.ipv6;
+    let mut both = |v4: Fd, v6: Fd| -> Result<Vec<OwnedFd>, BirthError> {
+        let first = inherited.take_fd(v4)?;
+        let second = if ipv6 { Some(inherited.take_fd(v6)?) } else { None };
+        Ok([Some(first), second].into_iter().flatten().collect())
+    };
+    for fd in both(Fd::DnsUdp4, Fd::DnsUdp6)? {
+        let socket = StdUdpSocket::from(fd);
+        socket.set_nonblocking(true)?;
+        tasks.spawn_local(dns::serve_udp(context.clone(), UdpSocket::from_std(socket)?));
+    }
+    for fd in both(Fd::DnsTcp4, Fd::DnsTcp6)? {
+        tasks.spawn_local(dns::serve_tcp(context.clone(), tcp(fd)?));
+    }
+    let proxy = Proxy::new(context.clone())?;
+    for fd in both(Fd::Proxy4, Fd::Proxy6)? {
+        tasks.spawn_local(proxy.clone().serve(tcp(fd)?));
+    }
+    let control = StdUnixListener::from(inherited.take_fd(Fd::Control)?);
+    control.set_nonblocking(true)?;
+    tasks.spawn_local(control::serve(desk, UnixListener::from_std(control)?));
+    let (context, nflog) = (context.clone(), inherited.take_fd(Fd::Nflog)?);
+    tasks.spawn_local(async move {
+        if let Err(error) = nflog::watch(context, nflog).await {
+            eprintln!("{}: nflog: {error}", layout::SUPERVISOR);
+        }
+    });
+    Ok(tasks)
+}
+
+fn tcp(fd: OwnedFd) -> std::io::Result<TcpListener> {
+    let listener = StdTcpListener::from(fd);
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+fn announce(turn: &Turn, context: &Context, confinement: &[String]) -> anyhow::Result<()> {
+    let action = if turn.restarts == 0 { "start" } else { "worker-restart" };
+    let mut line = event(Kind::Lifecycle, action, "")
+        .with("state", format!("{:?}", context.shield()).to_lowercase())
+        .with("confinement", confinement.to_vec());
+    if turn.restarts > 0 {
+        line = line.with("restarts", turn.restarts).with("why", turn.why.as_str());
+        // A full disk must not keep the rest from being served: what it refuses is refused one by one.
+        context.audit.note(line);
+        return Ok(());
+    }
+    Ok(context.audit.record(line)?)
+}
+
+fn read_live(state_dir: &Dir) -> anyhow::Result<Live> {
+    match state_dir.read(layout::LIVE, LIVE_LIMIT)? {
+        Some(text) => serde_json::from_slice(&text).with_context(|| {
+            format!("{}: repair or remove it", state_dir.path().join(layout::LIVE).display())
+        }),
+        None => Ok(Live::default()),
+    }
+}
+
+/// The log's last line; and where the parent died before, what it would have cleared up.
+fn end(context: &Context, parent: u32) -> anyhow::Result<()> {
+    context.audit.flush();
+    let facts = event(Kind::Lifecycle, "end", "")
+        .with("allowed", context.audit.allowed())
+        .with("refused", context.audit.refused());
+    let ended = context.audit.record(facts);
+    if std::os::unix::process::parent_id() != parent {
+        remains::clear(&context.run_dir, &context.state_dir, &context.config.id)?;
+    }
+    Ok(ended?)
+}
