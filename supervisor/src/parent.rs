@@ -188,10 +188,13 @@ impl Parent {
     }
 
     fn farewell(&self, worker: Worker) -> anyhow::Result<()> {
-        if !worker.child.pidfd().wait(FAREWELL) {
-            worker.child.kill()?;
+        let Worker { child, link, .. } = worker;
+        // Nothing more is loaded: a worker that waits for an answer has it by this.
+        drop(link);
+        if !child.pidfd().wait(FAREWELL) {
+            child.kill()?;
         }
-        let _ = worker.child.reap();
+        let _ = child.reap();
         let cleared = remains::clear(&self.run, &self.state, &self.id);
         let pruned = remains::prune(&self.run, &self.state);
         Ok(cleared.and(pruned)?)

@@ -23,10 +23,11 @@ pub(crate) fn clear(run: &Dir, state: &Dir, id: &str) -> Result<(), terok_kernel
 }
 
 fn remove(run: &Dir, id: &str) -> Result<(), terok_kernel::error::Error> {
-    run.remove(layout::CONTROL)?;
-    run.remove(layout::CONTAINER)?;
+    for entry in run.list()? {
+        run.remove(&entry.name)?;
+    }
     let parent = run.path().parent().unwrap_or(Path::new("/"));
-    Dir::base(parent)?.remove_tree(id)
+    Dir::base(parent)?.remove_empty(id)
 }
 
 /// Removes the oldest state folders of containers that exist no more, but for the newest [`HISTORIES`] ones. A

@@ -107,7 +107,8 @@ async fn serve(
     tasks.spawn_local(async move { flushed.audit.flush_sums().await });
 
     context.audit.record(event(Kind::Lifecycle, "ready", ""))?;
-    operator.ready().await?;
+    // A parent that is gone cannot be told; what is served is served all the same.
+    let _ = operator.ready().await;
     tokio::select! {
         _ = container.readable() => {}
         _ = tasks.join_next() => bail!("a service ended"),

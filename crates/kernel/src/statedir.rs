@@ -240,6 +240,14 @@ impl Dir {
         }
     }
 
+    /// Removes folder `name`, which must be empty; none there is no error.
+    pub fn remove_empty(&self, name: &str) -> Result<()> {
+        match unlinkat(&self.fd, component(name)?, UnlinkatFlags::RemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(errno) => Err(Error::call("remove", self.place(name))(errno)),
+        }
+    }
+
     /// Removes `name` and all below it, following no link; none there is no error.
     pub fn remove_tree(&self, name: &str) -> Result<()> {
         let name = component(name)?;
