@@ -49,7 +49,9 @@ pub(crate) fn running(host: &Host) -> anyhow::Result<Vec<Known>> {
     for id in ids(&host.run_dir())? {
         let run = host.run_dir().join(&id);
         // Without the record the start is not finished, or the container is just going.
-        if let Some(record) = record(&run) {
+        if let Some(record) = record(&run)
+            && is_alive(record.pid)
+        {
             found.push(Known { state: host.state_dir().join(&id), id, record: Some(record), run: Some(run) });
         }
     }
@@ -127,6 +129,11 @@ fn ids(folder: &Path) -> anyhow::Result<Vec<String>> {
     Ok(names.filter(|name| layout::is_container_id(name)).collect())
 }
 
+/// Whether there is a process `pid`. A runtime folder outlives its container where supervisor and all were killed.
+fn is_alive(pid: i32) -> bool {
+    Path::new("/proc").join(pid.to_string()).exists()
+}
+
 fn record(folder: &Path) -> Option<Container> {
     serde_json::from_slice(&std::fs::read(folder.join(layout::CONTAINER)).ok()?).ok()
 }
@@ -199,6 +206,12 @@ mod tests {
         std::fs::create_dir_all(host.state_dir().join(".tmp")).unwrap();
         assert_eq!(running(&host).unwrap().len(), 1);
         assert_eq!(all(&host).unwrap().len(), 2);
+        let dead = host.run_dir().join("dead");
+        std::fs::create_dir_all(&dead).unwrap();
+        let mut record = known("dead", "dead", "", 5).record.unwrap();
+        record.pid = i32::MAX;
+        std::fs::write(dead.join(layout::CONTAINER), serde_json::to_string(&record).unwrap()).unwrap();
+        assert_eq!(running(&host).unwrap().len(), 1, "a folder without its process is not running");
         assert_eq!(find_running(&host, "one").unwrap().id, "aaa");
         let error = find_running(&host, "gone").unwrap_err().to_string();
         assert!(error.contains("does not run") && error.contains("terok ps"), "{error}");

@@ -17,13 +17,9 @@ use terok_policy::policy::{Shield, Sourced};
 /// `terok ps`
 pub(crate) fn ps(host: &Host, json: Json) -> anyhow::Result<()> {
     let running = containers::running(host)?;
-    let answers = control::block_on(async {
-        let mut answers = Vec::new();
-        for known in &running {
-            answers.push((known, control::status(known).await));
-        }
-        answers
-    })?;
+    // All at once: one supervisor that is slow to answer must not hold up the others' lines.
+    let asked = running.iter().map(|known| async move { (known, control::status(known).await) });
+    let answers = control::block_on(zlink::futures_util::future::join_all(asked))?;
     if json.json {
         let rows: Vec<_> = answers
             .iter()
