@@ -34,10 +34,11 @@ storage /run/user/1001/containers /run/home/tester/.local/share/containers/stora
 
 hostname lab; ip link set lo up
 /run/lab/scripts/inet.sh up
-/run/lab/scripts/load-images.sh "${LAB_IMAGE:+all}"
+# With the workload image both users are served: tests start containers as either.
+[ "$LAB_USER" = tester ] && [ -z "$LAB_IMAGE" ] || /run/lab/scripts/load-images.sh "${LAB_IMAGE:+all}"
+[ "$LAB_USER" = root ] && [ -z "$LAB_IMAGE" ] || /run/lab/scripts/as-tester /run/lab/scripts/load-images.sh "${LAB_IMAGE:+all}"
 set +e
 if [ "$LAB_USER" = tester ]; then
-  /run/lab/scripts/as-tester /run/lab/scripts/load-images.sh "${LAB_IMAGE:+all}"
   cd /run/home/tester; /run/lab/scripts/as-tester "$@"
 else
   cd "$LAB_CWD" 2>/dev/null || cd /root

@@ -141,9 +141,10 @@ impl Sealed {
     /// Runs `command` as the container's program to its end.
     pub fn run(&self, command: &[&str]) -> (Container, Ended) {
         let mut container = self.named();
-        let ended = Ended::of(self.podman(&container.name, &[]).args(command).stdin(Stdio::null()));
+        let mut ended = Ended::of(self.podman(&container.name, &[]).args(command).stdin(Stdio::null()));
         container.id =
             container.mode.podman(&["inspect", "--format={{.Id}}", &container.name]).stdout.trim().to_owned();
+        ended.stderr.push_str(&container.log());
         (container, ended)
     }
 
@@ -151,8 +152,12 @@ impl Sealed {
     #[track_caller]
     pub fn start(&self, command: &[&str]) -> Container {
         let mut container = self.named();
-        let ended = Ended::of(self.podman(&container.name, &["--detach"]).args(command).stdin(Stdio::null()));
-        container.id = ended.succeeded().trim().to_owned();
+        let mut ended =
+            Ended::of(self.podman(&container.name, &["--detach"]).args(command).stdin(Stdio::null()));
+        container.id =
+            container.mode.podman(&["inspect", "--format={{.Id}}", &container.name]).stdout.trim().to_owned();
+        ended.stderr.push_str(&container.log());
+        ended.succeeded();
         container
     }
 
@@ -256,6 +261,12 @@ impl Container {
             let lines: Vec<String> = self.audit().iter().map(Value::to_string).collect();
             panic!("no {wanted}:\n{}", lines.join("\n"))
         })
+    }
+
+    /// What hook and supervisor logged: crun does not show what its hooks say.
+    pub fn log(&self) -> String {
+        let path = self.mode.state(&self.id).join(terok_policy::layout::LOG);
+        if self.id.is_empty() { String::new() } else { std::fs::read_to_string(path).unwrap_or_default() }
     }
 
     /// The supervisor's processes of this container, parent first.

@@ -23,11 +23,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let lab = Lab { rootless: true, ..Default::default() };
     lab.prepare()?;
     println!("Opening the lab: a throw-away machine with Podman and a small internet of its own.");
-    Ok(code(status(lab.open(&bin, &[])?.args([
-        "/run/lab/scripts/demo.sh",
-        "api.example.com",
-        "evil.example.net",
-    ]))?))
+    let arguments =
+        ["api.example.com", "https://api.example.com/", "https://evil.example.net/", "/run/inet/bundle.pem"];
+    Ok(code(status(lab.open(&bin, &[])?.arg("/run/lab/scripts/demo.sh").args(arguments))?))
 }
 
 /// On the host's Podman, with a home of its own for storage, configuration and hooks, so that nothing stays behind.
