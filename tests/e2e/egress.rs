@@ -140,14 +140,6 @@ both_modes! {
         container.audited("kernel", "refuse", &v4.to_string());
         container.audited("kernel", "refuse", "");
         assert!(container.audit().iter().any(|l| l["target"].as_str().is_some_and(|t| t.contains(&v6.to_string()))));
-
-        // The same attempts without terok do arrive: these probes can tell.
-        let (v4, v6) = bad_addresses();
-        let open = [format!("tcp {v4} 443"), format!("udp {v4} 123 ntp"), format!("tcp {v6} 80")];
-        let open: Vec<&str> = open.iter().map(String::as_str).take(if mode == Mode::Rootful { 2 } else { 3 }).collect();
-        let (_gone, lines) = Sealed::unprotected(mode).probe(&open);
-        assert!(lines.iter().all(|line| line["ok"] == true), "{lines:?}");
-        assert!(!seen_at(v4).is_empty());
     }
 
     /// A6: the name inside TLS is compared before anything is dialled.
@@ -269,6 +261,38 @@ both_modes! {
         let (_gone, ended) = Sealed::new(mode, "api.example.com").option("--cap-add=NET_ADMIN,NET_RAW").run(&["sh", "-c", &script]);
         assert!(!ended.stdout.contains("\"ok\":true") , "{}", ended.stdout);
         nothing_arrived(&[v4.to_string(), v6.to_string()]);
+    }
+
+    /// The probes can tell: what is refused above arrives where terok is not.
+    fn without_terok_the_same_attempts_arrive(mode: Mode) {
+        let site = site();
+        let host = &site.name;
+        let (v4, v6) = bad_addresses();
+        let zone = format!("open{}.tunnel.example.net", site.v4.octets()[3]);
+        let (_gone, lines) = Sealed::unprotected(mode).probe(&[
+            &format!("tls {host}%4 443 evil.example.net"),
+            &format!("tls {host}%4 443 -"),
+            &format!("http {host}%4 80 {host} /first evil.example.net /second"),
+            &format!("tcp {host}%4 80 GET /two HTTP/1.1\\r\\nHost: {host}\\r\\nHost: evil.example.net\\r\\n\\r\\n"),
+            &format!("tcp {v4} 443"),
+            &format!("fastopen {v4} 80 hello"),
+            &format!("mptcp {v4} 443"),
+            &format!("udp {v4} 123 ntp"),
+            &format!("dns 203.0.113.53 {zone} A"),
+            &format!("dns - r.rebind-private.example.com A"),
+            "http r.rebind-private.example.com 80 private /private",
+        ]);
+        for line in &lines {
+            assert_eq!(line["ok"], true, "{line}");
+        }
+        assert_eq!(site.paths(), ["/first", "/second", "/two"]);
+        assert_eq!(queries(&zone), [zone]);
+        assert!(seen_at(v4).iter().any(|line| line["proto"] == "udp"));
+        assert!(seen_at("10.66.0.1").iter().any(|line| line["path"] == "/private"));
+        if mode == Mode::Rootless {
+            let (_gone, lines) = Sealed::unprotected(mode).probe(&[&format!("tcp {v6} 80")]);
+            assert_eq!(lines[0]["ok"], true, "{lines:?}");
+        }
     }
 
     fn a_literal_rule_reaches_that_address_and_port_only(mode: Mode) {

@@ -80,11 +80,17 @@ both_modes! {
     }
 
     fn a_container_that_removes_itself_leaves_its_audit_log_only(mode: Mode) {
-        let (container, ended) = Sealed::new(mode, "api.example.com").option("--rm").option("--cidfile=/tmp/terok-cid-test")
+        let file = format!("/tmp/terok-cid-{mode:?}-{}", std::process::id());
+        let (mut container, ended) = Sealed::new(mode, "api.example.com")
+            .option("--rm")
+            .option(&format!("--cidfile={file}"))
             .run(&["true"]);
-        drop(container);
-        let _ = std::fs::remove_file("/tmp/terok-cid-test");
         ended.succeeded();
+        container.id = std::fs::read_to_string(&file).expect("podman wrote the id");
+        let _ = std::fs::remove_file(&file);
+        container.is_left_alone();
+        container.audited("lifecycle", "end", "");
+        assert!(mode.terok(&["audit", &container.id, "--json"]).succeeded().contains("lifecycle"));
     }
 
     /// L5: one crash is an event, not an outage.
@@ -139,14 +145,17 @@ both_modes! {
     }
 
     fn a_refused_start_leaves_nothing(mode: Mode) {
-        let before = leftovers(mode);
-        let (container, ended) = Sealed::new(mode, "api.example.com").annotate("shield.alow", "x").run(&["true"]);
-        assert!(ended.failed().contains("terok"), "the reason is shown");
-        assert!(container.supervisors().is_empty());
-        drop(container);
-        let (_gone, ended) = Sealed::new(mode, "api.example.com").run(&["/no/such/program"]);
-        ended.failed();
-        let _ = before;
+        let attempts = [
+            (Sealed::new(mode, "api.example.com").annotate("shield.alow", "x"), "true"),
+            (Sealed::new(mode, "api.example.com:99999"), "true"),
+            (Sealed::new(mode, "api.example.com"), "/no/such/program"),
+        ];
+        for (sealed, program) in attempts {
+            let (container, ended) = sealed.run(&[program]);
+            ended.failed();
+            assert!(!container.id.is_empty(), "podman keeps a container that failed to start");
+            container.is_left_alone();
+        }
     }
 }
 
@@ -196,4 +205,31 @@ fn fifty_cycles_leave_nothing_over_rootless() {
 fn fifty_cycles_leave_nothing_over_rootful() {
     let Some(_lab) = terok_tests::Lab::alone() else { return };
     fifty_cycles_leave_nothing_over(Mode::Rootful);
+}
+
+/// A29: what cannot be written down does not happen; and it happens again once it can.
+#[test]
+fn a_full_disk_refuses_connections_until_there_is_room() {
+    let Some(_lab) = terok_tests::Lab::alone() else { return };
+    let site = site();
+    let folder = terok_policy::layout::STATE_ROOTFUL;
+    let full = format!("{folder}/full");
+    Mode::Rootful.run("mkdir", &["-p", folder]).succeeded();
+    Mode::Rootful.run("mount", &["-t", "tmpfs", "-o", "size=256k,mode=700", "tmpfs", folder]).succeeded();
+    let container = Sealed::new(Mode::Rootful, &site.name).idle();
+    let step = format!("http {0} 80 {0} /disk", site.name);
+    assert_eq!(container.try_step(&step)["ok"], true);
+    Mode::Rootful.run("sh", &["-c", &format!("cat /dev/zero > {full} 2>/dev/null; true")]).succeeded();
+    // What fits into the log's last page is still written.
+    eventually("a full disk refuses", || container.try_step(&step)["ok"] == false);
+    let before = site.paths().len();
+    for _ in 0..5 {
+        assert_eq!(container.try_step(&step)["ok"], false);
+    }
+    assert_eq!(site.paths().len(), before, "dialled without a line");
+    Mode::Rootful.run("rm", &[&full]).succeeded();
+    eventually("room again, connections again", || container.try_step(&step)["ok"] == true);
+    assert_eq!(Mode::Rootful.terok(&["audit", &container.name, "--verify"]).code, 0);
+    drop(container);
+    Mode::Rootful.run("umount", &["-l", folder]).succeeded();
 }

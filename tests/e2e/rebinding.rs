@@ -24,9 +24,7 @@ both_modes! {
         }
         let reached: Vec<_> = seen().into_iter().filter(|line| line["host"].as_str().is_some_and(|host| host.starts_with(&label))).collect();
         assert!(reached.is_empty(), "{reached:?}");
-        for address in ["10.66.0.1", "169.254.169.254"] {
-            assert!(seen_at(address).is_empty(), "{address}: {:?}", seen_at(address));
-        }
+        assert!(seen_at("169.254.169.254").is_empty(), "{:?}", seen_at("169.254.169.254"));
         // The answers themselves were given: the names resolve, and refusing them is terok's doing.
         assert!(!terok_tests::queries(&names[0]).is_empty());
     }

@@ -8,7 +8,7 @@ const RULES: &str = "git.example.com ssh.example.com:22 pypi.example.com deb.exa
 fn debian(mode: Mode, script: &str) -> String {
     let sealed = Sealed::new(mode, RULES)
         .debian()
-        .option("--volume=/run/inet/client_key:/run/key:ro")
+        .option("--volume=/run/inet/client_key.shared:/run/key:ro")
         .option("--volume=/run/inet/known_hosts:/run/known_hosts:ro");
     let (_gone, ended) = sealed.run(&["sh", "-ec", script]);
     ended.succeeded()

@@ -38,7 +38,7 @@ inside python3 "$S/servers.py" inet $I/seen.jsonl $I >$I/servers.log 2>&1 8>&- &
 python3 "$S/servers.py" host $I/seen.jsonl $I >$I/host.log 2>&1 8>&- &
 # sshd: the key in client_key logs in as root and runs commands.
 [ -e hostkey ] || dropbearkey -t ed25519 -f hostkey >/dev/null 2>&1
-ssh-keygen -q -t ed25519 -N '' -C lab -f client_key; chmod 644 client_key.pub
+ssh-keygen -q -t ed25519 -N '' -C lab -f client_key; install -m 644 client_key client_key.shared; chmod 644 client_key.pub
 install -d -m 700 /root/.ssh; cp client_key.pub /root/.ssh/authorized_keys; chmod 600 /root/.ssh/authorized_keys
 dropbearkey -y -f hostkey | grep ^ssh- | cut -d' ' -f1,2 | sed 's/^/ssh.example.com /' > known_hosts
 inside dropbear -F -E -s -r hostkey -p 198.51.100.22:22 -p '[2001:db8:1::22]:22' -p 203.0.113.66:22 >$I/ssh.log 2>&1 8>&- &

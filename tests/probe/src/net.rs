@@ -59,7 +59,7 @@ pub(crate) fn hold(host: &str, port: &str, path: Option<&str>) -> Value {
         let mut stream = connect(host, port)?;
         if let Some(path) = path {
             let name = host.split('%').next().unwrap_or(host);
-            write!(stream, "GET {path} HTTP/1.1\r\nHost: {name}\r\n\r\n")?;
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n")?;
         }
         stream.set_read_timeout(Some(Duration::from_secs(120)))?;
         let mut block = vec![0; 1 << 16];
