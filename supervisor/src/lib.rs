@@ -58,6 +58,10 @@ fn resolver_files() -> Vec<PathBuf> {
     {
         files.push(folder.to_owned());
     }
+    if terok_kernel::userns::in_userns() {
+        // A user's supervisor reads there what every user may; root's, which could read more, keeps to the two files.
+        files.push("/etc".into());
+    }
     files
 }
 

@@ -137,7 +137,7 @@ impl Operator {
             let kept = self.context.keep(&after).map_err(Obstacle::from);
             self.context.set_live(after.clone());
             let loaded = self.load(&before, &after).await.map_err(Obstacle::from);
-            recorded.map_err(Obstacle::from).and(kept).and(loaded).map_err(ChangeError::Partial)
+            recorded.and(kept).and(loaded).map_err(ChangeError::Partial)
         };
         self.timer.notify_one();
         let cut = self.context.recheck();

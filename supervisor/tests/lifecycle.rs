@@ -1,4 +1,5 @@
 //! The real supervisor, parent and worker, through the deaths it must survive and the one it must not (L4, L5, L7).
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod rig;
 
@@ -222,6 +223,36 @@ fn parent_and_worker_are_confined() {
     let status = rig.ask("Status", json!({}));
     let layers = status["parameters"]["status"]["confinement"].to_string();
     assert!(layers.contains("landlock") && layers.contains("seccomp"), "{layers}");
+}
+
+#[test]
+fn an_idle_supervisor_is_small() {
+    if !rig::possible() {
+        return;
+    }
+    let rig = Rig::start(&Wish::allow(&["a.example"]));
+    rig.resolve("a.example");
+    let pss = |pid: i32| -> u64 {
+        let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+        let line = rollup.lines().find(|line| line.starts_with("Pss:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    let (parent, worker) = (pss(rig.parent.id() as i32), pss(rig.worker()));
+    eprintln!("PSS: parent {parent} KiB, worker {worker} KiB");
+    // Tests of other threads share pages or do not, and an unoptimised program is larger than the one that is shipped.
+    let budget = if cfg!(debug_assertions) { 24 << 10 } else { 8 << 10 };
+    assert!(parent + worker <= budget, "{parent} + {worker} KiB");
+}
+
+#[test]
+fn a_name_is_answered_well_under_a_millisecond() {
+    if !rig::possible() {
+        return;
+    }
+    let rig = Rig::start(&Wish::allow(&["a.example"]));
+    let median = rig.median_answer("a.example", 501);
+    eprintln!("DNS answer p50: {median:?}");
+    assert!(median < Duration::from_millis(1), "{median:?}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! A container without a container: a process in a network namespace of its own, everything the hook would have made for
 //! it, and the real supervisor started on that. Needs the right to make namespaces.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -29,7 +30,7 @@ fn spawning() -> MutexGuard<'static, ()> {
 }
 
 /// Whether namespaces can be made; says why not, and fails where `TEROK_TEST_REQUIRE` names `netns`.
-pub fn possible() -> bool {
+pub(crate) fn possible() -> bool {
     let made = std::thread::spawn(|| unshare(CloneFlags::CLONE_NEWNET)).join().unwrap();
     if let Err(errno) = made {
         let required = std::env::var("TEROK_TEST_REQUIRE").unwrap_or_default();
@@ -41,23 +42,22 @@ pub fn possible() -> bool {
 }
 
 /// A running supervisor and its container.
-pub struct Rig {
-    pub root: tempfile::TempDir,
-    pub container: Child,
-    pub parent: Child,
-    pub ports: Ports,
+pub(crate) struct Rig {
+    pub(crate) root: tempfile::TempDir,
+    pub(crate) container: Child,
+    pub(crate) parent: Child,
     netns: File,
 }
 
 /// What `Rig::start` is to be given.
 #[derive(Default, Clone)]
-pub struct Wish {
-    pub allow: Vec<&'static str>,
-    pub deny: Vec<&'static str>,
+pub(crate) struct Wish {
+    pub(crate) allow: Vec<&'static str>,
+    pub(crate) deny: Vec<&'static str>,
 }
 
 impl Wish {
-    pub fn allow(rules: &[&'static str]) -> Self {
+    pub(crate) fn allow(rules: &[&'static str]) -> Self {
         Wish { allow: rules.to_vec(), deny: vec![] }
     }
 
@@ -80,12 +80,12 @@ struct Inside {
 
 impl Rig {
     /// Starts container and supervisor and waits for readiness.
-    pub fn start(wish: &Wish) -> Self {
+    pub(crate) fn start(wish: &Wish) -> Self {
         Self::start_in(tempfile::tempdir().unwrap(), wish)
     }
 
     /// As [`Rig::start`], on the state of an earlier run.
-    pub fn start_in(root: tempfile::TempDir, wish: &Wish) -> Self {
+    pub(crate) fn start_in(root: tempfile::TempDir, wish: &Wish) -> Self {
         let base = Dir::base(root.path()).unwrap();
         let run = base.make_private("run").unwrap().make_private("c1").unwrap();
         let state = base.make_private("state").unwrap().make_private("c1").unwrap();
@@ -126,13 +126,13 @@ impl Rig {
         drop(guard);
         let mut byte = [0];
         let read = File::from(ready).read(&mut byte).unwrap();
-        let rig = Rig { root, container: inside.container, parent, ports: inside.ports, netns: inside.netns };
+        let rig = Rig { root, container: inside.container, parent, netns: inside.netns };
         assert_eq!((read, byte), (1, *b"1"), "not ready: {}", rig.log());
         rig
     }
 
     /// Runs `job` in the container's network namespace.
-    pub fn inside<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+    pub(crate) fn inside<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         let netns = self.netns.try_clone().unwrap();
         std::thread::spawn(move || {
             setns(netns, CloneFlags::CLONE_NEWNET).unwrap();
@@ -143,7 +143,7 @@ impl Rig {
     }
 
     /// The reply code and the addresses that `name` has for the container.
-    pub fn resolve(&self, name: &str) -> (u8, Vec<Ipv4Addr>) {
+    pub(crate) fn resolve(&self, name: &str) -> (u8, Vec<Ipv4Addr>) {
         let query = query(name);
         let reply = self.inside(move || {
             let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -156,8 +156,28 @@ impl Rig {
         read_reply(&reply)
     }
 
+    /// The median time from question to answer over `count` questions.
+    pub(crate) fn median_answer(&self, name: &str, count: usize) -> Duration {
+        let query = query(name);
+        self.inside(move || {
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            socket.connect("127.0.0.1:53").unwrap();
+            let mut times: Vec<Duration> = (0..count)
+                .map(|_| {
+                    let asked = Instant::now();
+                    socket.send(&query).unwrap();
+                    socket.recv(&mut [0; 512]).unwrap();
+                    asked.elapsed()
+                })
+                .collect();
+            times.sort_unstable();
+            times[count / 2]
+        })
+    }
+
     /// As [`Rig::resolve`], over TCP.
-    pub fn resolve_tcp(&self, name: &str) -> (u8, Vec<Ipv4Addr>) {
+    pub(crate) fn resolve_tcp(&self, name: &str) -> (u8, Vec<Ipv4Addr>) {
         let query = query(name);
         let reply = self.inside(move || {
             let mut stream = TcpStream::connect("127.0.0.1:53").unwrap();
@@ -174,7 +194,7 @@ impl Rig {
     }
 
     /// Calls a method of the control interface.
-    pub fn call(&self, method: &str, parameters: Value) -> Value {
+    pub(crate) fn call(&self, method: &str, parameters: Value) -> Value {
         let mut stream = UnixStream::connect(self.run_dir().join(layout::CONTROL)).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let mut call = json!({ "method": method, "parameters": parameters }).to_string().into_bytes();
@@ -184,34 +204,34 @@ impl Rig {
     }
 
     /// Calls a method of the supervisor's own interface.
-    pub fn ask(&self, method: &str, parameters: Value) -> Value {
+    pub(crate) fn ask(&self, method: &str, parameters: Value) -> Value {
         self.call(&format!("io.terok.Supervisor.{method}"), parameters)
     }
 
-    pub fn run_dir(&self) -> PathBuf {
+    pub(crate) fn run_dir(&self) -> PathBuf {
         self.root.path().join("run/c1")
     }
 
-    pub fn state(&self, name: &str) -> String {
+    pub(crate) fn state(&self, name: &str) -> String {
         std::fs::read_to_string(self.root.path().join("state/c1").join(name)).unwrap_or_default()
     }
 
-    pub fn audit(&self) -> Vec<Value> {
+    pub(crate) fn audit(&self) -> Vec<Value> {
         self.state(layout::AUDIT).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.root.path().join("log")).unwrap()
     }
 
     /// The worker that serves now, waited for.
-    pub fn worker(&self) -> i32 {
+    pub(crate) fn worker(&self) -> i32 {
         let parent = self.parent.id();
         until("a worker", || child_of(parent as i32))
     }
 
     /// Ends the container and waits until nothing of the supervisor is left.
-    pub fn end(mut self) -> tempfile::TempDir {
+    pub(crate) fn end(mut self) -> tempfile::TempDir {
         let worker = child_of(self.parent.id() as i32);
         self.container.kill().unwrap();
         self.container.wait().unwrap();
@@ -292,7 +312,7 @@ fn spawn(fds: Vec<OwnedFd>, log: File) -> Child {
 }
 
 /// Polls for `what` with a deadline.
-pub fn until<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn until<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         if let Some(found) = ready() {
@@ -303,7 +323,7 @@ pub fn until<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-pub fn alive(pid: i32) -> bool {
+pub(crate) fn alive(pid: i32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| !rest.trim().starts_with('Z')))
 }
@@ -317,12 +337,12 @@ fn child_of(parent: i32) -> Option<i32> {
     })
 }
 
-pub fn kill9(pid: i32) {
+pub(crate) fn kill9(pid: i32) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).unwrap();
 }
 
 /// One message of a Varlink connection.
-pub fn read_message(stream: &mut impl BufRead) -> Value {
+pub(crate) fn read_message(stream: &mut impl BufRead) -> Value {
     let mut message = Vec::new();
     stream.read_until(0, &mut message).unwrap();
     assert_eq!(message.pop(), Some(0), "{}", String::from_utf8_lossy(&message));
