@@ -83,6 +83,10 @@ impl Proxy {
                 return drop(Socket::new(client));
             }
         };
+        self.admit(client, target);
+    }
+
+    fn admit(self: Rc<Self>, client: TcpStream, target: Target) {
         if self.open.get() >= self.limit {
             let event = event(Kind::Connect, "refuse", target.to_string()).reason(Reason::TooManyConnections);
             self.context.audit.refusal(event.with("proto", "tcp").with("limit", self.limit));
@@ -113,3 +117,6 @@ fn destination(client: &TcpStream) -> Option<SocketAddr> {
     let to = socket::original_dst(client, own.is_ipv6()).ok()?;
     (!to.ip().to_canonical().is_loopback()).then_some(to)
 }
+
+#[cfg(test)]
+mod tests;

@@ -156,7 +156,7 @@ async fn addresses(proxy: &Proxy, target: &Target, verdict: &Verdict) -> Result<
 
 impl Proxy {
     /// Why `ip` is below the floor, the host's own addresses included. What the kernel does not tell is refused.
-    fn floor(&self, ip: IpAddr) -> Option<Floor> {
+    pub(super) fn floor(&self, ip: IpAddr) -> Option<Floor> {
         floor(ip).or_else(|| self.routes.is_local(ip).unwrap_or(true).then_some(Floor::HostOwn))
     }
 }

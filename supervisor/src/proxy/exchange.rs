@@ -110,8 +110,8 @@ async fn judge(
             // Before the request leaves, so that no byte of its answer passes unread.
             upgrade.pause.ask();
         }
-        write_all(upstream, &out, count).await?;
-        out.clear();
+        // A connection that waits for its next request holds no buffer.
+        write_all(upstream, &std::mem::take(&mut out), count).await?;
         if gate.upgrading() {
             gate.answered(upgrade.answer().await);
         }
@@ -132,7 +132,7 @@ async fn judge(
             }
         }
         let taken = gate.feed(&rest, &mut out).map_err(Fault::Refused)?;
-        rest.drain(..taken);
+        rest = rest.split_off(taken);
     }
 }
 

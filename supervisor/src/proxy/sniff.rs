@@ -37,7 +37,7 @@ fn request_line(head: &[u8]) -> Option<Protocol> {
     let head = head.get(start..)?;
     let method = head.iter().take(METHOD).take_while(|b| is_token(**b)).count();
     match head.get(method) {
-        None if method < METHOD => return None,
+        None => return None,
         Some(b' ' | b'\t') if method > 0 => {}
         _ => return Some(Protocol::Opaque),
     }
@@ -101,6 +101,7 @@ mod tests {
 
     #[test]
     fn an_endless_first_word_is_no_request() {
+        assert_eq!(protocol(&[b'a'; METHOD]), None, "a blank could follow");
         assert_eq!(protocol(&[b'a'; 100]), Some(Protocol::Opaque));
     }
 }
