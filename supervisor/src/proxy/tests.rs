@@ -25,7 +25,8 @@ impl Rig {
     fn new(allow: &[String], hosts: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let state = || Dir::base(dir.path()).unwrap();
-        let allow = allow.iter().map(|rule| Sourced { rule: rule.parse().unwrap(), source: Source::Annotation });
+        let allow =
+            allow.iter().map(|rule| Sourced { rule: rule.parse().unwrap(), source: Source::Annotation });
         let config = SupervisorConfig {
             id: "test".to_owned(),
             policy: Policy { allow: allow.collect(), ..Policy::default() },
@@ -65,7 +66,8 @@ impl Rig {
         let start = Instant::now();
         loop {
             let text = std::fs::read_to_string(self.dir.path().join(layout::AUDIT)).unwrap();
-            let lines: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+            let lines: Vec<serde_json::Value> =
+                text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
             if lines.len() >= count {
                 return lines;
             }
