@@ -107,7 +107,7 @@ fn arguments() -> Vec<[u64; 6]> {
         high | 1,
         u64::MAX,
         libc::FIONREAD,
-        libc::FIONBIO as u64,
+        libc::FIONBIO,
     ]
     .into();
     let third = [0u64, 6, 15, 16, 262, high | 15];
