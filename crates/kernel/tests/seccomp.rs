@@ -94,22 +94,9 @@ fn arguments() -> Vec<[u64; 6]> {
     let high = 7u64 << 32;
     let first: Vec<u64> =
         (0..48).chain([0x1000_0000, 0x0002_0000, 0x4000_0011, u64::from(u32::MAX), high | 2]).collect();
-    let second: Vec<u64> = [
-        0,
-        1,
-        2,
-        3,
-        5,
-        10,
-        0x80801,
-        0x80802,
-        0x80803,
-        high | 1,
-        u64::MAX,
-        libc::FIONREAD,
-        libc::FIONBIO,
-    ]
-    .into();
+    let second: Vec<u64> =
+        [0, 1, 2, 3, 5, 10, 0x80801, 0x80802, 0x80803, high | 1, u64::MAX, libc::FIONREAD, libc::FIONBIO]
+            .into();
     let third = [0u64, 6, 15, 16, 262, high | 15];
     let mut all = Vec::new();
     for &a in &first {
