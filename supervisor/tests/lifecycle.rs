@@ -226,6 +226,26 @@ fn parent_and_worker_are_confined() {
 }
 
 #[test]
+fn what_the_kernel_refuses_is_in_the_log() {
+    if !rig::possible() {
+        return;
+    }
+    let rig = Rig::start(&Wish::allow(&["a.example"]));
+    for target in ["192.0.2.9:9999", "[2001:db8::9]:9999", "10.0.0.1:9999"] {
+        rig.inside(move || {
+            let any = if target.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
+            let socket = std::net::UdpSocket::bind(any).unwrap();
+            assert!(socket.send_to(b"x", target).is_err(), "{target} was not refused");
+        });
+        let line = until("the kernel's line", || {
+            rig.audit().into_iter().find(|line| line["kind"] == "kernel" && line["target"] == target)
+        });
+        let reason = if target.starts_with("10.") { "floor" } else { "unlisted" };
+        assert_eq!((&line["reason"], &line["detail"]["proto"]), (&json!(reason), &json!("udp")));
+    }
+}
+
+#[test]
 fn an_idle_supervisor_is_small() {
     if !rig::possible() {
         return;
