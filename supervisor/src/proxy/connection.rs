@@ -8,6 +8,7 @@ use super::relay::{Moved, Socket};
 use crate::audit::{Facts as _, event};
 use crate::flows::{Host, Target};
 use std::cell::Cell;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Instant;
 use terok_policy::Verdict;
@@ -22,7 +23,7 @@ enum Fault {
     /// Refused by us; the event says why.
     Refused(Box<Event>),
     /// One of the sockets failed; the other is reset too.
-    Io,
+    Io(io::Error),
 }
 
 /// What is known of a connection at its end.
@@ -54,10 +55,14 @@ pub(super) async fn serve(proxy: &Proxy, client: TcpStream, target: Target) {
         None => "cut",
         Some(_) => "close",
     };
-    let reset = matches!(end, Some(Err(Fault::Io)));
-    if let Some(Err(Fault::Refused(event))) = end {
-        proxy.context.audit.refusal(*event);
-    }
+    let broken = match end {
+        Some(Err(Fault::Refused(event))) => {
+            proxy.context.audit.refusal(*event);
+            None
+        }
+        Some(Err(Fault::Io(error))) => Some(error),
+        Some(Ok(())) | None => None,
+    };
     if tally.allowed.get() {
         let mut event = event(Kind::Connect, action, flow.target().to_string())
             .with("bytes_up", tally.moved.up.get())
@@ -66,8 +71,8 @@ pub(super) async fn serve(proxy: &Proxy, client: TcpStream, target: Target) {
         if let Some(address) = tally.address.get() {
             event = event.with("address", address.to_string());
         }
-        if reset {
-            event = event.with("reset", true);
+        if let Some(error) = broken {
+            event = event.with("error", error.to_string());
         }
         // The bytes have flowed: a full disk refuses the next connection, not this one's past.
         let _ = proxy.context.audit.record(event);
@@ -175,7 +180,7 @@ fn refused<T>(event: Event) -> Result<T, Fault> {
 
 fn fault(target: &Target, fault: exchange::Fault) -> Fault {
     match fault {
-        exchange::Fault::Io(_) => Fault::Io,
+        exchange::Fault::Io(error) => Fault::Io(error),
         exchange::Fault::Slow => Fault::Refused(Box::new(refusal(target).reason(Reason::HandshakeTimeout))),
         exchange::Fault::Refused(refusal) => Fault::Refused(Box::new(described(target, refusal))),
     }
