@@ -53,8 +53,10 @@ impl ParentLink {
     /// Has the parent load what `live.json` says.
     pub(crate) async fn apply(&self) -> Result<(), RefusedByParent> {
         let exchange = async {
-            self.socket.send(APPLY).await?;
             let mut answer = [0; LONGEST];
+            // An answer that came too late for the question before must not pass for this one's.
+            while self.socket.try_recv(&mut answer).is_ok_and(|length| length > 0) {}
+            self.socket.send(APPLY).await?;
             let length = self.socket.recv(&mut answer).await?;
             Ok::<_, io::Error>(answer[..length].to_vec())
         };
