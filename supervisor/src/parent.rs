@@ -99,16 +99,24 @@ impl Parent {
         let mut why = String::new();
         let mut wait = BACKOFF.0;
         loop {
-            let worker = self.start(&why)?;
-            let Some(exit) = self.attend(&worker)? else {
-                return self.farewell(worker);
-            };
-            why = describe(exit);
+            match self.start(&why) {
+                Ok(worker) => {
+                    let Some(exit) = self.attend(&worker)? else {
+                        return self.farewell(worker);
+                    };
+                    why = describe(exit);
+                    if worker.born.elapsed() >= LIVED {
+                        wait = BACKOFF.0;
+                    }
+                }
+                // The machine is out of processes or memory for a while.
+                Err(error) => why = format!("not started: {error:#}"),
+            }
             if self.ready.is_some() {
                 bail!("the worker ended before it was ready: {why}");
             }
-            if worker.born.elapsed() >= LIVED {
-                wait = BACKOFF.0;
+            if !self.container.is_alive() && wait == BACKOFF.1 {
+                bail!("no worker could be started for the container's end: {why}");
             }
             self.restarts += 1;
             // A container that ends meanwhile still gets a worker: it writes the log's last line.
@@ -150,7 +158,8 @@ impl Parent {
     /// Answers one message; `false` when the worker has closed its end.
     fn answer(&mut self, worker: &Worker) -> anyhow::Result<bool> {
         let mut word = [0; LONGEST];
-        let length = worker.link.recv(&mut word)?;
+        // A worker that dies with an answer unread resets the line: closed, like one that just dies.
+        let Ok(length) = worker.link.recv(&mut word) else { return Ok(false) };
         match &word[..length] {
             b"" => return Ok(false),
             READY => {
@@ -187,18 +196,28 @@ impl Parent {
         Ok(self.nft.replace_sets(&live_sets(&policy, &live, state, down_for))?)
     }
 
-    fn farewell(&self, worker: Worker) -> anyhow::Result<()> {
-        let Worker { child, link, .. } = worker;
-        // Nothing more is loaded: a worker that waits for an answer has it by this.
-        drop(link);
-        if !child.pidfd().wait(FAREWELL) {
-            child.kill()?;
+    /// Sees the worker off. One that died with the container, before it wrote the log's last line, has one successor.
+    fn farewell(&mut self, worker: Worker) -> anyhow::Result<()> {
+        let exit = see_off(worker)?;
+        if exit != Exit::Code(0) {
+            self.restarts += 1;
+            see_off(self.start(&describe(exit))?)?;
         }
-        let _ = child.reap();
         let cleared = remains::clear(&self.run, &self.state, &self.id);
         let pruned = remains::prune(&self.run, &self.state);
         Ok(cleared.and(pruned)?)
     }
+}
+
+fn see_off(worker: Worker) -> anyhow::Result<Exit> {
+    let Worker { child, link, .. } = worker;
+    // Nothing more is loaded: a worker that waits for an answer has it by this.
+    drop(link);
+    if !child.pidfd().wait(FAREWELL) {
+        child.kill()?;
+        return Ok(Exit::Code(0));
+    }
+    Ok(child.reap()?.unwrap_or(Exit::Code(0)))
 }
 
 /// The files this program was loaded from beside its own: none in the static build, the loader and the libraries in a

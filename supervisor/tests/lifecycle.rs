@@ -147,7 +147,7 @@ fn a_lowered_shield_rises_by_itself() {
     }
     let rig = Rig::start(&Wish::allow(&["a.example"]));
     assert_eq!(rig.resolve("other.example").0, NXDOMAIN);
-    let lowered = rig.ask("SetState", json!({ "state": "down", "seconds": 1 }));
+    let lowered = rig.ask("SetState", json!({ "state": "down", "seconds": 2 }));
     assert_eq!(lowered["parameters"]["applied"]["changed"], json!(["down"]), "{lowered}");
     assert_eq!(rig.resolve("other.example").0, 0);
     until("the shield", || {
