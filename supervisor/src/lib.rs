@@ -52,7 +52,9 @@ fn run() -> anyhow::Result<()> {
 
 /// Files that name resolution reads, and the folders of those that are links: there a file is replaced, not rewritten.
 fn resolver_files() -> Vec<PathBuf> {
-    let mut files = vec![PathBuf::from("/etc/hosts"), PathBuf::from("/etc/resolv.conf")];
+    // A static program has no dlsym, so that its getrandom falls back to the device files.
+    let mut files: Vec<PathBuf> =
+        ["/etc/hosts", "/etc/resolv.conf", "/dev/random", "/dev/urandom"].map(PathBuf::from).to_vec();
     if let Ok(target) = std::fs::canonicalize("/etc/resolv.conf")
         && let Some(folder) = target.parent().filter(|folder| folder.starts_with("/run"))
     {

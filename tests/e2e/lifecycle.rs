@@ -216,6 +216,7 @@ fn a_full_disk_refuses_connections_until_there_is_room() {
     let full = format!("{folder}/full");
     Mode::Rootful.run("mkdir", &["-p", folder]).succeeded();
     Mode::Rootful.run("mount", &["-t", "tmpfs", "-o", "size=256k,mode=700", "tmpfs", folder]).succeeded();
+    let small = Unmounted(folder);
     let container = Sealed::new(Mode::Rootful, &site.name).idle();
     let step = format!("http {0} 80 {0} /disk", site.name);
     assert_eq!(container.try_step(&step)["ok"], true);
@@ -231,5 +232,14 @@ fn a_full_disk_refuses_connections_until_there_is_room() {
     eventually("room again, connections again", || container.try_step(&step)["ok"] == true);
     assert_eq!(Mode::Rootful.terok(&["audit", &container.name, "--verify"]).code, 0);
     drop(container);
-    Mode::Rootful.run("umount", &["-l", folder]).succeeded();
+    drop(small);
+}
+
+/// A mount that ends with the test.
+struct Unmounted(&'static str);
+
+impl Drop for Unmounted {
+    fn drop(&mut self) {
+        Mode::Rootful.run("umount", &["-l", self.0]);
+    }
 }
