@@ -174,12 +174,9 @@ fn outside(id: &str, state: &Path, ask: Ask<'_>) -> Vec<Finding> {
     let mut found = Vec::new();
     match ask(id) {
         Ok(status) => {
-            let missing: Vec<&str> = status
-                .confinement
-                .iter()
-                .map(String::as_str)
-                .filter(|layer| layer.starts_with("no-"))
-                .collect();
+            // A layer that is missing says why: `no-landlock: REASON`; `no-new-privs` is a layer.
+            let missing: Vec<&str> =
+                status.confinement.iter().map(String::as_str).filter(|layer| layer.contains(": ")).collect();
             if missing.is_empty() {
                 found.push(Finding::ok(
                     "container",
