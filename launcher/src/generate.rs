@@ -62,7 +62,7 @@ fn annotations() -> String {
         );
     }
     text + ".SH RULES\n\\fItarget\\fR[:\\fIports\\fR][/\\fIproto\\fR], where the target is a name, *.name, an address, a CIDR block, host or any. \
-            A name without ports means 443 and 80, an address every port. Deny beats allow.\n\
+            An allowed name without ports means 443 and 80, everything else every port; so a denied name without ports is closed whole. Deny beats allow.\n\
             .SH SEE ALSO\n\\fBterok\\fR(1), \\fBterok-explain\\fR(1), \\fBterok-profile\\fR(1)\n"
 }
 

@@ -78,10 +78,11 @@ impl Context {
         self.flows.recheck(|query| self.judge(query).allows()) as u64
     }
 
-    /// Who connected to the control socket, if it is the user this supervisor runs as.
-    pub(crate) fn owner_of(&self, stream: impl AsFd) -> Option<u32> {
-        let own = File::from(self.state_dir.as_fd().try_clone_to_owned().ok()?).metadata().ok()?.uid();
-        terok_kernel::socket::peer(stream).ok().map(|peer| peer.uid).filter(|&uid| uid == own)
+    /// Whether the user this supervisor runs as is who connected to the control socket.
+    pub(crate) fn is_owner(&self, stream: impl AsFd) -> bool {
+        let own = self.state_dir.as_fd().try_clone_to_owned().and_then(|folder| File::from(folder).metadata());
+        let peer = terok_kernel::socket::peer(stream);
+        matches!((own, peer), (Ok(own), Ok(peer)) if own.uid() == peer.uid)
     }
 }
 

@@ -38,6 +38,8 @@ pub(crate) struct Desk {
     pub(crate) restarts: u64,
     /// Confinement layers, as [`Status::confinement`].
     pub(crate) confinement: Vec<String>,
+    /// Whose supervisor this is: real uid, as outside of a rootless engine's user namespace.
+    pub(crate) owner: u32,
 }
 
 /// Serves the socket.
@@ -48,23 +50,25 @@ pub(crate) async fn serve(desk: Rc<Desk>, listener: UnixListener) {
             tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
         };
-        let Some(uid) = desk.context.owner_of(&stream).filter(|_| open.get() < CONNECTIONS) else { continue };
+        if open.get() >= CONNECTIONS || !desk.context.is_owner(&stream) {
+            continue;
+        }
         open.set(open.get() + 1);
         let (desk, open) = (desk.clone(), open.clone());
         tokio::task::spawn_local(async move {
             // An error is a client that went away.
-            let _ = converse(desk, stream, uid).await;
+            let _ = converse(desk, stream).await;
             open.set(open.get() - 1);
         });
     }
 }
 
-async fn converse(desk: Rc<Desk>, stream: UnixStream, uid: u32) -> zlink::Result<()> {
+async fn converse(desk: Rc<Desk>, stream: UnixStream) -> zlink::Result<()> {
     let stream = stream.into_std()?;
     // A subscriber that hangs up says so only here: the server reads no more from it.
     let watched = crate::readiness::readable(stream.try_clone()?.into())?;
     let listener = zlink::ReadyListener::new(unix::Stream::try_from(stream)?);
-    let server = Server::new(listener, Caller { desk, uid });
+    let server = Server::new(listener, Caller { desk });
     tokio::select! {
         served = server.run() => served,
         () = hung_up(&watched) => Ok(()),
@@ -84,7 +88,6 @@ async fn hung_up(watched: &AsyncFd<OwnedFd>) {
 /// One connection's view.
 struct Caller {
     desk: Rc<Desk>,
-    uid: u32,
 }
 
 /// A call, with its parameters read once the method is known.
@@ -191,7 +194,7 @@ impl Caller {
     }
 
     async fn change(&self, change: Change) -> Result<Value, Failure> {
-        match self.desk.operator.change(change, self.uid).await {
+        match self.desk.operator.change(change, self.desk.owner).await {
             Ok(applied) => Ok(json!({ "applied": applied })),
             Err(error) => Err(refused(&error)),
         }

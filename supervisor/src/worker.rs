@@ -21,6 +21,7 @@ use terok_kernel::landlock::Allowed;
 use terok_kernel::program::set_name;
 use terok_kernel::seccomp::Filter;
 use terok_kernel::statedir::Dir;
+use terok_kernel::userns::{Owner, owner};
 use terok_policy::audit::Kind;
 use terok_policy::layout;
 use terok_policy::live::Live;
@@ -46,6 +47,11 @@ pub(crate) fn run(turn: &Turn) -> anyhow::Result<()> {
     let (inherited, config) = Inherited::of_worker()?;
     let run_dir = inherited.folder(Fd::RunDir, &config.run_dir)?;
     let state_dir = inherited.folder(Fd::StateDir, &config.state_dir)?;
+    // Before the confinement, under which /proc cannot be asked.
+    let owner = match owner()? {
+        Owner::User(uid) => uid,
+        Owner::Root => 0,
+    };
     let around = std::fs::File::open(run_dir.path().parent().unwrap_or(run_dir.path()))?;
     let layers = confine(&Confinement {
         keep: &[],
@@ -62,7 +68,7 @@ pub(crate) fn run(turn: &Turn) -> anyhow::Result<()> {
     let confinement = layers.iter().map(ToString::to_string).collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     tokio::task::LocalSet::new()
-        .block_on(&runtime, serve(turn, inherited, config, run_dir, state_dir, confinement))
+        .block_on(&runtime, serve(turn, inherited, config, run_dir, state_dir, (confinement, owner)))
 }
 
 async fn serve(
@@ -71,7 +77,7 @@ async fn serve(
     config: SupervisorConfig,
     run_dir: Dir,
     state_dir: Dir,
-    confinement: Vec<String>,
+    (confinement, owner): (Vec<String>, u32),
 ) -> anyhow::Result<()> {
     let parent = std::os::unix::process::parent_id();
     let container = readable(inherited.take_fd(Fd::Pidfd)?)?;
@@ -99,6 +105,7 @@ async fn serve(
         operator: operator.clone(),
         restarts: turn.restarts,
         confinement,
+        owner,
     });
     let mut tasks = services(&mut inherited, &context, desk)?;
     let timed = operator.clone();

@@ -43,12 +43,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         names.retain(|name| name == only);
     }
     if names.is_empty() {
-        bail!("no such fuzz target: they are the files of fuzz/fuzz_targets");
+        bail!("no such fuzz target: they are the files of fuzz/targets");
     }
     for name in names {
         let corpus = build.join("corpus").join(&name);
         std::fs::create_dir_all(&corpus).with_context(|| format!("creating {}", corpus.display()))?;
-        let seeds = workspace().join("fuzz/corpus").join(&name);
+        let seeds = workspace().join("fuzz/seeds").join(&name);
         let artifacts = format!("-artifact_prefix={}/", build.display());
         println!("fuzzing {name} for {} s", options.seconds);
         must(
@@ -69,7 +69,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
 
 /// The targets' names.
 fn targets() -> anyhow::Result<Vec<String>> {
-    let folder: PathBuf = workspace().join("fuzz/fuzz_targets");
+    let folder: PathBuf = workspace().join("fuzz/targets");
     let entries = std::fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))?;
     let mut names = Vec::new();
     for entry in entries {

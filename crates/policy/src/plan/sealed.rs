@@ -71,7 +71,7 @@ pub(super) fn chains(ports: Ports) -> Vec<Chain> {
             rules: input(),
         },
         Chain {
-            name: "fwd",
+            name: "forward",
             kind: ChainKind::Filter,
             hook: Hook::Forward,
             priority: 0,
