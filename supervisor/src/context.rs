@@ -80,7 +80,8 @@ impl Context {
 
     /// Whether the user this supervisor runs as is who connected to the control socket.
     pub(crate) fn is_owner(&self, stream: impl AsFd) -> bool {
-        let own = self.state_dir.as_fd().try_clone_to_owned().and_then(|folder| File::from(folder).metadata());
+        let own =
+            self.state_dir.as_fd().try_clone_to_owned().and_then(|folder| File::from(folder).metadata());
         let peer = terok_kernel::socket::peer(stream);
         matches!((own, peer), (Ok(own), Ok(peer)) if own.uid() == peer.uid)
     }
