@@ -16,6 +16,7 @@ use std::net::{TcpListener as StdTcpListener, UdpSocket as StdUdpSocket};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 use terok_kernel::confine::{Confinement, confine};
 use terok_kernel::landlock::Allowed;
 use terok_kernel::program::set_name;
@@ -32,6 +33,9 @@ use tokio::task::JoinSet;
 
 /// An operator's rules, at most.
 const LIVE_LIMIT: u64 = 16 << 20;
+/// How often, and how long at most, the worker looks for what is still under way when its container has ended.
+const SETTLING: Duration = Duration::from_millis(5);
+const SETTLED: Duration = Duration::from_millis(200);
 
 /// Which worker this is, from its arguments.
 pub(crate) struct Turn {
@@ -120,7 +124,23 @@ async fn serve(
         _ = container.readable() => {}
         _ = tasks.join_next() => bail!("a service ended"),
     }
+    settle(&context).await;
     end(&context, parent)
+}
+
+/// Lets what the container did last get its lines: packets refused a moment ago, connections that end with it.
+async fn settle(context: &Context) {
+    let deadline = Instant::now() + SETTLED;
+    loop {
+        tokio::time::sleep(SETTLING).await;
+        match context.flows.open() {
+            0 => return,
+            _ if Instant::now() < deadline => {}
+            // Ends of the container's that something else keeps open.
+            _ if context.flows.recheck(|_| false) == 0 => return,
+            _ => {}
+        }
+    }
 }
 
 /// Every socket gets its task. What is not there must not be there: no IPv6, no IPv6 listeners.

@@ -37,10 +37,11 @@ ZONE = {  # name: addresses; a leading "*." also answers every name below
 }
 turns = {}
 
-def look_up(name, hostile):
+def look_up(name, kind, hostile):
     """(addresses, ttl) or None for NXDOMAIN."""
     if hostile or name.endswith(".tunnel.example.net"): return ["203.0.113.66", "2001:db8:bad::66"], 60
     if name.endswith(".flip.example.com"):  # public, then private, for ever
+        if kind != "A": return [], 0
         turn = next(turns.setdefault(name, itertools.count()))
         return (["198.51.100.10"] if turn < 1 else ["127.0.0.1"]), 0
     labels = name.split(".")
@@ -69,7 +70,7 @@ def answer(query, transport, src, dst, hostile):
     owner, hops = name, 0
     while owner in ALIAS and hops < 8: add(owner, 5, 60, encode(ALIAS[owner])); owner = ALIAS[owner]; hops += 1
     if name == "fail.example.com": rcode = 2
-    elif (found := look_up(owner, hostile)) is None: rcode = 0 if records else 3
+    elif (found := look_up(owner, kind, hostile)) is None: rcode = 0 if records else 3
     else:
         addresses, ttl = found
         for a in map(ipaddress.ip_address, addresses):
