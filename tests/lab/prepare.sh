@@ -13,7 +13,7 @@ mkdir -p "$home"; chmod 755 "$home"
 exec 9>"$home/prepare.lock"; flock 9
 
 need=(podman crun runc conmon netavark aardvark-dns slirp4netns uidmap nftables fuse-overlayfs busybox-static dnsmasq-base dropbear-bin
-      openssh-client openssl git curl jq iproute2 python3-minimal python3 nginx-light ca-certificates mmdebstrap debootstrap procps util-linux dpkg-dev
+      openssh-client openssl git curl jq iproute2 python3-minimal python3 nginx-light ca-certificates mmdebstrap debootstrap procps util-linux dpkg-dev strace
       libmnl-dev libnftnl-dev libseccomp-dev pkg-config gcc)
 [ -z "$direct" ] || need=(podman crun uidmap busybox-static curl ca-certificates openssl)
 missing=()

@@ -97,7 +97,12 @@ pub(crate) fn replace(from: &std::path::Path, to: &std::path::Path) -> anyhow::R
 
 /// Builds the program that plays the attacker inside containers.
 pub(crate) fn probe() -> anyhow::Result<PathBuf> {
-    static_program("terok-probe", &format!("{}-unknown-linux-gnu", std::env::consts::ARCH), "release")
+    for_the_lab("terok-probe")
+}
+
+/// Builds a program that is not shipped.
+pub(crate) fn for_the_lab(program: &str) -> anyhow::Result<PathBuf> {
+    static_program(program, &format!("{}-unknown-linux-gnu", std::env::consts::ARCH), "release")
 }
 
 #[cfg(test)]

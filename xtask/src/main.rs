@@ -1,5 +1,6 @@
 //! `cargo xtask`: builds, tests, measures and shows terok, with its own set-up. Not shipped.
 
+mod bench;
 mod ci;
 mod demo;
 mod dist;
@@ -25,6 +26,8 @@ enum Command {
     Demo(demo::Options),
     /// Runs every test: the workspace's own, then end to end in the lab
     Test(test::Options),
+    /// Measures terok beside what it replaces, in the lab
+    Bench(bench::Options),
     /// Opens the lab: a throw-away machine with Podman and a fake internet
     Lab(lab::Options),
     /// Builds the static programs into target/dist/bin
@@ -49,6 +52,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
+        Command::Bench(options) => bench::run(&options),
         Command::Lab(options) => lab::run(&options),
         Command::Dist(options) => dist::run(&options),
         Command::Ci => ci::run(),

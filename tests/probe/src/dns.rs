@@ -81,7 +81,7 @@ pub(crate) fn ask(server: IpAddr, name: &str, kind: &str, tcp: bool) -> io::Resu
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a DNS answer"))
 }
 
-fn query(name: &str, kind: &str) -> io::Result<Vec<u8>> {
+pub(crate) fn query(name: &str, kind: &str) -> io::Result<Vec<u8>> {
     let kind: u16 = match kind {
         "A" => 1,
         "CNAME" => 5,
@@ -103,7 +103,7 @@ fn query(name: &str, kind: &str) -> io::Result<Vec<u8>> {
     Ok(query)
 }
 
-fn parse(reply: &[u8]) -> Option<Answer> {
+pub(crate) fn parse(reply: &[u8]) -> Option<Answer> {
     let half = |at: usize| Some(u16::from_be_bytes(reply.get(at..at + 2)?.try_into().ok()?));
     let mut at = 12;
     for _ in 0..half(4)? {

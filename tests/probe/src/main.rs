@@ -4,6 +4,7 @@
 mod dns;
 mod net;
 mod odd;
+mod speed;
 
 use serde_json::{Value, json};
 use std::io::Write;
@@ -23,6 +24,9 @@ mptcp HOST PORT               connect with Multipath TCP
 fastopen HOST PORT TEXT       TEXT in the SYN
 io_uring                      set up a ring
 burst COUNT HOST PORT …       COUNT connects at once, to each target in turn
+bulk HOST PORT PATH           GET PATH, bytes a second
+rate SECONDS THREADS HOST PORT PATH   connections a second, each with one GET
+asks COUNT SERVER PORT NAME   COUNT questions one after the other, their p50 and p99
 sleep                         sleep for ever";
 
 fn main() {
@@ -60,6 +64,9 @@ fn run(words: &[&str]) -> Value {
         ["mptcp", host, port] => odd::mptcp(host, port),
         ["fastopen", host, port, text] => odd::fastopen(host, port, text),
         ["io_uring"] => odd::io_uring(),
+        ["bulk", host, port, path] => speed::bulk(host, port, path),
+        ["rate", seconds, threads, host, port, path] => speed::rate(seconds, threads, host, port, path),
+        ["asks", count, server, port, name] => speed::asks(count, server, port, name),
         ["sleep"] => loop {
             std::thread::park();
         },
