@@ -31,8 +31,12 @@ impl Client {
         Ok(clients)
     }
 
-    fn is(&self, wanted: Network) -> bool {
-        matches!(self, Client::Inside(network, _) if *network == wanted)
+    /// The host has none.
+    fn network(&self) -> Option<Network> {
+        match self {
+            Client::Host => None,
+            Client::Inside(network, _) => Some(*network),
+        }
     }
 
     fn label(&self) -> String {
@@ -76,7 +80,7 @@ pub(crate) fn measure(report: &mut Report) -> anyhow::Result<()> {
         Ok([rate / 1e9])
     };
     let bounds = |rounds, seconds| Bounds { rounds, limit: Duration::from_secs(seconds) };
-    let plain = budgets(&[(Client::host, 0.7), (Client::slirp, 2.0)]);
+    let plain = [(None, 0.7), (Some(Network::Slirp), 2.0)];
     side_by_side(report, "1 GiB over HTTP", "GB/s", &clients, bounds(7, 40), &plain, fetch);
 
     let encrypted = |client: &Client| {
@@ -99,34 +103,15 @@ pub(crate) fn measure(report: &mut Report) -> anyhow::Result<()> {
 
     let connect =
         |client: &Client| Ok([client.probe(&format!("rate 2 16 {SERVER} 8081 /small"), "per_second")?]);
-    let ahead = budgets(&[(Client::slirp, 1.0), (Client::pasta, 1.0), (Client::bridge, 1.0)]);
+    let ahead = [Network::Slirp, Network::Pasta, Network::Bridge].map(|other| (Some(other), 1.0));
     side_by_side(report, "connections (16 at once)", "/s", &clients, bounds(4, 45), &ahead, connect);
     let one = |client: &Client| Ok([client.probe(&format!("rate 1 1 {SERVER} 8081 /small"), "per_second")?]);
     side_by_side(report, "connections (one by one)", "/s", &clients, bounds(3, 25), &[], one);
     Ok(())
 }
 
-/// Which clients a budget compares the sealed one with, and the ratio it wants.
-type Against = (fn(&Client) -> bool, Budget);
-
-impl Client {
-    fn host(&self) -> bool {
-        matches!(self, Client::Host)
-    }
-    fn slirp(&self) -> bool {
-        self.is(Network::Slirp)
-    }
-    fn bridge(&self) -> bool {
-        self.is(Network::Bridge)
-    }
-    fn pasta(&self) -> bool {
-        self.is(Network::Pasta)
-    }
-}
-
-fn budgets(ratios: &[(fn(&Client) -> bool, f64)]) -> Vec<Against> {
-    ratios.iter().map(|(who, ratio)| (*who, Budget::RatioAtLeast(*ratio))).collect()
-}
+/// The least ratio to the client on this network; to the host itself where there is none.
+type Against = (Option<Network>, f64);
 
 fn side_by_side(
     report: &mut Report,
@@ -142,14 +127,15 @@ fn side_by_side(
     for (client, outcome) in clients.iter().zip(&outcomes) {
         match outcome {
             Err(error) => report.absent(format!("{what}, {}", client.label()), &format!("{error:#}")),
-            Ok([samples]) if client.is(Network::Sealed) => sealed = Some((client, samples)),
+            Ok([samples]) if client.network() == Some(Network::Sealed) => sealed = Some((client, samples)),
             Ok([samples]) => report.value(format!("{what}, {}", client.label()), unit, samples),
         }
     }
     let Some((client, samples)) = sealed else { return };
     for (other, outcome) in clients.iter().zip(&outcomes) {
-        let (Ok([baseline]), false) = (outcome, other.is(Network::Sealed)) else { continue };
-        let budget = budgets.iter().find(|(who, _)| who(other)).map(|(_, budget)| *budget);
+        let (Ok([baseline]), false) = (outcome, other.network() == Some(Network::Sealed)) else { continue };
+        let budget = budgets.iter().find(|(network, _)| *network == other.network());
+        let budget = budget.map(|(_, least)| Budget::RatioAtLeast(*least));
         let (what, other) = (format!("{what}, {}", client.label()), other.label());
         report.compared(what, unit, samples, (&other, baseline), budget);
     }
