@@ -14,7 +14,53 @@ fn refused_at_once(line: &Value) {
     let errno = line["errno"].as_i64().unwrap_or(-1);
     let no_such_name = line["error"].as_str().unwrap_or_default().starts_with("no address for");
     assert!(REFUSALS.contains(&errno) || no_such_name, "not a refusal: {line}");
-    assert!(line["ms"].as_f64().is_some_and(|ms| ms < AT_ONCE), "not at once: {line}");
+    // Nowhere near a time-out; how fast exactly is measured without other tests beside it, below.
+    assert!(line["ms"].as_f64().is_some_and(|ms| ms < 1000.0), "not at once: {line}");
+}
+
+/// E5, on a machine that does nothing else: the median of five attempts of each kind.
+fn each_refusal_takes_less_than_fifty_milliseconds(mode: Mode) {
+    let site = site();
+    let host = &site.name;
+    let (v4, v6) = bad_addresses();
+    let kinds = [
+        "tcp unlisted.example.com 443".to_owned(),
+        format!("tcp {v4} 443"),
+        format!("tcp {v6} 443"),
+        format!("udp {v4} 123 x"),
+        format!("udp {v6} 123 x"),
+        format!("ping {v4}"),
+        format!("ping {v6}"),
+        format!("mptcp {v4} 443"),
+        format!("tls {host} 443 evil.example.net"),
+        format!("tls {host} 443 -"),
+        format!("tcp {host} 22 SSH-2.0-x"),
+        format!("http {host} 80 evil.example.net /"),
+        "dns - unlisted.example.com A".to_owned(),
+        "dns 203.0.113.53 unlisted.example.com TXT tcp".to_owned(),
+        "socket 40 1 0".to_owned(),
+        "io_uring".to_owned(),
+    ];
+    let steps: Vec<&str> = kinds.iter().flat_map(|kind| [kind.as_str(); 5]).collect();
+    let (_gone, lines) = Sealed::new(mode, host).probe(&steps);
+    for (kind, attempts) in kinds.iter().zip(lines.chunks(5)) {
+        let mut times: Vec<f64> = attempts.iter().filter_map(|line| line["ms"].as_f64()).collect();
+        times.sort_by(f64::total_cmp);
+        assert!(attempts.iter().all(|line| line["ok"] == false), "{attempts:?}");
+        assert!(times[2] < AT_ONCE, "{kind}: {times:?} ms");
+    }
+}
+
+#[test]
+fn each_refusal_takes_less_than_fifty_milliseconds_rootless() {
+    let Some(_lab) = terok_tests::Lab::alone() else { return };
+    each_refusal_takes_less_than_fifty_milliseconds(Mode::Rootless);
+}
+
+#[test]
+fn each_refusal_takes_less_than_fifty_milliseconds_rootful() {
+    let Some(_lab) = terok_tests::Lab::alone() else { return };
+    each_refusal_takes_less_than_fifty_milliseconds(Mode::Rootful);
 }
 
 /// Waits a little, so that something that did get out has arrived, then asks the servers.
@@ -87,7 +133,7 @@ both_modes! {
         let zone = format!("c{}.tunnel.example.net", site().v4.octets()[3]);
         let (container, lines) = Sealed::new(mode, "api.example.com").probe(&[&format!("labels 100 {zone}")]);
         assert_eq!(lines[0]["rcodes"]["3"], 100, "{lines:?}");
-        assert!(lines[0]["slowest"].as_f64().is_some_and(|ms| ms < AT_ONCE), "{lines:?}");
+        assert!(lines[0]["slowest"].as_f64().is_some_and(|ms| ms < 1000.0), "{lines:?}");
         assert_eq!(queries(&zone), [""; 0]);
         container.audited("dns", "refuse", "");
         terok_tests::eventually("each of the 100 refusals is counted", || {
@@ -279,7 +325,7 @@ both_modes! {
             &format!("mptcp {v4} 443"),
             &format!("udp {v4} 123 ntp"),
             &format!("dns 203.0.113.53 {zone} A"),
-            &format!("dns - r.rebind-private.example.com A"),
+            "dns - r.rebind-private.example.com A",
             "http r.rebind-private.example.com 80 private /private",
         ]);
         for line in &lines {
