@@ -39,8 +39,8 @@ fn run() -> anyhow::Result<()> {
     terok_kernel::birth::clean()?;
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => parent::run(),
-        ["worker", restarts, why] => {
-            worker::run(&worker::Turn { restarts: restarts.parse()?, why: why.into() })
+        ["worker", restarts, owner, why] => {
+            worker::run(&worker::Turn { restarts: restarts.parse()?, owner: owner.parse()?, why: why.into() })
         }
         ["--version"] => {
             println!("{} {}", layout::SUPERVISOR, env!("CARGO_PKG_VERSION"));
@@ -51,7 +51,7 @@ fn run() -> anyhow::Result<()> {
 }
 
 /// Files that name resolution reads, and the folders of those that are links: there a file is replaced, not rewritten.
-fn resolver_files() -> Vec<PathBuf> {
+fn resolver_files(owner: u32) -> Vec<PathBuf> {
     // A static program has no dlsym, so that its getrandom falls back to the device files.
     let mut files: Vec<PathBuf> =
         ["/etc/hosts", "/etc/resolv.conf", "/dev/random", "/dev/urandom"].map(PathBuf::from).to_vec();
@@ -60,7 +60,7 @@ fn resolver_files() -> Vec<PathBuf> {
     {
         files.push(folder.to_owned());
     }
-    if terok_kernel::userns::in_userns() {
+    if owner != 0 {
         // A user's supervisor reads there what every user may; root's, which could read more, keeps to the two files.
         files.push("/etc".into());
     }

@@ -20,6 +20,7 @@ use terok_kernel::program::{Child, Exit, Program, set_name};
 use terok_kernel::seccomp::Filter;
 use terok_kernel::socket::message_pair;
 use terok_kernel::statedir::Dir;
+use terok_kernel::userns::{Owner, owner};
 use terok_policy::layout;
 use terok_policy::live::Live;
 use terok_policy::plan::{Fd, live_sets};
@@ -38,6 +39,10 @@ pub(crate) fn run() -> anyhow::Result<()> {
     set_name(layout::SUPERVISOR);
     let (mut inherited, config) = Inherited::of_parent()?;
     let mut parent = Parent {
+        owner: match owner()? {
+            Owner::User(uid) => uid,
+            Owner::Root => 0,
+        },
         program: Program::own()?,
         container: PidFd::from(inherited.share(Fd::Pidfd)?),
         ready: Some(inherited.take_fd(Fd::Ready)?),
@@ -55,6 +60,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
 
 struct Parent {
     program: Program,
+    /// Real uid of the person whose container this is. The worker is told: under these limits /proc cannot be asked.
+    owner: u32,
     inherited: Inherited,
     container: PidFd,
     /// Closed once the hook was told.
@@ -85,7 +92,7 @@ impl Parent {
         let layers = confine(&Confinement {
             keep: &[Kept::NetAdmin],
             files: Allowed {
-                read: crate::resolver_files(),
+                read: crate::resolver_files(self.owner),
                 write: vec![runs.as_fd(), states.as_fd()],
                 remove: vec![],
                 execute,
@@ -130,7 +137,9 @@ impl Parent {
         let (null, log) = (std::io::stdin(), std::io::stderr());
         let mut fds: Vec<BorrowedFd<'_>> = vec![null.as_fd(), null.as_fd(), log.as_fd()];
         fds.extend(self.inherited.for_worker(&self.fds, &theirs));
-        let child = self.program.spawn(&["worker", &self.restarts.to_string(), why], &fds)?;
+        let child = self
+            .program
+            .spawn(&["worker", &self.restarts.to_string(), &self.owner.to_string(), why], &fds)?;
         Ok(Worker { child, link: UnixDatagram::from(ours), born: Instant::now() })
     }
 

@@ -22,7 +22,6 @@ use terok_kernel::landlock::Allowed;
 use terok_kernel::program::set_name;
 use terok_kernel::seccomp::Filter;
 use terok_kernel::statedir::Dir;
-use terok_kernel::userns::{Owner, owner};
 use terok_policy::audit::Kind;
 use terok_policy::layout;
 use terok_policy::live::Live;
@@ -41,6 +40,8 @@ const SETTLED: Duration = Duration::from_millis(200);
 pub(crate) struct Turn {
     /// How many came before.
     pub(crate) restarts: u64,
+    /// Real uid of the person whose container this is.
+    pub(crate) owner: u32,
     /// How the last one ended.
     pub(crate) why: String,
 }
@@ -51,16 +52,11 @@ pub(crate) fn run(turn: &Turn) -> anyhow::Result<()> {
     let (inherited, config) = Inherited::of_worker()?;
     let run_dir = inherited.folder(Fd::RunDir, &config.run_dir)?;
     let state_dir = inherited.folder(Fd::StateDir, &config.state_dir)?;
-    // Before the confinement, under which /proc cannot be asked.
-    let owner = match owner()? {
-        Owner::User(uid) => uid,
-        Owner::Root => 0,
-    };
     let around = std::fs::File::open(run_dir.path().parent().unwrap_or(run_dir.path()))?;
     let layers = confine(&Confinement {
         keep: &[],
         files: Allowed {
-            read: crate::resolver_files(),
+            read: crate::resolver_files(turn.owner),
             write: vec![run_dir.as_fd(), state_dir.as_fd()],
             remove: vec![around.as_fd()],
             execute: vec![],
@@ -72,7 +68,7 @@ pub(crate) fn run(turn: &Turn) -> anyhow::Result<()> {
     let confinement = layers.iter().map(ToString::to_string).collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     tokio::task::LocalSet::new()
-        .block_on(&runtime, serve(turn, inherited, config, run_dir, state_dir, (confinement, owner)))
+        .block_on(&runtime, serve(turn, inherited, config, run_dir, state_dir, confinement))
 }
 
 async fn serve(
@@ -81,7 +77,7 @@ async fn serve(
     config: SupervisorConfig,
     run_dir: Dir,
     state_dir: Dir,
-    (confinement, owner): (Vec<String>, u32),
+    confinement: Vec<String>,
 ) -> anyhow::Result<()> {
     let parent = std::os::unix::process::parent_id();
     let container = readable(inherited.take_fd(Fd::Pidfd)?)?;
@@ -109,7 +105,7 @@ async fn serve(
         operator: operator.clone(),
         restarts: turn.restarts,
         confinement,
-        owner,
+        owner: turn.owner,
     });
     let mut tasks = services(&mut inherited, &context, desk)?;
     let timed = operator.clone();
