@@ -75,7 +75,7 @@ impl Context {
 
     /// Cuts every connection that would be refused now (E1); returns how many.
     pub(crate) fn recheck(&self) -> u64 {
-        self.flows.recheck(|query| self.judge(query).allows()) as u64
+        self.flows.recheck(|query| self.judge(query)) as u64
     }
 
     /// Whether the user this supervisor runs as is who connected to the control socket.

@@ -4,8 +4,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use terok_policy::judge::Reason;
 use terok_policy::rule::Proto;
-use terok_policy::{Name, Query};
+use terok_policy::{Name, Query, Verdict};
 use tokio::sync::Notify;
 
 /// What a connection was made for.
@@ -42,6 +43,8 @@ struct Inner {
 
 struct Flow {
     target: Target,
+    /// Where a name led to, once connected: a denied address is denied under every name.
+    address: Cell<Option<SocketAddr>>,
     cut: Cell<bool>,
     notify: Notify,
 }
@@ -56,7 +59,7 @@ pub(crate) struct FlowGuard {
 impl Flows {
     /// Enters a connection. To be called in the same step as its verdict, so that no change can come between.
     pub(crate) fn insert(&self, target: Target) -> FlowGuard {
-        let flow = Rc::new(Flow { target, cut: Cell::new(false), notify: Notify::new() });
+        let flow = Rc::new(Flow { target, address: Cell::new(None), cut: Cell::new(false), notify: Notify::new() });
         let mut inner = self.inner.borrow_mut();
         let id = inner.next;
         inner.next += 1;
@@ -64,10 +67,13 @@ impl Flows {
         FlowGuard { id, flow, inner: self.inner.clone() }
     }
 
-    /// Cuts every connection that is `allowed` no more; returns how many.
-    pub(crate) fn recheck(&self, allowed: impl Fn(&Query<'_>) -> bool) -> usize {
+    /// Cuts every connection that `judge` allows no more; returns how many.
+    pub(crate) fn recheck(&self, judge: impl Fn(&Query<'_>) -> Verdict) -> usize {
         let inner = self.inner.borrow();
-        let lost = inner.open.values().filter(|flow| !flow.cut.get() && !allowed(&flow.target.query()));
+        let lost = inner.open.values().filter(|flow| {
+            let denied = || flow.address.get().is_some_and(|address| is_denied(address, &judge));
+            !flow.cut.get() && (!judge(&flow.target.query()).allows() || denied())
+        });
         lost.map(|flow| {
             flow.cut.set(true);
             flow.notify.notify_waiters();
@@ -87,6 +93,11 @@ impl FlowGuard {
         &self.flow.target
     }
 
+    /// The name led to `address`. To be called in the same step as the check that it is not denied.
+    pub(crate) fn dialled(&self, address: SocketAddr) {
+        self.flow.address.set(Some(address));
+    }
+
     /// Returns once the connection must end.
     pub(crate) async fn cut(&self) {
         let notified = self.flow.notify.notified();
@@ -100,6 +111,12 @@ impl Drop for FlowGuard {
     fn drop(&mut self) {
         self.inner.borrow_mut().open.remove(&self.id);
     }
+}
+
+/// Whether a deny rule names this address: then no name leads to it either (E1).
+pub(crate) fn is_denied(address: SocketAddr, judge: impl Fn(&Query<'_>) -> Verdict) -> bool {
+    let query = Query::Literal { ip: address.ip().to_canonical(), port: address.port(), proto: Proto::Tcp };
+    matches!(judge(&query), Verdict::Refuse { reason: Reason::Denied, .. })
 }
 
 impl Target {
@@ -129,6 +146,27 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
+    fn no(reason: Reason) -> Verdict {
+        Verdict::Refuse { reason, rule: None }
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_connection_by_name_is_cut_when_its_address_is_denied() {
+        let flows = Flows::default();
+        let name = || Target { host: Host::Name("api.example.com".parse().unwrap()), port: 443 };
+        let (denied, other) = (flows.insert(name()), flows.insert(name()));
+        denied.dialled("192.0.2.1:443".parse().unwrap());
+        other.dialled("192.0.2.2:443".parse().unwrap());
+        let judge = |query: &Query<'_>| match query {
+            Query::Literal { ip, .. } if *ip == IpAddr::from([192, 0, 2, 1]) => no(Reason::Denied),
+            Query::Literal { .. } => no(Reason::Unlisted),
+            _ => Verdict::Down,
+        };
+        assert_eq!(flows.recheck(judge), 1);
+        denied.cut().await;
+        assert!(tokio::time::timeout(Duration::from_millis(20), other.cut()).await.is_err());
+    }
+
     fn literal(last: u8) -> Target {
         Target { host: Host::Literal(IpAddr::from([192, 0, 2, last])), port: 443 }
     }
@@ -137,18 +175,18 @@ mod tests {
     async fn only_a_connection_that_lost_its_rule_is_cut() {
         let flows = Flows::default();
         let (lost, kept) = (flows.insert(literal(1)), flows.insert(literal(2)));
-        let cut = flows.recheck(|query| *query == literal(2).query());
+        let cut = flows.recheck(|query| if *query == literal(2).query() { Verdict::Down } else { no(Reason::Unlisted) });
         assert_eq!(cut, 1);
         lost.cut().await;
         assert!(tokio::time::timeout(Duration::from_millis(20), kept.cut()).await.is_err());
-        assert_eq!(flows.recheck(|_| true), 0, "a flow is cut once");
+        assert_eq!(flows.recheck(|_| Verdict::Down), 0, "a flow is cut once");
     }
 
     #[tokio::test(flavor = "current_thread")]
     async fn a_waiting_connection_learns_of_its_cut() {
         let flows = Flows::default();
         let flow = flows.insert(literal(1));
-        let ((), cut) = tokio::join!(flow.cut(), async { flows.recheck(|_| false) });
+        let ((), cut) = tokio::join!(flow.cut(), async { flows.recheck(|_| no(Reason::Blocked)) });
         assert_eq!(cut, 1);
     }
 

@@ -22,7 +22,9 @@ use terok_kernel::landlock::Allowed;
 use terok_kernel::program::set_name;
 use terok_kernel::seccomp::Filter;
 use terok_kernel::statedir::Dir;
+use terok_policy::Verdict;
 use terok_policy::audit::Kind;
+use terok_policy::judge::Reason;
 use terok_policy::layout;
 use terok_policy::live::Live;
 use terok_policy::plan::{Fd, SupervisorConfig};
@@ -124,6 +126,9 @@ async fn serve(
     end(&context, parent)
 }
 
+/// What every connection gets in the end.
+const ENDED: Verdict = Verdict::Refuse { reason: Reason::Blocked, rule: None };
+
 /// Lets what the container did last get its lines: packets refused a moment ago, connections that end with it.
 async fn settle(context: &Context) {
     let deadline = Instant::now() + SETTLED;
@@ -133,7 +138,7 @@ async fn settle(context: &Context) {
             0 => return,
             _ if Instant::now() < deadline => {}
             // Ends of the container's that something else keeps open.
-            _ if context.flows.recheck(|_| false) == 0 => return,
+            _ if context.flows.recheck(|_| ENDED) == 0 => return,
             _ => {}
         }
     }

@@ -6,7 +6,7 @@ use super::exchange::{self, Judged, exchange, opening};
 use super::gate::{Gate, Refusal, is_web};
 use super::relay::{Moved, Socket};
 use crate::audit::{Facts as _, event};
-use crate::flows::{Host, Target};
+use crate::flows::{FlowGuard, Host, Target, is_denied};
 use std::cell::Cell;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -49,7 +49,7 @@ pub(super) async fn serve(proxy: &Proxy, client: TcpStream, target: Target) {
     let end = tokio::select! {
         biased;
         () = flow.cut() => None,
-        end = carry(proxy, &client, flow.target(), &verdict, &tally) => Some(end),
+        end = carry(proxy, &client, &flow, &verdict, &tally) => Some(end),
     };
     let action = match &end {
         None => "cut",
@@ -82,10 +82,11 @@ pub(super) async fn serve(proxy: &Proxy, client: TcpStream, target: Target) {
 async fn carry(
     proxy: &Proxy,
     client: &Socket,
-    target: &Target,
+    flow: &FlowGuard,
     verdict: &Verdict,
     tally: &Tally,
 ) -> Result<(), Fault> {
+    let target = flow.target();
     let mut gate = match &target.host {
         Host::Name(name) => Some(Gate::new(name.clone(), target.port)),
         Host::Literal(_) | Host::Loopback => None,
@@ -121,7 +122,16 @@ async fn carry(
             });
         }
     };
-    tally.address.set(upstream.peer_addr().ok().map(|a| a.ip()));
+    if let Ok(address) = upstream.peer_addr() {
+        tally.address.set(Some(address.ip()));
+        if matches!(target.host, Host::Name(_)) {
+            // Denied while it was dialled: from here on a change finds it among the flows.
+            if proxy.denied(address) {
+                return refused(refusal(target).reason(Reason::Denied).with("address", address.ip().to_string()));
+            }
+            flow.dialled(address);
+        }
+    }
 
     exchange(&proxy.relay, client, &upstream, judged, &tally.moved).await.map_err(|e| fault(target, e))
 }
@@ -142,24 +152,31 @@ async fn addresses(proxy: &Proxy, target: &Target, verdict: &Verdict) -> Result<
             }
         },
     };
-    let mut below = None;
-    let mut above = Vec::new();
+    let mut refusal = None;
+    let mut open = Vec::new();
     for ip in found {
-        match proxy.floor(ip) {
-            Some(floor) => below = below.or(Some((ip, floor))),
-            None => above.push(SocketAddr::new(ip.to_canonical(), target.port)),
+        let address = SocketAddr::new(ip.to_canonical(), target.port);
+        let refuse = |reason| self::refusal(target).reason(reason).with("address", ip.to_string());
+        if let Some(floor) = proxy.floor(ip) {
+            refusal = refusal.or_else(|| Some(refuse(Reason::Floor).with("floor", floor.to_string())));
+        } else if proxy.denied(address) {
+            refusal = refusal.or_else(|| Some(refuse(Reason::Denied)));
+        } else {
+            open.push(address);
         }
     }
-    match below {
-        Some((ip, floor)) if above.is_empty() => {
-            let event = refusal(target).reason(Reason::Floor);
-            refused(event.with("address", ip.to_string()).with("floor", floor.to_string()))
-        }
-        _ => Ok(above),
+    match refusal {
+        Some(event) if open.is_empty() => refused(event),
+        _ => Ok(open),
     }
 }
 
 impl Proxy {
+    /// Whether a deny rule names this address.
+    fn denied(&self, address: SocketAddr) -> bool {
+        is_denied(address, |query| self.context.judge(query))
+    }
+
     /// Why `ip` is below the floor, the host's own addresses included. What the kernel does not tell is refused.
     pub(super) fn floor(&self, ip: IpAddr) -> Option<Floor> {
         floor(ip).or_else(|| self.routes.is_local(ip).unwrap_or(true).then_some(Floor::HostOwn))
