@@ -66,6 +66,19 @@ both_modes! {
         container.audited("connect", "cut", "api.example.com");
     }
 
+    /// E1: a denied address is denied under every name that leads to it, a flow that is open included.
+    fn denying_an_address_cuts_the_names_that_lead_to_it(mode: Mode) {
+        let (denied, other) = (site(), site());
+        let container = Sealed::new(mode, &format!("{} {}", denied.name, other.name)).idle();
+        let cut = download(&container, &format!("hold {} 80 {FOREVER}", denied.name));
+        terok(&container, &["deny", &denied.v4.to_string(), &denied.v6.to_string()]);
+        cut_within_a_second(cut);
+        is_refused(&container, &denied.name);
+        reaches(&container, &other.name);
+        let line = container.audited("connect", "refuse", &denied.name);
+        assert_eq!(line["reason"], "denied", "{line}");
+    }
+
     fn deny_survives_stop_and_start_and_a_crash_of_the_worker(mode: Mode) {
         let (denied, other) = (site(), site());
         let container = Sealed::new(mode, &format!("{} {}", denied.name, other.name)).idle();
