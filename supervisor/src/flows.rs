@@ -59,7 +59,8 @@ pub(crate) struct FlowGuard {
 impl Flows {
     /// Enters a connection. To be called in the same step as its verdict, so that no change can come between.
     pub(crate) fn insert(&self, target: Target) -> FlowGuard {
-        let flow = Rc::new(Flow { target, address: Cell::new(None), cut: Cell::new(false), notify: Notify::new() });
+        let flow =
+            Rc::new(Flow { target, address: Cell::new(None), cut: Cell::new(false), notify: Notify::new() });
         let mut inner = self.inner.borrow_mut();
         let id = inner.next;
         inner.next += 1;
@@ -175,7 +176,8 @@ mod tests {
     async fn only_a_connection_that_lost_its_rule_is_cut() {
         let flows = Flows::default();
         let (lost, kept) = (flows.insert(literal(1)), flows.insert(literal(2)));
-        let cut = flows.recheck(|query| if *query == literal(2).query() { Verdict::Down } else { no(Reason::Unlisted) });
+        let cut = flows
+            .recheck(|query| if *query == literal(2).query() { Verdict::Down } else { no(Reason::Unlisted) });
         assert_eq!(cut, 1);
         lost.cut().await;
         assert!(tokio::time::timeout(Duration::from_millis(20), kept.cut()).await.is_err());

@@ -127,7 +127,9 @@ async fn carry(
         if matches!(target.host, Host::Name(_)) {
             // Denied while it was dialled: from here on a change finds it among the flows.
             if proxy.denied(address) {
-                return refused(refusal(target).reason(Reason::Denied).with("address", address.ip().to_string()));
+                return refused(
+                    refusal(target).reason(Reason::Denied).with("address", address.ip().to_string()),
+                );
             }
             flow.dialled(address);
         }
