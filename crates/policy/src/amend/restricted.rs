@@ -64,7 +64,7 @@ pub(super) fn limit(filter: &mut Filter) {
     let bits: Vec<u64> = (0..64).map(|bit| 1 << bit).filter(|bit| bit & NAMESPACES != 0).collect();
     let clone = |bit: u64| [bit | SIGCHLD, 0, 0, 0, 0, 0];
     // A profile that refuses every new namespace already keeps its own rules.
-    if filter.allows_by_default() || bits.iter().any(|&bit| filter.permits("clone", &clone(bit))) {
+    if filter.allows_by_default() || bits.iter().any(|&bit| filter.about("clone").permits(&clone(bit))) {
         let plain = (vec![Arg::masked(0, NAMESPACES, 0)], clone(0));
         let refusals: Vec<Vec<Arg>> = bits.iter().map(|&bit| vec![Arg::masked(0, bit, bit)]).collect();
         filter.limit("clone", &[plain], &refusals);

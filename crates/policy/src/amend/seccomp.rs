@@ -17,6 +17,14 @@ pub(super) struct Filter {
     rules: Vec<Rule>,
 }
 
+/// What a [`Filter`] says of one system call.
+#[derive(Debug)]
+pub(super) struct About<'a> {
+    default: &'a Action,
+    /// Those that concern it and are no default.
+    rules: Vec<&'a Rule>,
+}
+
 /// What happens to a system call. `errno` is EPERM where not given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Action {
@@ -118,9 +126,10 @@ impl Rule {
         self.names.iter().any(|name| name == syscall)
     }
     fn holds(&self, args: &Args) -> bool {
-        let mut indexes: Vec<usize> = self.args.iter().map(|arg| arg.index).collect();
-        indexes.sort_unstable();
-        let alternatives = indexes.windows(2).any(|pair| pair[0] == pair[1]);
+        let before = |n: usize| self.args.iter().take(n);
+        let mut again =
+            self.args.iter().enumerate().map(|(n, arg)| before(n).any(|one| one.index == arg.index));
+        let alternatives = again.any(|again| again);
         let mut held = self.args.iter().map(|arg| arg.holds(args));
         if alternatives { held.any(|held| held) } else { held.all(|held| held) }
     }
@@ -163,33 +172,10 @@ impl Filter {
         self.default.permits()
     }
 
-    /// Every action libseccomp may take for the call: more than one where rules with different actions hold.
-    fn actions(&self, syscall: &str, args: &Args) -> Vec<&Action> {
-        let known = || self.rules.iter().filter(|rule| rule.concerns(syscall) && rule.action != self.default);
-        let mut actions: Vec<&Action> =
-            known().filter(|rule| rule.args.is_empty()).map(|rule| &rule.action).collect();
-        if actions.is_empty() {
-            actions = known().filter(|rule| rule.holds(args)).map(|rule| &rule.action).collect();
-        }
-        if actions.is_empty() {
-            actions.push(&self.default);
-        }
-        actions
-    }
-
-    /// Whether the call may be let through.
-    pub(super) fn permits(&self, syscall: &str, args: &Args) -> bool {
-        self.actions(syscall, args).into_iter().any(Action::permits)
-    }
-
-    /// The strictest action for the call.
-    pub(super) fn strictest(&self, syscall: &str, args: &Args) -> Action {
-        let actions = self.actions(syscall, args);
-        actions
-            .iter()
-            .find(|action| action.refuses())
-            .or(actions.first())
-            .map_or_else(Action::allow, |&a| a.clone())
+    /// What the filter says of one system call. Asked many times, it is to be picked once: engines' profiles name hundreds.
+    pub(super) fn about(&self, syscall: &str) -> About<'_> {
+        let rules = self.rules.iter().filter(|rule| rule.concerns(syscall) && rule.action != self.default);
+        About { default: &self.default, rules: rules.collect() }
     }
 
     /// Refuses the call whatever its arguments.
@@ -235,7 +221,7 @@ impl Filter {
             }
         } else {
             let decided: Vec<Action> =
-                forms.iter().map(|(_, sample)| self.strictest(syscall, sample)).collect();
+                forms.iter().map(|(_, sample)| self.about(syscall).strictest(sample)).collect();
             self.strip(syscall, |_| true);
             for ((form, _), action) in forms.iter().zip(&decided) {
                 if *action != self.default {
@@ -263,6 +249,36 @@ impl Filter {
     fn push(&mut self, syscalls: &[&str], action: Action, args: Vec<Arg>) {
         let names = syscalls.iter().map(|&name| name.to_owned()).collect();
         self.rules.push(Rule { names, action, args, raw: Map::new() });
+    }
+}
+
+impl<'a> About<'a> {
+    /// Every action libseccomp may take for the call: more than one where rules with different actions hold.
+    fn actions(&self, args: &Args) -> Vec<&'a Action> {
+        let mut actions: Vec<&Action> =
+            self.rules.iter().filter(|rule| rule.args.is_empty()).map(|rule| &rule.action).collect();
+        if actions.is_empty() {
+            actions = self.rules.iter().filter(|rule| rule.holds(args)).map(|rule| &rule.action).collect();
+        }
+        if actions.is_empty() {
+            actions.push(self.default);
+        }
+        actions
+    }
+
+    /// Whether the call may be let through.
+    pub(super) fn permits(&self, args: &Args) -> bool {
+        self.actions(args).into_iter().any(Action::permits)
+    }
+
+    /// The strictest action for the call.
+    pub(super) fn strictest(&self, args: &Args) -> Action {
+        let actions = self.actions(args);
+        actions
+            .iter()
+            .find(|action| action.refuses())
+            .or(actions.first())
+            .map_or_else(Action::allow, |&a| a.clone())
     }
 }
 

@@ -57,18 +57,21 @@ pub(super) fn open_door(filter: &Filter, raw: bool) -> Option<String> {
     }
     // The kernel drops the upper half of an int argument; a filter that compares 64 bits must not.
     let high: Vec<Args> = sockets.iter().map(|call| call.map(|arg| arg | 1 << 32)).collect();
-    let call = |syscall: &str, call: &Args| filter.permits(syscall, call);
-    if let Some(found) = sockets.iter().chain(&high).find(|found| call("socket", found)) {
+    let (socket, socketpair) = (filter.about("socket"), filter.about("socketpair"));
+    if let Some(found) = sockets.iter().chain(&high).find(|call| socket.permits(call)) {
         let [family, kind, protocol, ..] = found.map(|arg| arg & 0xffff_ffff);
         return Some(format!("socket({family}, {kind}, {protocol})"));
     }
-    if let Some(family) = (2..64).find(|&family| call("socketpair", &args(family, STREAM, 0))) {
+    if let Some(family) = (2..64).find(|&family| socketpair.permits(&args(family, STREAM, 0))) {
         return Some(format!("socketpair({family})"));
     }
     if !filter.refuses_expressly(MULTIPLEXER) {
         return Some(MULTIPLEXER.to_owned());
     }
-    IO_URING.iter().find(|syscall| call(syscall, &[0; 6])).map(|syscall| (*syscall).to_owned())
+    IO_URING
+        .iter()
+        .find(|syscall| filter.about(syscall).permits(&[0; 6]))
+        .map(|syscall| (*syscall).to_owned())
 }
 
 /// The forms of `socket` that may pass, each with a sample call to ask the engine's own filter about.
@@ -98,8 +101,8 @@ fn forms(filter: &Filter, raw: bool) -> Vec<(Vec<Arg>, Args)> {
 /// Netlink serves the container's own namespace; the engine's exceptions (Podman's: no NETLINK_AUDIT) are kept.
 fn netlink_forms(filter: &Filter) -> Vec<(Vec<Arg>, Args)> {
     let sample = |protocol| args(AF_NETLINK, RAW, protocol);
-    let decided: Vec<Action> =
-        (0..NETLINK_PROTOCOLS).map(|p| filter.strictest("socket", &sample(p))).collect();
+    let socket = filter.about("socket");
+    let decided: Vec<Action> = (0..NETLINK_PROTOCOLS).map(|p| socket.strictest(&sample(p))).collect();
     let family = Arg::int(0, AF_NETLINK);
     // Protocol 0, NETLINK_ROUTE, stands for the rest: `getaddrinfo` needs it, so every engine lets it through.
     let usual = &decided[0];
