@@ -9,7 +9,7 @@ say() { echo; echo "$bold$*$plain"; }
 trap 'podman rm --force --time 0 terok-demo >/dev/null 2>&1 || true; terok uninstall >/dev/null 2>&1 || true' EXIT
 
 say "Installing terok's hooks for $(id -un)"
-echo "$dim\$ terok setup$plain"; terok setup
+echo "$dim\$ terok setup$plain"; terok setup | grep -v -e '^wrote ' -e '^to type '
 
 say "A rootless container without a network card that may reach $rule, and nothing else"
 echo "$dim\$ podman run --network none --annotation terok.shield.allow=$rule IMAGE …$plain"
