@@ -1,7 +1,7 @@
 //! The container's only DNS server: a virtual address for every name that may be reached, NXDOMAIN for the rest, and
 //! nobody is ever asked (design §1). The name's real addresses are looked up when a connection is dialled.
 
-pub(crate) mod answer;
+pub mod answer;
 
 use crate::audit::{Facts as _, event};
 use crate::context::Context;
@@ -134,6 +134,10 @@ impl Names for Source<'_> {
 
     fn reverse(&mut self, index: u32) -> Option<Name> {
         self.context.names.name(index)
+    }
+
+    fn ipv6(&self) -> bool {
+        self.context.config.facts.ipv6
     }
 
     fn refused(&mut self, why: &str) {

@@ -4,7 +4,7 @@
 pub(crate) mod audit;
 pub(crate) mod context;
 pub(crate) mod control;
-pub(crate) mod dns;
+pub mod dns;
 pub(crate) mod flows;
 pub(crate) mod inherit;
 pub(crate) mod names;

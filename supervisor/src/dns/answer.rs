@@ -21,7 +21,7 @@ const UDP_SIZE: u16 = 1232;
 
 /// What is known of a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Known {
+pub enum Known {
     /// It has this virtual address.
     Virtual(u32),
     /// `localhost` (RFC 6761 §6.3).
@@ -34,7 +34,7 @@ pub(crate) enum Known {
 
 /// What a question is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Asked {
+pub enum Asked {
     /// A name in canonical form.
     Name(Name),
     /// The reverse name of a virtual address.
@@ -44,20 +44,22 @@ pub(crate) enum Asked {
 }
 
 /// The source of names: every question with a name in it is looked up exactly once.
-pub(crate) trait Names {
+pub trait Names {
     /// What is known of `asked`; refusals are recorded by the callee.
     fn look_up(&mut self, asked: &Asked, rtype: &str) -> Known;
     /// The name that has this address.
     fn reverse(&mut self, index: u32) -> Option<Name>;
+    /// Whether the container has IPv6; an address it cannot use is not given out.
+    fn ipv6(&self) -> bool;
     /// A message that is no question of ours is refused.
     fn refused(&mut self, why: &str);
 }
 
 /// The reason for the audit line of a message we do not answer.
-pub(crate) const BAD: Reason = Reason::BadDns;
+pub const BAD: Reason = Reason::BadDns;
 
 /// The reply to `query`; `None` where an answer would only help to reflect traffic: no header, or itself a reply.
-pub(crate) fn answer(query: &[u8], names: &mut impl Names) -> Option<Vec<u8>> {
+pub fn answer(query: &[u8], names: &mut impl Names) -> Option<Vec<u8>> {
     let message = Message::from_octets(query).ok()?;
     let header = message.header();
     if header.qr() {
@@ -89,11 +91,11 @@ pub(crate) fn answer(query: &[u8], names: &mut impl Names) -> Option<Vec<u8>> {
     let known = names.look_up(&asked, &qtype.to_string());
     let records = |answer: &mut AnswerBuilder<Target>| match (known, qtype) {
         (Known::Virtual(index), Rtype::A) => answer.push((qname, TTL, A::new(virt::addresses(index).0))).ok(),
-        (Known::Virtual(index), Rtype::AAAA) => {
+        (Known::Virtual(index), Rtype::AAAA) if names.ipv6() => {
             answer.push((qname, TTL, Aaaa::new(virt::addresses(index).1))).ok()
         }
         (Known::Loopback, Rtype::A) => answer.push((qname, TTL, A::new(Ipv4Addr::LOCALHOST))).ok(),
-        (Known::Loopback, Rtype::AAAA) => answer.push((qname, TTL, Aaaa::new(Ipv6Addr::LOCALHOST))).ok(),
+        (Known::Loopback, Rtype::AAAA) if names.ipv6() => answer.push((qname, TTL, Aaaa::new(Ipv6Addr::LOCALHOST))).ok(),
         (Known::Virtual(index), Rtype::PTR) if matches!(asked, Asked::Reverse(_)) => {
             let name: Wire<Vec<u8>> = names.reverse(index)?.as_str().parse().ok()?;
             answer.push((qname, TTL, Ptr::new(name))).ok()
@@ -237,6 +239,7 @@ mod tests {
     struct Book {
         asked: Vec<Asked>,
         refused: Vec<String>,
+        without_ipv6: bool,
     }
 
     impl Names for Book {
@@ -255,6 +258,9 @@ mod tests {
         }
         fn reverse(&mut self, index: u32) -> Option<Name> {
             (index == 300).then(|| "api.example.com".parse().unwrap())
+        }
+        fn ipv6(&self) -> bool {
+            !self.without_ipv6
         }
         fn refused(&mut self, why: &str) {
             self.refused.push(why.to_owned());
@@ -288,6 +294,16 @@ mod tests {
         assert_eq!(first::<A>(&reply).addr(), virt::addresses(300).0);
         let (reply, _) = ask(&query("api.example.com", Rtype::AAAA));
         assert_eq!(first::<Aaaa>(&reply).addr(), virt::addresses(300).1);
+    }
+
+    #[test]
+    fn without_ipv6_no_ipv6_address_is_given_out() {
+        let mut book = Book { without_ipv6: true, ..Book::default() };
+        for name in ["api.example.com", "localhost"] {
+            let reply = answer(&query(name, Rtype::AAAA), &mut book).unwrap();
+            let reply = Message::from_octets(reply).unwrap();
+            assert_eq!((reply.header().rcode(), reply.header_counts().ancount()), (Rcode::NOERROR, 0), "{name}");
+        }
     }
 
     #[test]
