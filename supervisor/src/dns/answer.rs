@@ -95,7 +95,9 @@ pub fn answer(query: &[u8], names: &mut impl Names) -> Option<Vec<u8>> {
             answer.push((qname, TTL, Aaaa::new(virt::addresses(index).1))).ok()
         }
         (Known::Loopback, Rtype::A) => answer.push((qname, TTL, A::new(Ipv4Addr::LOCALHOST))).ok(),
-        (Known::Loopback, Rtype::AAAA) if names.ipv6() => answer.push((qname, TTL, Aaaa::new(Ipv6Addr::LOCALHOST))).ok(),
+        (Known::Loopback, Rtype::AAAA) if names.ipv6() => {
+            answer.push((qname, TTL, Aaaa::new(Ipv6Addr::LOCALHOST))).ok()
+        }
         (Known::Virtual(index), Rtype::PTR) if matches!(asked, Asked::Reverse(_)) => {
             let name: Wire<Vec<u8>> = names.reverse(index)?.as_str().parse().ok()?;
             answer.push((qname, TTL, Ptr::new(name))).ok()
@@ -302,7 +304,11 @@ mod tests {
         for name in ["api.example.com", "localhost"] {
             let reply = answer(&query(name, Rtype::AAAA), &mut book).unwrap();
             let reply = Message::from_octets(reply).unwrap();
-            assert_eq!((reply.header().rcode(), reply.header_counts().ancount()), (Rcode::NOERROR, 0), "{name}");
+            assert_eq!(
+                (reply.header().rcode(), reply.header_counts().ancount()),
+                (Rcode::NOERROR, 0),
+                "{name}"
+            );
         }
     }
 
