@@ -81,7 +81,7 @@ pub(crate) fn measure(report: &mut Report) -> anyhow::Result<()> {
     };
     let bounds = |rounds, seconds| Bounds { rounds, limit: Duration::from_secs(seconds) };
     let plain = [(None, 0.7), (Some(Network::Slirp), 2.0)];
-    side_by_side(report, "1 GiB over HTTP", "GB/s", &clients, bounds(7, 40), &plain, fetch);
+    side_by_side(report, "1 GiB over HTTP", "GB/s", &clients, bounds(7, 30), &plain, fetch);
 
     let encrypted = |client: &Client| {
         let url = format!("https://{SERVER}:8444/big.bin");
@@ -99,14 +99,14 @@ pub(crate) fn measure(report: &mut Report) -> anyhow::Result<()> {
         let speed: f64 = client.run("curl", &arguments)?.trim().parse()?;
         Ok([speed / 1e9])
     };
-    side_by_side(report, "1 GiB over HTTPS", "GB/s", &clients, bounds(3, 30), &[], encrypted);
+    side_by_side(report, "1 GiB over HTTPS", "GB/s", &clients, bounds(3, 20), &[], encrypted);
 
     let connect =
         |client: &Client| Ok([client.probe(&format!("rate 2 16 {SERVER} 8081 /small"), "per_second")?]);
     let ahead = [Network::Slirp, Network::Pasta, Network::Bridge].map(|other| (Some(other), 1.0));
-    side_by_side(report, "connections (16 at once)", "/s", &clients, bounds(4, 45), &ahead, connect);
+    side_by_side(report, "connections (16 at once)", "/s", &clients, bounds(4, 30), &ahead, connect);
     let one = |client: &Client| Ok([client.probe(&format!("rate 1 1 {SERVER} 8081 /small"), "per_second")?]);
-    side_by_side(report, "connections (one by one)", "/s", &clients, bounds(3, 25), &[], one);
+    side_by_side(report, "connections (one by one)", "/s", &clients, bounds(3, 20), &[], one);
     Ok(())
 }
 
