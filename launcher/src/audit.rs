@@ -91,12 +91,12 @@ pub(crate) fn audit(host: &Host, args: &AuditArgs) -> anyhow::Result<()> {
     }
     let mut reader = Tail::open(&log)?;
     loop {
-        let mut ended = false;
+        // Looked at before the log is read to its end: what is written after the folder went is nobody's line.
+        let ended = known.run.as_ref().is_none_or(|run| !run.exists());
         while let Some(line) = reader.line()? {
             print(&line)?;
-            ended = is_end(&line);
         }
-        if !args.follow || ended && known.run.as_ref().is_none_or(|run| !run.exists()) {
+        if !args.follow || ended {
             return Ok(());
         }
         std::thread::sleep(LOOK);
@@ -156,19 +156,16 @@ fn verify(name: &str, log: &Path, json: Json) -> anyhow::Result<()> {
     let from = start.n + 1;
     match audit::verify(start, text.lines()) {
         Ok(end) if json.json => {
-            println!("{}", serde_json::json!({"ok": true, "first": from, "last": end.n, "hash": end.hash}));
+            say!("{}", serde_json::json!({"ok": true, "first": from, "last": end.n, "hash": end.hash}))?;
         }
         Ok(end) => {
             let dropped =
                 if from > 1 { format!("; lines before {from} were rotated away") } else { String::new() };
-            println!("{name}: {} lines, chain whole, last hash {}{dropped}", end.n + 1 - from, end.hash);
+            say!("{name}: {} lines, chain whole, last hash {}{dropped}", end.n + 1 - from, end.hash)?;
         }
         Err(broken) => {
             if json.json {
-                println!(
-                    "{}",
-                    serde_json::json!({"ok": false, "line": broken.line, "reason": broken.reason})
-                );
+                say!("{}", serde_json::json!({"ok": false, "line": broken.line, "reason": broken.reason}))?;
             }
             bail!("{name}: the chain is broken at {broken}: lines from there on prove nothing");
         }
@@ -180,11 +177,6 @@ fn rotated(log: &Path) -> std::path::PathBuf {
     let mut name = log.as_os_str().to_owned();
     name.push(".1");
     name.into()
-}
-
-fn is_end(line: &str) -> bool {
-    let line = serde_json::from_str::<Line>(line);
-    line.is_ok_and(|line| line.event.kind == Kind::Lifecycle && line.event.action == "end")
 }
 
 fn parse_kind(text: &str) -> Result<Kind, String> {

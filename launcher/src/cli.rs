@@ -5,6 +5,7 @@ use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use terok_install::host::Host;
+use terok_policy::annotation;
 use terok_policy::policy::Shield;
 
 /// sysexits.h EX_USAGE
@@ -23,7 +24,13 @@ enum Verb {
     /// Start a protected container: podman run without a network card, behind a default-deny egress firewall
     Run(run::RunArgs),
     /// List the protected containers that run
-    Ps(Json),
+    Ps {
+        /// Those that ended or were refused as well, as long as their audit logs are kept
+        #[arg(long, short)]
+        all: bool,
+        #[command(flatten)]
+        json: Json,
+    },
     /// Show a container's state, rules and counters
     Status {
         /// Name, id or the beginning of one
@@ -57,6 +64,7 @@ enum Verb {
         json: Json,
     },
     /// Print what annotations mean, without doing anything
+    #[command(after_long_help = keys())]
     Explain {
         /// KEY=VALUE
         #[arg(value_name = "ANNOTATION")]
@@ -86,7 +94,6 @@ enum Verb {
     /// Prove that podman consults the hooks, and look for what is missing
     Doctor(Json),
     /// Write man pages and shell completions into a folder
-    #[command(hide = true)]
     Generate {
         /// The folder
         folder: PathBuf,
@@ -180,7 +187,7 @@ fn call(verb: Verb) -> anyhow::Result<ExitCode> {
     let host = Host::current()?;
     match verb {
         Verb::Run(args) => run::run(&host, &args)?,
-        Verb::Ps(json) => operate::ps(&host, json)?,
+        Verb::Ps { all, json } => operate::ps(&host, all, json)?,
         Verb::Status { container, json } => operate::status(&host, &container, json)?,
         Verb::Allow(rules) => operate::allow(&host, &rules)?,
         Verb::Deny(rules) => operate::deny(&host, &rules)?,
@@ -201,6 +208,15 @@ fn call(verb: Verb) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The annotation table as help text.
+fn keys() -> String {
+    let row = |key: &annotation::Key| {
+        let (name, value, help, default) = (key.key, key.value, key.help, key.default);
+        format!("  {name}={value}\n          {help} Default: {default}.\n")
+    };
+    format!("Annotations:\n{}", annotation::KEYS.iter().map(row).collect::<String>())
+}
+
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let io = error.downcast_ref::<std::io::Error>();
     io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
@@ -214,6 +230,15 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_annotation_is_in_the_help_of_explain() {
+        let mut command = Cli::command();
+        let help = command.find_subcommand_mut("explain").unwrap().render_long_help().to_string();
+        for key in annotation::KEYS {
+            assert!(help.contains(key.key), "{}", key.key);
+        }
     }
 
     #[test]

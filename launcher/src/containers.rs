@@ -1,11 +1,13 @@
 //! Which containers there are, and which one a person means by a name, an id or the beginning of one.
-//! Read from the runtime folders (running) and the state folders (everything that ever ran); no engine is asked.
+//! Read from the runtime folders (running) and the state folders (everything that ever ran); the engine is asked only
+//! for names that are not in them.
 
+use crate::engine;
 use anyhow::{Context as _, bail};
 use std::path::{Path, PathBuf};
 use terok_install::host::Host;
 use terok_policy::control::Container;
-use terok_policy::layout;
+use terok_policy::{Labels, layout};
 
 /// A container that has left something on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +34,19 @@ impl Known {
         self.run.as_ref().map(|run| run.join(layout::CONTROL))
     }
 
+    /// With the name that the engine gives it.
+    pub(crate) fn called(mut self, name: String) -> Self {
+        match &mut self.record {
+            Some(record) => record.name = name,
+            None => {
+                let labels = Labels::default();
+                let id = self.id.clone();
+                self.record = Some(Container { id, name, pid: 0, started: 0, bundle: String::new(), labels });
+            }
+        }
+        self
+    }
+
     fn is_called(&self, name: &str) -> bool {
         let of = |record: &Container| record.name == name || record.labels.name == name;
         self.id == name || self.record.as_ref().is_some_and(of)
@@ -55,7 +70,7 @@ pub(crate) fn running(host: &Host) -> anyhow::Result<Vec<Known>> {
             found.push(Known { state: host.state_dir().join(&id), id, record: Some(record), run: Some(run) });
         }
     }
-    found.sort_by_key(|known| known.record.as_ref().map(|record| record.started));
+    found.sort_by_key(|known| known.record.as_ref().map(|record| (record.started, record.name.clone())));
     Ok(found)
 }
 
@@ -73,47 +88,60 @@ pub(crate) fn all(host: &Host) -> anyhow::Result<Vec<Known>> {
 
 /// The running container that `text` means.
 pub(crate) fn find_running(host: &Host, text: &str) -> anyhow::Result<Known> {
-    match choose(running(host)?, text)? {
-        Some(known) => Ok(known),
-        None => match choose(all(host)?, text)? {
-            Some(gone) => bail!(
-                "container {} does not run; terok ps lists those that do, terok audit {text} shows what it did",
-                gone.name()
-            ),
-            None => bail!("no protected container {text:?}: terok ps lists those that run"),
-        },
+    let known = find(host, text)?;
+    if known.run.is_none() {
+        bail!(
+            "container {0} does not run; terok ps lists those that do, terok audit {0} shows what it did",
+            known.name()
+        );
     }
+    Ok(known)
 }
 
 /// The container that `text` means, running or not.
 pub(crate) fn find(host: &Host, text: &str) -> anyhow::Result<Known> {
-    match choose(running(host)?, text)? {
-        Some(known) => Ok(known),
-        None => choose(all(host)?, text)?
-            .with_context(|| format!("no protected container {text:?}: terok ps lists those that run")),
+    named(all(host)?, text, engine::container)
+}
+
+/// `asked` is what the engine answers to a name: it alone knows what a start that was refused was called, and new names.
+fn named(
+    known: Vec<Known>,
+    text: &str,
+    asked: impl Fn(&str) -> Option<(String, String)>,
+) -> anyhow::Result<Known> {
+    if let Some(known) = choose(&known, text)? {
+        return Ok(known);
+    }
+    let Some((id, name)) = asked(text) else {
+        bail!("no protected container {text:?}: terok ps --all lists them")
+    };
+    match known.into_iter().find(|known| known.id == id) {
+        Some(known) => Ok(known.called(name)),
+        None => bail!(
+            "container {name} is not protected: it has no terok. annotation, or never started since terok was set up"
+        ),
     }
 }
 
-/// An exact name or id wins over the beginning of one; the newest of a name wins over removed ones.
-fn choose(known: Vec<Known>, text: &str) -> anyhow::Result<Option<Known>> {
+/// An exact name or id wins over the beginning of one, the newest of a name over removed ones, and what runs over what
+/// does not. A beginning never leads past a container that is called so: an order must not reach another one.
+fn choose(known: &[Known], text: &str) -> anyhow::Result<Option<Known>> {
     if !layout::is_container_id(text) {
         bail!("{text:?} is no container: a name or an id has letters, digits, dots, dashes and underscores");
     }
-    let newest = |known: &Known| known.record.as_ref().map(|record| record.started);
-    if let Some(exact) = known.iter().filter(|known| known.is_called(text)).max_by_key(|known| newest(known))
-    {
+    let newest = |known: &&Known| (known.run.is_some(), known.record.as_ref().map(|record| record.started));
+    if let Some(exact) = known.iter().filter(|known| known.is_called(text)).max_by_key(newest) {
         return Ok(Some(exact.clone()));
     }
-    let mut begins: Vec<Known> = known
-        .into_iter()
-        .filter(|known| known.id.starts_with(text) || known.name().starts_with(text))
-        .collect();
-    match begins.len() {
-        0 => Ok(None),
-        1 => Ok(begins.pop()),
-        _ => {
+    let begins: Vec<&Known> =
+        known.iter().filter(|known| known.id.starts_with(text) || known.name().starts_with(text)).collect();
+    let running: Vec<&Known> = begins.iter().copied().filter(|known| known.run.is_some()).collect();
+    match if running.is_empty() { &begins[..] } else { &running[..] } {
+        [] => Ok(None),
+        [one] => Ok(Some((*one).clone())),
+        several => {
             let names: Vec<_> =
-                begins.iter().map(|known| format!("{} ({})", known.name(), short(&known.id))).collect();
+                several.iter().map(|known| format!("{} ({})", known.name(), short(&known.id))).collect();
             bail!("{text:?} could be {}: write more of it", names.join(", "))
         }
     }
@@ -141,7 +169,6 @@ fn record(folder: &Path) -> Option<Container> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use terok_policy::Labels;
 
     fn known(id: &str, name: &str, label: &str, started: u64) -> Known {
         let labels = Labels { name: label.to_owned(), ..Labels::default() };
@@ -163,7 +190,7 @@ mod tests {
             known("eee333", "old", "", 3),
             known("eee444", "old", "", 9),
         ];
-        choose(all, text).map(|known| known.map(|known| known.id)).map_err(|error| error.to_string())
+        choose(&all, text).map(|known| known.map(|known| known.id)).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -175,6 +202,31 @@ mod tests {
         assert_eq!(chosen("old"), Ok(Some("eee444".into())), "the newest of a name");
         assert_eq!(chosen("zzz"), Ok(None));
         assert!(chosen("ab").unwrap_err().contains("write more"));
+    }
+
+    #[test]
+    fn a_stopped_container_is_not_taken_for_a_running_one_whose_name_it_begins() {
+        let mut all = vec![known("abc111", "agent", "", 1), known("abd222", "agent-2", "", 2)];
+        all[1].run = Some("/run".into());
+        assert_eq!(choose(&all, "agent").unwrap().unwrap().id, "abc111");
+        assert_eq!(choose(&all, "age").unwrap().unwrap().id, "abd222", "what runs is meant first");
+        assert_eq!(choose(&all, "ab").unwrap().unwrap().id, "abd222");
+    }
+
+    #[test]
+    fn the_engine_knows_the_name_of_a_refused_start_and_of_what_is_not_protected() {
+        let refused = Known { record: None, ..known("abc111", "", "", 0) };
+        let engine = |name: &str| match name {
+            "bad" => Some(("abc111".to_owned(), "bad".to_owned())),
+            "plain" => Some(("fff".to_owned(), "plain".to_owned())),
+            _ => None,
+        };
+        let found = named(vec![refused.clone()], "bad", engine).unwrap();
+        assert_eq!((found.id.as_str(), found.name()), ("abc111", "bad"));
+        let error = named(vec![refused.clone()], "plain", engine).unwrap_err().to_string();
+        assert!(error.contains("plain is not protected"), "{error}");
+        let error = named(vec![refused], "nobody", engine).unwrap_err().to_string();
+        assert!(error.contains("terok ps --all"), "{error}");
     }
 
     #[test]
@@ -214,8 +266,6 @@ mod tests {
         assert_eq!(running(&host).unwrap().len(), 1, "a folder without its process is not running");
         assert_eq!(find_running(&host, "one").unwrap().id, "aaa");
         let error = find_running(&host, "gone").unwrap_err().to_string();
-        assert!(error.contains("does not run") && error.contains("terok ps"), "{error}");
-        let error = find(&host, "nobody").unwrap_err().to_string();
-        assert!(error.contains("terok ps"), "{error}");
+        assert!(error.contains("does not run") && error.contains("terok audit gone"), "{error}");
     }
 }

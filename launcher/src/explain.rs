@@ -38,12 +38,12 @@ pub(crate) fn explain(host: &Host, given: &[String], asked: &[String], json: Jso
             .map(|(text, verdict)| serde_json::json!({"ask": text, "answer": verdict}))
             .collect();
         let value = serde_json::json!({"policy": plan.policy, "verdicts": verdicts});
-        println!("{}", serde_json::to_string(&value)?);
+        say!("{}", serde_json::to_string(&value)?)?;
         return Ok(());
     }
-    print!("{plan}");
+    say!("{}", plan.to_string().trim_end())?;
     for (text, verdict) in asked.iter().zip(verdicts) {
-        println!("{text}: {}", verdict_text(&verdict));
+        say!("{text}: {}", verdict_text(&verdict))?;
     }
     Ok(())
 }

@@ -15,13 +15,7 @@ pub(crate) fn generate(folder: &Path) -> anyhow::Result<()> {
     for folder in [&man, &completions] {
         std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     }
-    let mut command = Cli::command();
-    command.build();
-    page(&man, &command, "terok")?;
-    for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set() && verb.get_name() != "help") {
-        let name = format!("terok-{}", verb.get_name());
-        page(&man, &verb.clone().name(name.clone()), &name)?;
-    }
+    pages(&man, &Cli::command().disable_help_subcommand(true), "terok")?;
     for (name, section, text) in [
         ("terok-annotations", 7, annotations()),
         (layout::HOOK, 8, hook()),
@@ -35,11 +29,62 @@ pub(crate) fn generate(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn page(folder: &Path, command: &clap::Command, name: &str) -> anyhow::Result<()> {
+/// The page of `command` and of every verb below it.
+fn pages(folder: &Path, command: &clap::Command, name: &str) -> anyhow::Result<()> {
+    let mut built = command.clone().disable_help_subcommand(true).bin_name(name.replace('-', " "));
+    built.build();
+    let man = clap_mangen::Man::new(built.name(name.to_owned()))
+        .title(name.to_uppercase())
+        .source(concat!("terok ", env!("CARGO_PKG_VERSION")));
     let mut text = Vec::new();
-    clap_mangen::Man::new(command.clone()).title(name.to_uppercase()).render(&mut text)?;
+    man.render(&mut text)?;
+    if name == "terok" {
+        text.extend_from_slice(overview().as_bytes());
+    } else {
+        text.extend_from_slice(b".SH SEE ALSO\n\\fBterok\\fR(1), \\fBterok-annotations\\fR(7)\n");
+    }
     std::fs::write(folder.join(format!("{name}.1")), text)?;
+    for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
+        pages(folder, verb, &format!("{name}-{}", verb.get_name()))?;
+    }
     Ok(())
+}
+
+/// What `terok(1)` says beyond the command line.
+fn overview() -> String {
+    let mut text = ".SH EXAMPLES\n".to_owned();
+    for (what, line) in [
+        ("Install for yourself, and prove that it works:", "terok setup && terok doctor"),
+        (
+            "A shell that reaches one host over TLS:",
+            "terok run --rm -it --allow api.example.com:443 debian:12 bash",
+        ),
+        (
+            "The same with plain podman:",
+            "podman run --network none --annotation terok.shield.allow=api.example.com:443 IMAGE",
+        ),
+        (
+            "Would this be reached?",
+            "terok explain terok.shield.allow=api.example.com --ask api.example.com:443",
+        ),
+        ("What was refused:", "terok audit NAME --refused"),
+    ] {
+        // Writing to a String does not fail.
+        let _ = write!(text, ".TP\n{}\n.B {}\n", escaped(what), escaped(line));
+    }
+    text += ".SH EXIT STATUS\n0 done, 1 refused or failed, 64 usage; \\fBterok run\\fR: that of \\fBpodman run\\fR once it is started.\n.SH FILES\n";
+    for (place, what) in [
+        ("~/.config/terok/profiles/NAME.txt", "your own profiles"),
+        ("/etc/terok/profiles/NAME.txt", "those of the machine"),
+        (
+            "~/.local/state/terok/ID, /var/lib/terok/ID",
+            "audit log, operator state and messages of a container",
+        ),
+        ("/run/user/UID/terok/ID, /run/terok/ID", "control socket of a running container"),
+    ] {
+        let _ = write!(text, ".TP\n\\fI{}\\fR\n{what}\n", escaped(place));
+    }
+    text + ".SH SEE ALSO\n\\fBterok-annotations\\fR(7), \\fBpodman-run\\fR(1), \\fBterok-hook\\fR(8), \\fBterok-supervisor\\fR(8)\n"
 }
 
 /// `terok-annotations(7)`, from the annotation table.
@@ -110,7 +155,9 @@ mod tests {
         generate(folder.path()).unwrap();
         let page = |name: &str| std::fs::read_to_string(folder.path().join("man").join(name)).unwrap();
         assert!(page("terok.1").contains("terok"));
-        for verb in ["run", "audit", "doctor", "explain"] {
+        assert!(page("terok.1").contains("EXIT STATUS") && !page("terok.1").contains("terok\\-help"));
+        assert!(page("terok-audit.1").contains(concat!("terok ", env!("CARGO_PKG_VERSION"))));
+        for verb in ["run", "audit", "doctor", "explain", "profile-show"] {
             assert!(!page(&format!("terok-{verb}.1")).is_empty());
         }
         assert!(page("terok-run.1").contains("\\-\\-allow"));

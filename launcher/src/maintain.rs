@@ -38,10 +38,10 @@ pub(crate) fn setup(host: &Host, place: &Place) -> anyhow::Result<()> {
     let source = own.parent().context("/proc/self/exe has no folder")?;
     let changed = setup::apply(&setup::install_steps(host, &target, source)?)?;
     for path in &changed {
-        println!("wrote {}", path.display());
+        say!("wrote {}", path.display())?;
     }
     if changed.is_empty() {
-        println!("already set up");
+        say!("already set up")?;
     }
     if place.destdir.is_some() {
         return Ok(());
@@ -50,17 +50,17 @@ pub(crate) fn setup(host: &Host, place: &Place) -> anyhow::Result<()> {
     if !changed.is_empty() {
         match &target.scope {
             Scope::System => {
-                println!("every podman of this machine consults terok's hooks; prove it with: terok doctor")
+                say!("every podman of this machine consults terok's hooks; prove it with: terok doctor")?
             }
             Scope::User { .. } => {
-                println!("your podman consults terok's hooks; prove it with: terok doctor");
+                say!("your podman consults terok's hooks; prove it with: terok doctor")?;
                 let bin = target.bin_dir();
                 let path = std::env::var_os("PATH").unwrap_or_default();
                 if !std::env::split_paths(&path).any(|folder| folder == bin) {
-                    println!(
+                    say!(
                         "to type terok anywhere, add this to your shell's profile: PATH={}:$PATH",
                         bin.display()
-                    );
+                    )?;
                 }
             }
         }
@@ -73,21 +73,24 @@ pub(crate) fn uninstall(host: &Host, place: &Place, purge: bool) -> anyhow::Resu
     let target = place.target(host)?;
     let running = if place.destdir.is_some() { Vec::new() } else { containers::running(host)? };
     if purge && !running.is_empty() {
-        bail!("{} protected containers run and write audit logs: stop them before --purge", running.len());
+        bail!(
+            "protected containers run and write audit logs, {}: stop them before --purge",
+            running.iter().map(containers::Known::name).collect::<Vec<_>>().join(", ")
+        );
     }
     let purge = purge && place.destdir.is_none();
     let changed = setup::apply(&setup::uninstall_steps(host, &target, purge))?;
     for path in &changed {
-        println!("removed {}", path.display());
+        say!("removed {}", path.display())?;
     }
     if changed.is_empty() {
-        println!("nothing is installed here");
+        say!("nothing is installed here")?;
     }
     if !running.is_empty() {
-        println!(
-            "{} containers stay protected until they end; started again without terok they have no network",
-            running.len()
-        );
+        say!(
+            "{} stay protected until they end; started again without terok they have no network",
+            running.iter().map(containers::Known::name).collect::<Vec<_>>().join(", ")
+        )?;
     }
     Ok(())
 }
@@ -102,7 +105,7 @@ pub(crate) fn doctor(host: &Host, json: Json) -> anyhow::Result<ExitCode> {
     let findings = doctor::examine(host, &ask);
     let fails = findings.iter().filter(|finding| finding.level == Level::Fail).count();
     if json.json {
-        println!("{}", serde_json::json!({"ok": fails == 0, "findings": findings}));
+        say!("{}", serde_json::json!({"ok": fails == 0, "findings": findings}))?;
     } else {
         for finding in &findings {
             let (tone, mark) = match finding.level {
@@ -110,17 +113,16 @@ pub(crate) fn doctor(host: &Host, json: Json) -> anyhow::Result<ExitCode> {
                 Level::Warn => (show::Tone::Notice, "warn"),
                 Level::Fail => (show::Tone::Bad, "FAIL"),
             };
-            println!("{}  {:13} {}", show::toned(tone, mark), finding.area, show::printable(&finding.what));
+            say!("{}  {:13} {}", show::toned(tone, mark), finding.area, show::printable(&finding.what))?;
             if !finding.remedy.is_empty() {
-                println!("      {:13} → {}", "", finding.remedy);
+                say!("      {:13} → {}", "", finding.remedy)?;
             }
         }
         match fails {
-            0 => println!("containers are protected"),
-            n => println!(
-                "{n} of {} checks fail: containers are not protected, or do not start",
-                findings.len()
-            ),
+            0 => say!("containers are protected")?,
+            n => {
+                say!("{n} of {} checks fail: containers are not protected, or do not start", findings.len())?
+            }
         }
     }
     Ok(if fails == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -31,14 +31,14 @@ pub(crate) fn list(host: &Host, json: bool) -> anyhow::Result<()> {
             .iter()
             .map(|(name, origin, summary)| serde_json::json!({"name": name, "origin": origin, "summary": summary}))
             .collect();
-        println!("{}", serde_json::to_string(&rows)?);
+        say!("{}", serde_json::to_string(&rows)?)?;
         return Ok(());
     }
     for (name, origin, summary) in rows {
-        println!(
+        say!(
             "{name:16} {summary}{}",
             if origin == "bundled" { String::new() } else { format!("  [{origin}]") }
-        );
+        )?;
     }
     Ok(())
 }
@@ -47,11 +47,14 @@ pub(crate) fn list(host: &Host, json: bool) -> anyhow::Result<()> {
 pub(crate) fn show(host: &Host, names: &[String], json: bool) -> anyhow::Result<()> {
     let rules = catalog(host)?.resolve(names)?;
     if json {
-        println!("{}", serde_json::to_string(&rules)?);
+        say!("{}", serde_json::to_string(&rules)?)?;
         return Ok(());
     }
+    if rules.is_empty() {
+        say!("no rules: {} adds nothing to what is allowed by name", names.join(", "))?;
+    }
     for sourced in rules {
-        println!("{:40} {}", sourced.rule.to_string(), crate::show::source(&sourced.source));
+        say!("{:40} {}", sourced.rule.to_string(), crate::show::source(&sourced.source))?;
     }
     Ok(())
 }
@@ -68,7 +71,7 @@ pub(crate) fn check(host: &Host, files: &[PathBuf]) -> anyhow::Result<()> {
         match catalog.resolve(&[name]) {
             Ok(rules) => {
                 let rules: Vec<Rule> = rules.into_iter().map(|sourced| sourced.rule).collect();
-                println!("{}: {} rules", file.display(), rules.len());
+                say!("{}: {} rules", file.display(), rules.len())?;
             }
             Err(error) => {
                 wrong += 1;

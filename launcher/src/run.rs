@@ -50,12 +50,12 @@ pub(crate) fn run(host: &Host, args: &RunArgs) -> anyhow::Result<()> {
     Plan::new(policy, HostFacts { network: Network::Sealed, ipv6: true })?;
     if args.0.get_flag("dry-run") {
         let podman = podman::find().unwrap_or_else(|_| "podman".into());
-        println!(
+        say!(
             "{}",
             quoted(
                 std::iter::once(podman.as_os_str()).chain(start.arguments.iter().map(OsString::as_os_str))
             )
-        );
+        )?;
         return Ok(());
     }
     consulted::consulted(host)?;

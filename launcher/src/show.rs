@@ -1,6 +1,6 @@
 //! How things look on a terminal: times, audit lines, tables. Colour only on a terminal, and never with `NO_COLOR`.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use terok_policy::audit::Event;
 use terok_policy::policy::{Shield, Source};
@@ -16,6 +16,13 @@ pub(crate) enum Tone {
     Bad,
     /// Beside the point.
     Faint,
+}
+
+/// Prints a line (`println!` would panic where the reader of a pipe is gone).
+pub(crate) fn say(text: std::fmt::Arguments<'_>) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_fmt(text)?;
+    out.write_all(b"\n")
 }
 
 /// `text` in its colour where standard output is a terminal.
@@ -123,7 +130,7 @@ pub(crate) fn now() -> u64 {
 
 /// `90s`, `10m`, `1h30m`, `2d`; more than nothing, and at most a year.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || "write a time as 90s, 10m, 1h30m or 2d".to_owned();
+    let wrong = || "write a time as 90s, 10m, 1h30m or 2d, a year at most".to_owned();
     let mut total = 0u64;
     let mut digits = String::new();
     for c in text.chars() {

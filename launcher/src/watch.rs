@@ -21,6 +21,11 @@ pub(crate) fn watch(host: &Host, wanted: &[String], json: Json) -> anyhow::Resul
             );
         }
     }
+    let running = containers::running(host)?;
+    if !running.iter().any(|known| is_wanted(known, wanted)) {
+        let what = if wanted.is_empty() { String::new() } else { format!(" called {}", wanted.join(" or ")) };
+        eprintln!("terok: no protected container{what} runs yet: waiting for one (Ctrl-C ends)");
+    }
     control::block_on(tokio::task::LocalSet::new().run_until(follow_all(host, wanted, json)))?
 }
 

@@ -269,3 +269,20 @@ fn files(root: &Path) -> Vec<PathBuf> {
     found.sort();
     found
 }
+
+#[test]
+fn a_reader_that_went_away_ends_the_program_quietly() {
+    let person = Person::new();
+    for line in [&["profile", "show", "dev-standard"][..], &["profile", "list", "--json"], &["explain"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = Command::new(env!("CARGO_BIN_EXE_terok"))
+            .args(line)
+            .env("HOME", person.home.path())
+            .env("CONTAINERS_CONF", person.conf())
+            .stdout(writer)
+            .output()
+            .unwrap();
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()), "{line:?}");
+    }
+}
