@@ -1,6 +1,6 @@
 //! `terok.restricted`: no new privileges, no capabilities, and no system call that only tools for taking things apart need.
 
-use super::seccomp::{Arg, ENOSYS, EPERM, Filter};
+use super::seccomp::{Arg, ENOSYS, EPERM, Filter, Form};
 use serde_json::{Map, Value, json};
 
 /// CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET.
@@ -65,7 +65,7 @@ pub(super) fn limit(filter: &mut Filter) {
     let clone = |bit: u64| [bit | SIGCHLD, 0, 0, 0, 0, 0];
     // A profile that refuses every new namespace already keeps its own rules.
     if filter.allows_by_default() || bits.iter().any(|&bit| filter.about("clone").permits(&clone(bit))) {
-        let plain = (vec![Arg::masked(0, NAMESPACES, 0)], clone(0));
+        let plain = Form { args: vec![Arg::masked(0, NAMESPACES, 0)], samples: vec![clone(0)] };
         let refusals: Vec<Vec<Arg>> = bits.iter().map(|&bit| vec![Arg::masked(0, bit, bit)]).collect();
         filter.limit("clone", &[plain], &refusals);
     }

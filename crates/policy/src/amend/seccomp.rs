@@ -8,6 +8,8 @@ use serde_json::{Map, Value, json};
 
 pub(super) const EPERM: u64 = 1;
 pub(super) const ENOSYS: u64 = 38;
+/// The bits of an argument that the kernel reads of an `int`.
+pub(super) const INT: u64 = 0xffff_ffff;
 
 #[derive(Debug, Clone)]
 pub(super) struct Filter {
@@ -63,6 +65,13 @@ pub(super) enum Op {
     MaskedEq,
 }
 
+/// A form of a system call that may pass, with sample calls to ask the engine's own filter about.
+#[derive(Debug)]
+pub(super) struct Form {
+    pub(super) args: Vec<Arg>,
+    pub(super) samples: Vec<Args>,
+}
+
 /// Arguments of a system call.
 pub(super) type Args = [u64; 6];
 
@@ -92,7 +101,7 @@ impl Action {
 impl Arg {
     /// The low 32 bits are `value`: what the kernel sees of an `int`.
     pub(super) fn int(index: usize, value: u32) -> Self {
-        Arg { index, op: Op::MaskedEq, value: 0xffff_ffff, two: value.into() }
+        Arg { index, op: Op::MaskedEq, value: INT, two: value.into() }
     }
     pub(super) fn masked(index: usize, mask: u64, wanted: u64) -> Self {
         Arg { index, op: Op::MaskedEq, value: mask, two: wanted }
@@ -207,7 +216,7 @@ impl Filter {
 
     /// Lets the call through only in `forms`, and in these only as far as the filter did before.
     /// `refusals` are the other forms, as far as they can be told: answered with EPERM.
-    pub(super) fn limit(&mut self, syscall: &str, forms: &[(Vec<Arg>, Args)], refusals: &[Vec<Arg>]) {
+    pub(super) fn limit(&mut self, syscall: &str, forms: &[Form], refusals: &[Vec<Arg>]) {
         if self.default.permits() {
             let ours = |rule: &Rule| {
                 rule.action == Action::errno(EPERM)
@@ -220,16 +229,17 @@ impl Filter {
                 return;
             }
         } else {
-            let decided: Vec<Action> =
-                forms.iter().map(|(_, sample)| self.about(syscall).strictest(sample)).collect();
+            let about = self.about(syscall);
+            let decided: Vec<(Vec<Arg>, Action)> = forms.iter().flat_map(|form| about.decided(form)).collect();
+            let any = decided.iter().any(|(_, action)| action.permits());
             self.strip(syscall, |_| true);
-            for ((form, _), action) in forms.iter().zip(&decided) {
-                if *action != self.default {
-                    self.push(&[syscall], action.clone(), form.clone());
+            for (form, action) in decided {
+                if action != self.default {
+                    self.push(&[syscall], action, form);
                 }
             }
             // A profile that kills keeps killing; one that lets nothing through needs no exception.
-            if !self.default.is_errno() || !decided.iter().any(Action::permits) {
+            if !self.default.is_errno() || !any {
                 return;
             }
         }
@@ -269,6 +279,29 @@ impl<'a> About<'a> {
     /// Whether the call may be let through.
     pub(super) fn permits(&self, args: &Args) -> bool {
         self.actions(args).into_iter().any(Action::permits)
+    }
+
+    /// What `form` gets: as a whole, or by the first argument where samples that differ in it are told apart.
+    fn decided(&self, form: &Form) -> Vec<(Vec<Arg>, Action)> {
+        let mut firsts: Vec<(u64, Action)> = Vec::new();
+        for sample in &form.samples {
+            let action = self.strictest(sample);
+            match firsts.iter_mut().find(|(first, _)| *first == sample[0]) {
+                Some((_, known)) if known.permits() => *known = action,
+                Some(_) => {}
+                None => firsts.push((sample[0], action)),
+            }
+        }
+        if let Some((_, action)) = firsts.first()
+            && firsts.iter().all(|(_, other)| other == action)
+        {
+            return vec![(form.args.clone(), action.clone())];
+        }
+        let apart = |first: u64| {
+            let rest = form.args.iter().filter(|arg| arg.index != 0).copied();
+            std::iter::once(Arg::masked(0, INT, first)).chain(rest).collect()
+        };
+        firsts.into_iter().map(|(first, action)| (apart(first), action)).collect()
     }
 
     /// The strictest action for the call.

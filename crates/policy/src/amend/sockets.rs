@@ -1,6 +1,6 @@
 //! L9: IP is not the only way out. Sockets of four families only, no io_uring, which would make them behind the filter's back.
 
-use super::seccomp::{Action, Arg, Args, EPERM, Filter};
+use super::seccomp::{Action, Arg, Args, EPERM, Filter, Form, INT};
 
 const AF_UNIX: u32 = 1;
 const AF_INET: u32 = 2;
@@ -35,7 +35,7 @@ const MULTIPLEXER: &str = "socketcall";
 pub(super) fn limit(filter: &mut Filter, raw: bool) {
     filter.refuse_first(MULTIPLEXER);
     filter.limit("socket", &forms(filter, raw), &refusals(raw));
-    let pair = (vec![Arg::int(0, AF_UNIX)], args(AF_UNIX, STREAM, 0));
+    let pair = Form { args: vec![Arg::int(0, AF_UNIX)], samples: vec![args(AF_UNIX, STREAM, 0)] };
     filter.limit("socketpair", &[pair], &[vec![Arg::int(0, 0)], vec![Arg::greater(0, AF_UNIX.into())]]);
     filter.refuse(&IO_URING, EPERM);
 }
@@ -74,65 +74,74 @@ pub(super) fn open_door(filter: &Filter, raw: bool) -> Option<String> {
         .map(|syscall| (*syscall).to_owned())
 }
 
-/// The forms of `socket` that may pass, each with a sample call to ask the engine's own filter about.
-fn forms(filter: &Filter, raw: bool) -> Vec<(Vec<Arg>, Args)> {
-    let mut forms = Vec::new();
-    for kind in [STREAM, DGRAM, SEQPACKET] {
-        forms.push((vec![Arg::int(0, AF_UNIX), type_is(kind)], args(AF_UNIX, kind, 0)));
+/// The forms of `socket` that may pass. As few as can be: libseccomp's time to compile a filter grows faster than its
+/// rules, and crun compiles it at every start.
+fn forms(filter: &Filter, raw: bool) -> Vec<Form> {
+    let samples = |kind, protocol| vec![args(AF_INET, kind, protocol), args(AF_INET6, kind, protocol)];
+    // The kernel makes nothing else in this family (net/unix/af_unix.c, unix_create).
+    let unix = [STREAM, DGRAM, SEQPACKET].map(|kind| args(AF_UNIX, kind, 0)).to_vec();
+    let mut forms = vec![Form { args: vec![Arg::int(0, AF_UNIX)], samples: unix }];
+    for (kind, protocols) in [(STREAM, &[0, TCP, MPTCP][..]), (DGRAM, &[0, UDP][..])] {
+        for &protocol in protocols {
+            let args = vec![internet(), type_is(kind), Arg::int(2, protocol)];
+            forms.push(Form { args, samples: samples(kind, protocol) });
+        }
     }
     for (family, ping) in [(AF_INET, 1), (AF_INET6, 58)] {
-        for (kind, protocols) in [(STREAM, [0, TCP, MPTCP]), (DGRAM, [0, UDP, ping])] {
-            for protocol in protocols {
-                let form = vec![Arg::int(0, family), type_is(kind), Arg::int(2, protocol)];
-                forms.push((form, args(family, kind, protocol)));
-            }
-        }
-        if raw {
-            forms.push((vec![Arg::int(0, family), type_is(RAW)], args(family, RAW, 255)));
-        }
+        let form = vec![Arg::int(0, family), type_is(DGRAM), Arg::int(2, ping)];
+        forms.push(Form { args: form, samples: vec![args(family, DGRAM, ping)] });
     }
     if raw {
-        forms.push((vec![Arg::int(0, AF_PACKET)], args(AF_PACKET, RAW, 0x300)));
+        forms.push(Form { args: vec![internet(), type_is(RAW)], samples: samples(RAW, 255) });
+        forms.push(Form { args: vec![Arg::int(0, AF_PACKET)], samples: vec![args(AF_PACKET, RAW, 0x300)] });
     }
     forms.extend(netlink_forms(filter));
     forms
 }
 
 /// Netlink serves the container's own namespace; the engine's exceptions (Podman's: no NETLINK_AUDIT) are kept.
-fn netlink_forms(filter: &Filter) -> Vec<(Vec<Arg>, Args)> {
+fn netlink_forms(filter: &Filter) -> Vec<Form> {
     let sample = |protocol| args(AF_NETLINK, RAW, protocol);
     let socket = filter.about("socket");
     let decided: Vec<Action> = (0..NETLINK_PROTOCOLS).map(|p| socket.strictest(&sample(p))).collect();
     let family = Arg::int(0, AF_NETLINK);
+    let form = |args, protocol| Form { args, samples: vec![sample(protocol)] };
     // Protocol 0, NETLINK_ROUTE, stands for the rest: `getaddrinfo` needs it, so every engine lets it through.
     let usual = &decided[0];
     let exceptions: Vec<u32> = (0..NETLINK_PROTOCOLS).filter(|&p| decided[p as usize] != *usual).collect();
     match exceptions.as_slice() {
-        [] => vec![(vec![family], sample(0))],
+        [] => vec![form(vec![family], 0)],
         [only] => vec![
-            (vec![family, Arg::other_than(2, u64::from(*only))], sample(0)),
-            (vec![family, Arg::equal(2, u64::from(*only))], sample(*only)),
+            form(vec![family, Arg::other_than(2, u64::from(*only))], 0),
+            form(vec![family, Arg::equal(2, u64::from(*only))], *only),
         ],
-        _ => (0..NETLINK_PROTOCOLS).map(|p| (vec![family, Arg::int(2, p)], sample(p))).collect(),
+        _ => (0..NETLINK_PROTOCOLS).map(|p| form(vec![family, Arg::int(2, p)], p)).collect(),
     }
 }
 
 /// Forms to refuse by name, with EPERM: all other families, and what is neither TCP nor UDP in the Internet's.
 fn refusals(raw: bool) -> Vec<Vec<Arg>> {
     let last = if raw { AF_PACKET } else { AF_NETLINK };
-    let mut refusals: Vec<Vec<Arg>> = (0..=AF_NETLINK)
-        .filter(|family| ![AF_UNIX, AF_INET, AF_INET6, AF_NETLINK].contains(family))
-        .map(|family| vec![Arg::int(0, family)])
-        .collect();
+    // 0, 3, 4 to 7, 8 and 9, 11, 12 to 15, and all above.
+    let blocks = [(0, INT), (3, INT), (4, INT - 3), (8, INT - 1), (11, INT), (12, INT - 3)];
+    let mut refusals: Vec<Vec<Arg>> =
+        blocks.map(|(family, mask)| vec![Arg::masked(0, mask, family)]).to_vec();
     refusals.push(vec![Arg::greater(0, last.into())]);
-    for family in [AF_INET, AF_INET6] {
-        let kinds: &[u32] = if raw { &[SEQPACKET, DCCP] } else { &[RAW, SEQPACKET, DCCP, PACKET] };
-        refusals.extend(kinds.iter().map(|&kind| vec![Arg::int(0, family), type_is(kind)]));
-        for (kind, protocol) in [(STREAM, SCTP), (STREAM, SMC), (DGRAM, UDP_LITE), (DGRAM, L2TP)] {
-            refusals.push(vec![Arg::int(0, family), type_is(kind), Arg::int(2, protocol)]);
-        }
+    // Types 4 to 7, SEQPACKET and DCCP among them, and 8 to 15, PACKET among them.
+    refusals.push(vec![internet(), Arg::masked(1, 0xc, 4)]);
+    if !raw {
+        refusals.push(vec![internet(), type_is(RAW)]);
+        refusals.push(vec![internet(), Arg::masked(1, 8, 8)]);
+    }
+    for (kind, protocol) in [(STREAM, SCTP), (STREAM, SMC), (DGRAM, UDP_LITE), (DGRAM, L2TP)] {
+        refusals.push(vec![internet(), type_is(kind), Arg::int(2, protocol)]);
     }
     refusals
+}
+
+/// AF_INET and AF_INET6, which differ in one bit.
+fn internet() -> Arg {
+    Arg::masked(0, INT - u64::from(AF_INET ^ AF_INET6), AF_INET.into())
 }
 
 fn type_is(kind: u32) -> Arg {
