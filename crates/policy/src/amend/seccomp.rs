@@ -230,7 +230,8 @@ impl Filter {
             }
         } else {
             let about = self.about(syscall);
-            let decided: Vec<(Vec<Arg>, Action)> = forms.iter().flat_map(|form| about.decided(form)).collect();
+            let decided: Vec<(Vec<Arg>, Action)> =
+                forms.iter().flat_map(|form| about.decided(form)).collect();
             let any = decided.iter().any(|(_, action)| action.permits());
             self.strip(syscall, |_| true);
             for (form, action) in decided {
