@@ -1,14 +1,15 @@
 //! Fuzzing on the stable toolchain: the coverage that libFuzzer wants is an LLVM pass any rustc has; cargo-fuzz is not needed.
 
-use crate::process::{cargo, must, target, workspace};
+use crate::process::{cargo, must, status, target, workspace};
 use anyhow::{Context, bail};
+use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 /// What `cargo fuzz` passes, without the sanitizers that need a nightly compiler.
 const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
-    -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing -Ccodegen-units=1 -Cdebug-assertions -Coverflow-checks";
+    -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing -Ccodegen-units=1";
 
 /// `cargo xtask fuzz`.
 #[derive(Debug, clap::Args)]
@@ -33,7 +34,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let manifest = workspace().join("fuzz/Cargo.toml");
     must(
         cargo()
-            .args(["build", "--quiet", "--release", "--target", &triple, "--manifest-path"])
+            .args(["build", "--quiet", "--target", &triple, "--manifest-path"])
             .arg(&manifest)
             .env("CARGO_TARGET_DIR", &build)
             .env("RUSTFLAGS", COVERAGE),
@@ -51,18 +52,25 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         let seeds = workspace().join("fuzz/seeds").join(&name);
         let artifacts = format!("-artifact_prefix={}/", build.display());
         println!("fuzzing {name} for {} s", options.seconds);
-        must(
-            Command::new(build.join(&triple).join("release").join(&name))
+        // libFuzzer's chatter matters only when it found something.
+        let log = build.join(format!("{name}.log"));
+        let chatter = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
+        let ended = status(
+            Command::new(build.join(&triple).join("debug").join(&name))
                 .arg(&corpus)
                 .args(seeds.is_dir().then_some(&seeds))
                 .args([
                     &format!("-max_total_time={}", options.seconds),
                     "-timeout=5",
                     "-rss_limit_mb=1024",
-                    "-verbosity=0",
                     &artifacts,
-                ]),
+                ])
+                .stdout(chatter.try_clone()?)
+                .stderr(chatter),
         )?;
+        if !ended.success() {
+            bail!("{name} found an input that fails; see {} and the file it names", log.display());
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
