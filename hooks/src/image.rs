@@ -3,6 +3,7 @@
 
 use crate::refusal::Refusal;
 use crate::state::{Annotations, read_file};
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use terok_policy::Policy;
@@ -94,26 +95,96 @@ pub(crate) fn by_rootfs(rootfs: &Path) -> Result<Found, String> {
     storage.find(|record| record.layer.as_ref() == Some(&layer))
 }
 
+/// Why the image cannot be asked.
+enum Unknown {
+    /// There is no manifest where one is looked for: another engine, another store.
+    Missing(String),
+    /// There is one, and Podman may have read annotations in it that we cannot: its author's doing.
+    Damaged(String),
+}
+
+/// `terok.` keys with their values, each as often as it is there.
+type Said = Vec<(String, String)>;
+
 impl Found {
-    /// The annotations of the image's manifest; none where there is no image.
-    fn image_annotations(&self) -> Result<Annotations, String> {
-        #[derive(Deserialize)]
-        struct Manifest {
-            #[serde(default)]
-            annotations: Option<Annotations>,
-        }
+    /// The `terok.` annotations of the image's manifest; none where there is no image.
+    fn image_annotations(&self) -> Result<Said, Unknown> {
         let Some(image) = self.record.image.as_deref().filter(|image| !image.is_empty()) else {
-            return Ok(Annotations::new());
+            return Ok(Said::new());
         };
         if !image.bytes().all(|octet| octet.is_ascii_hexdigit()) {
-            return Err(format!("image id {image:?} is none"));
+            return Err(Unknown::Missing(format!("image id {image:?} is none")));
         }
         let folder = self.storage.root.join(format!("{}-images", self.storage.driver));
         let path = folder.join(image).join("manifest");
-        let json = read_file(&path, MANIFEST_LIMIT).map_err(|error| format!("{} {error}", path.display()))?;
-        let manifest: Manifest = serde_json::from_slice(&json)
-            .map_err(|error| format!("{} is not as expected: {error}", path.display()))?;
-        Ok(manifest.annotations.unwrap_or_default())
+        if !path.exists() {
+            return Err(Unknown::Missing(format!("{} does not exist", path.display())));
+        }
+        let damaged = |reason: &dyn std::fmt::Display| {
+            Unknown::Damaged(format!("{} is not as expected: {reason}", path.display()))
+        };
+        let json = read_file(&path, MANIFEST_LIMIT).map_err(|error| damaged(&error))?;
+        said(&json).map_err(|error| damaged(&error))
+    }
+}
+
+/// Every pair below [`annotation::PREFIX`] wherever it stands in `manifest`. Podman's JSON reader takes `Annotations`,
+/// `ANNOTATIONS` and `annotation\u{17f}` for `annotations` too and merges them if there are several: to look at every
+/// object and at every repetition is to miss none.
+fn said(manifest: &[u8]) -> serde_json::Result<Said> {
+    let mut said = Said::new();
+    let mut reader = serde_json::Deserializer::from_slice(manifest);
+    Pairs(&mut said).deserialize(&mut reader)?;
+    reader.end()?;
+    Ok(said)
+}
+
+/// Collects the pairs of all objects; its value is the text, where the value read is one.
+struct Pairs<'a>(&'a mut Said);
+
+impl<'de> DeserializeSeed<'de> for Pairs<'_> {
+    type Value = Option<String>;
+    fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<Self::Value, D::Error> {
+        reader.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Pairs<'_> {
+    type Value = Option<String>;
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a manifest")
+    }
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(Some(text.to_owned()))
+    }
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        // Go reads null as the empty text.
+        Ok(Some(String::new()))
+    }
+    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+        while items.next_element_seed(Pairs(self.0))?.is_some() {}
+        Ok(None)
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut pairs: A) -> Result<Self::Value, A::Error> {
+        while let Some(key) = pairs.next_key::<String>()? {
+            let text = pairs.next_value_seed(Pairs(self.0))?;
+            if let Some(text) = text.filter(|_| key.starts_with(annotation::PREFIX)) {
+                self.0.push((key, text));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -125,17 +196,27 @@ pub(crate) fn check(
 ) -> Result<(), Refusal> {
     let from_image = match container {
         Ok(found) => found.image_annotations(),
-        Err(reason) => Err(reason.clone()),
+        Err(reason) => Err(Unknown::Missing(reason.clone())),
     };
-    match from_image {
-        Ok(from_image) => match ours.iter().find(|(key, value)| from_image.get(*key) == Some(value)) {
-            Some((key, value)) => Err(Refusal::FromImage { key: key.clone(), value: value.clone() }),
-            None => Ok(()),
-        },
-        Err(reason) => match annotation::grant(policy) {
-            Some(grant) => Err(Refusal::ImageUnknown { grant, reason }),
-            None => Ok(()),
-        },
+    let (grant, reason) = match from_image {
+        Ok(from_image) => {
+            let of_image = |key: &str, value: &str| from_image.iter().any(|(k, v)| k == key && v == value);
+            return match ours.iter().find(|(key, value)| of_image(key, value)) {
+                Some((key, value)) => Err(Refusal::FromImage { key: key.clone(), value: value.clone() }),
+                None => Ok(()),
+            };
+        }
+        Err(Unknown::Missing(reason)) => (annotation::grant(policy), reason),
+        Err(Unknown::Damaged(reason)) => {
+            let widens = [annotation::ALLOW, annotation::PROFILES].into_iter().find_map(|key| {
+                ours.get(key).map(|value| format!("{key}={value}"))
+            });
+            (annotation::grant(policy).or(widens), reason)
+        }
+    };
+    match grant {
+        Some(grant) => Err(Refusal::ImageUnknown { grant, reason }),
+        None => Ok(()),
     }
 }
 
@@ -193,5 +274,34 @@ mod tests {
         }
         let (_root, bundle) = store("containers.json", "{}");
         check(&annotations(&[]), &down, &by_bundle(&bundle, "c1")).unwrap();
+    }
+
+    #[test]
+    fn an_annotation_is_the_images_however_its_manifest_spells_or_hides_it() {
+        for manifest in [
+            r#"{"Annotations":{"terok.shield.allow":"evil.example"}}"#,
+            r#"{"annotation\u017f":{"terok.shield.allow":"evil.example"}}"#,
+            r#"{"annotations":{"terok.shield.allow":"evil.example"},"annotations":{"a":"b"}}"#,
+            r#"{"annotations":{"terok.shield.allow":"x"},"ANNOTATIONS":{"terok.shield.allow":"evil.example"}}"#,
+        ] {
+            let (_root, bundle) = store("containers.json", manifest);
+            let ours = annotations(&[("terok.shield", "up"), ("terok.shield.allow", "evil.example")]);
+            let refused = check(&ours, &Policy::default(), &by_bundle(&bundle, "c1"));
+            assert!(matches!(refused, Err(Refusal::FromImage { .. })), "{manifest}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_manifest_that_only_podman_can_read_opens_nothing() {
+        // Go takes a lone surrogate for U+FFFD.
+        let manifest = r#"{"x":"\ud800","annotations":{"terok.shield.allow":"evil.example"}}"#;
+        let (_root, bundle) = store("containers.json", manifest);
+        let of = |pairs: &[(&str, &str)]| {
+            check(&annotations(pairs), &Policy::default(), &by_bundle(&bundle, "c1"))
+        };
+        for pair in [("terok.shield.allow", "evil.example"), ("terok.shield.profiles", "wide")] {
+            assert!(matches!(of(&[pair]), Err(Refusal::ImageUnknown { .. })), "{pair:?}");
+        }
+        of(&[("terok.shield", "up")]).unwrap();
     }
 }
