@@ -13,6 +13,9 @@ use tokio::time::{Instant, timeout_at};
 /// For a hello or a request head to be complete, and for the first byte on a web port.
 pub(super) const HANDSHAKE: Duration = Duration::from_secs(10);
 
+/// Reads of a judged client before other connections get their turn.
+const READS: u32 = 8;
+
 /// How an exchange ended other than in order; both sockets are to be reset.
 #[derive(Debug)]
 pub(super) enum Fault {
@@ -105,6 +108,7 @@ async fn judge(
 ) -> Result<bool, Fault> {
     let Judged { gate, mut out, mut rest } = judged;
     let mut deadline = None;
+    let mut reads = 0;
     loop {
         if gate.upgrading() {
             // Before the request leaves, so that no byte of its answer passes unread.
@@ -126,6 +130,12 @@ async fn judge(
                 None => reading.await?,
                 Some(deadline) => timeout_at(deadline, reading).await.map_err(|_| Fault::Slow)??,
             };
+            // A client that always has bytes for a server that always takes them must not keep the thread.
+            reads += 1;
+            if reads >= READS {
+                reads = 0;
+                tokio::task::yield_now().await;
+            }
             if length == 0 {
                 finish(upstream)?;
                 return Ok(false);

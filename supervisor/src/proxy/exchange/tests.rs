@@ -194,3 +194,47 @@ async fn a_large_upload_passes_with_bounded_memory() {
         tokio::join!(send, receive);
     }
 }
+
+#[tokio::test(flavor = "current_thread")]
+async fn an_upload_that_never_pauses_leaves_others_their_turn() {
+    local! {
+        let ((client, inner_client), (inner_server, server)) = (pair().await, pair().await);
+        // Both ends on threads of their own: bytes are always there, and always taken.
+        let (mut client, mut server) = (client.into_std().unwrap(), server.into_std().unwrap());
+        let whole = 64 << 20;
+        let sending = std::thread::spawn(move || {
+            use std::io::Write as _;
+            client.set_nonblocking(false).unwrap();
+            let head = format!("POST / HTTP/1.1\r\nHost: api.example.com\r\nContent-Length: {whole}\r\n\r\n");
+            let _ = client.write_all(head.as_bytes());
+            let block = vec![0; 1 << 20];
+            while client.write_all(&block).is_ok() {}
+        });
+        let taking = std::thread::spawn(move || {
+            use std::io::Read as _;
+            server.set_nonblocking(false).unwrap();
+            let mut block = vec![0; 1 << 20];
+            while server.read(&mut block).is_ok_and(|n| n > 0) {}
+        });
+        let moved = std::rc::Rc::new(Moved::default());
+        let counted = moved.clone();
+        let served = tokio::task::spawn_local(async move {
+            let relay = Relay::default();
+            let (client, upstream) = (Socket::new(inner_client), Socket::new(inner_server));
+            let mut gate = Gate::new("api.example.com".parse().unwrap(), 80);
+            let judged = Judged { gate: &mut gate, out: Vec::new(), rest: Vec::new() };
+            let _ = exchange(&relay, &client, &upstream, Some(judged), &counted).await;
+        });
+        let (mut turns, mut longest, mut last) = (0, 0, 0);
+        while !served.is_finished() {
+            tokio::task::yield_now().await;
+            longest = longest.max(moved.up.get() - last);
+            last = moved.up.get();
+            turns += 1;
+        }
+        assert!(last >= whole, "{last}");
+        assert!(longest <= 1 << 20, "{longest} octets in one of {turns} turns");
+        sending.join().unwrap();
+        taking.join().unwrap();
+    }
+}
