@@ -211,6 +211,9 @@ fn assemble(matches: &ArgMatches, doors: &Doors) -> anyhow::Result<Start> {
 
     let mut arguments: Vec<OsString> = vec!["run".into()];
     for (key, value) in &annotations {
+        if let Err(reason) = checks::single(value) {
+            bail!("{key}={value:?} is refused: {reason}");
+        }
         arguments.push(format!("--annotation={key}={value}").into());
     }
     arguments.extend(PINNED.map(OsString::from));
@@ -426,6 +429,15 @@ mod tests {
         let error = command(&["--allow", "a.example", "--annotation", "terok.shield.allow=b.example", "i"])
             .unwrap_err();
         assert!(error.contains("given twice"), "{error}");
+    }
+
+    #[test]
+    fn a_label_cannot_carry_a_second_annotation() {
+        // Podman up to 4.9 reads --annotation as a line of CSV.
+        for option in ["--project", "--task", "--name", "--shield"] {
+            let error = command(&[option, "a,run.oci.handler=krun", "i"]).unwrap_err();
+            assert!(error.contains("is refused:"), "{option}: {error}");
+        }
     }
 
     #[test]

@@ -79,7 +79,16 @@ pub(super) fn env(value: &str, _: &Doors) -> Result<(), String> {
     }
 }
 
+/// Podman reads some options as lines of CSV: what stands behind a comma is a value of its own, which nobody checked.
+pub(super) fn single(value: &str) -> Result<(), String> {
+    match value.contains([',', '"']) || value.contains(char::is_control) {
+        true => refuse("podman takes what stands behind a comma or in quotes for another value; use spaces, or give each its own option"),
+        false => Ok(()),
+    }
+}
+
 pub(super) fn annotation(value: &str, _: &Doors) -> Result<(), String> {
+    single(value)?;
     let Some((key, _)) = value.split_once('=') else {
         return refuse("write KEY=VALUE");
     };
@@ -112,6 +121,7 @@ pub(super) fn security_opt(value: &str, doors: &Doors) -> Result<(), String> {
 
 /// Namespaced settings that have nothing to do with the network.
 pub(super) fn sysctl(value: &str, _: &Doors) -> Result<(), String> {
+    single(value)?;
     let key = value.split('=').next().unwrap_or_default().replace('/', ".");
     if key.starts_with("net.") {
         return refuse("the container's network is terok's to set");
@@ -124,6 +134,7 @@ pub(super) fn sysctl(value: &str, _: &Doors) -> Result<(), String> {
 }
 
 pub(super) fn device(value: &str, _: &Doors) -> Result<(), String> {
+    single(value)?;
     let path = value.split(':').next().unwrap_or_default();
     if super::mounts::harmless_device(Path::new(path)) {
         return Ok(());
@@ -145,13 +156,15 @@ pub(super) fn volume(value: &str, doors: &Doors) -> Result<(), String> {
             doors.refuses(Path::new(folder), false)?;
         }
     }
-    let read_only = options.split(',').any(|option| matches!(option, "ro" | "O"));
+    // U gives the folder away to the container's user, :ro or not.
+    let given_away = options.split(',').any(|option| option == "U");
+    let read_only = !given_away && options.split(',').any(|option| matches!(option, "ro" | "O"));
     doors.refuses(Path::new(from), read_only)
 }
 
 pub(super) fn mount(value: &str, doors: &Doors) -> Result<(), String> {
-    if value.contains('"') {
-        return refuse("quoted values are not understood; use --volume");
+    if value.contains('"') || value.contains(char::is_control) {
+        return refuse("quoted values and several lines are not understood; use --volume");
     }
     let fields: Vec<(&str, &str)> =
         value.split(',').map(|field| field.split_once('=').unwrap_or((field, ""))).collect();
@@ -159,6 +172,10 @@ pub(super) fn mount(value: &str, doors: &Doors) -> Result<(), String> {
         |names: &[&str]| fields.iter().rev().find(|(key, _)| names.contains(key)).map(|(_, value)| *value);
     if get(&["volume-opt"]).is_some() {
         return refuse("volume-opt can name any folder of the host; use --volume");
+    }
+    // Podman goes by the first, an engine of tomorrow by the last.
+    if fields.iter().filter(|(key, _)| *key == "type").count() > 1 {
+        return refuse("two types");
     }
     match get(&["type"]).unwrap_or("volume") {
         "tmpfs" | "ramfs" | "image" | "devpts" | "volume" => Ok(()),
@@ -170,7 +187,8 @@ pub(super) fn mount(value: &str, doors: &Doors) -> Result<(), String> {
                     .rsplit_once('/')
                     .map_or("/", |(folder, _)| if folder.is_empty() { "/" } else { folder })
             });
-            let read_only = matches!(get(&["ro", "readonly"]), Some("" | "true"));
+            let given_away = get(&["U", "chown"]).is_some_and(|value| value != "false");
+            let read_only = !given_away && matches!(get(&["ro", "readonly"]), Some("" | "true"));
             doors.refuses(Path::new(from), read_only)
         }
         other => refuse(format!("mounts of type {other} are not known to keep the protection; use --volume")),
@@ -211,6 +229,9 @@ mod tests {
                 "run.oci.seccomp.receiver=/x",
                 "io.podman.annotations.privileged=TRUE",
                 "io.terok.amended=1",
+                "a=b,run.oci.handler=krun",
+                "a=b,terok.shield=down",
+                "\"run.oci.handler=krun\"",
             ],
         ),
         (
@@ -241,7 +262,7 @@ mod tests {
             "sysctl",
             sysctl,
             &["kernel.shmmax=1", "kernel.sem=1 2 3 4", "fs.mqueue.msg_max=10", "kernel/shmmax=1"],
-            &["net.ipv4.ip_forward=1", "net/ipv4/ip_forward=1", "kernel.core_pattern=|/x", "vm.swappiness=1"],
+            &["kernel.shmmax=1,net.ipv4.ip_forward=1", "net.ipv4.ip_forward=1", "net/ipv4/ip_forward=1", "kernel.core_pattern=|/x", "vm.swappiness=1"],
         ),
         (
             "device",
@@ -256,6 +277,8 @@ mod tests {
                 "/dev",
                 "/dev/dri/../sda",
                 "vendor.com/gpu=all",
+                "/dev/dri/card0,/dev/mem",
+                "/dev/dri:/dev/dri,/dev/vhost-vsock",
             ],
         ),
     ];

@@ -49,6 +49,8 @@ impl Doors {
         add(host.run_dir(), "terok's control sockets", false);
         add(PathBuf::from("/proc"), "the host's processes", false);
         add(PathBuf::from("/dev"), "the host's devices", false);
+        // uevent_helper and the like: written by the host's root, they start programs on the host.
+        add(PathBuf::from("/sys"), "the host's kernel", true);
         add(host.state_dir(), "terok's audit logs and rules", true);
         for path in [host.home.join(".local/share/terok"), PathBuf::from("/usr/libexec/terok")] {
             add(path, "terok's programs", true);
@@ -218,6 +220,8 @@ mod tests {
             "type=volume,volume-opt=device=/,dst=/x",
             "type=overlay,src=/,dst=/x",
             "type=bind,\"src=/\",dst=/x",
+            "type=bind,type=tmpfs,src=/,dst=/x",
+            "type=bind,dst=/x,src=/run\n,src=/srv",
         ] {
             assert!(mount(value, &doors).is_err(), "{value} passes");
         }
@@ -235,6 +239,8 @@ mod tests {
             "/home/u/.local:/l",
             "/etc:/etc",
             "/usr:/usr:rw",
+            "/sys:/sys",
+            "/home/u/.config/containers:/x:ro,U",
             "..:/home",
         ] {
             let reason = volume(value, &doors).unwrap_err();
