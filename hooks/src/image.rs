@@ -3,8 +3,8 @@
 
 use crate::refusal::Refusal;
 use crate::state::{Annotations, read_file};
-use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use std::path::{Path, PathBuf};
 use terok_policy::Policy;
 use terok_policy::annotation;
@@ -208,9 +208,9 @@ pub(crate) fn check(
         }
         Err(Unknown::Missing(reason)) => (annotation::grant(policy), reason),
         Err(Unknown::Damaged(reason)) => {
-            let widens = [annotation::ALLOW, annotation::PROFILES].into_iter().find_map(|key| {
-                ours.get(key).map(|value| format!("{key}={value}"))
-            });
+            let widens = [annotation::ALLOW, annotation::PROFILES]
+                .into_iter()
+                .find_map(|key| ours.get(key).map(|value| format!("{key}={value}")));
             (annotation::grant(policy).or(widens), reason)
         }
     };

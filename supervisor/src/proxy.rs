@@ -8,6 +8,7 @@ pub mod gate;
 pub mod hello;
 pub mod http;
 mod relay;
+mod retry;
 pub mod sniff;
 
 use crate::audit::{Facts as _, event};

@@ -82,7 +82,9 @@ pub(super) fn env(value: &str, _: &Doors) -> Result<(), String> {
 /// Podman reads some options as lines of CSV: what stands behind a comma is a value of its own, which nobody checked.
 pub(super) fn single(value: &str) -> Result<(), String> {
     match value.contains([',', '"']) || value.contains(char::is_control) {
-        true => refuse("podman takes what stands behind a comma or in quotes for another value; use spaces, or give each its own option"),
+        true => refuse(
+            "podman takes what stands behind a comma or in quotes for another value; use spaces, or give each its own option",
+        ),
         false => Ok(()),
     }
 }
@@ -262,7 +264,13 @@ mod tests {
             "sysctl",
             sysctl,
             &["kernel.shmmax=1", "kernel.sem=1 2 3 4", "fs.mqueue.msg_max=10", "kernel/shmmax=1"],
-            &["kernel.shmmax=1,net.ipv4.ip_forward=1", "net.ipv4.ip_forward=1", "net/ipv4/ip_forward=1", "kernel.core_pattern=|/x", "vm.swappiness=1"],
+            &[
+                "kernel.shmmax=1,net.ipv4.ip_forward=1",
+                "net.ipv4.ip_forward=1",
+                "net/ipv4/ip_forward=1",
+                "kernel.core_pattern=|/x",
+                "vm.swappiness=1",
+            ],
         ),
         (
             "device",

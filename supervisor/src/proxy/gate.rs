@@ -3,6 +3,7 @@
 
 use super::hello::{self, Hello};
 use super::http::{self, Requests};
+use super::retry::{self, Next, Records};
 use super::sniff::{self, Protocol};
 use terok_policy::Name;
 use terok_policy::judge::Reason;
@@ -19,6 +20,9 @@ pub struct Gate {
 enum State {
     Sniffing,
     Hello(Box<Hello>),
+    /// The first hello has passed, and a second could follow.
+    Records(Records),
+    SecondHello(Box<Hello>),
     Http(Box<Requests>),
     Open(Protocol),
 }
@@ -68,6 +72,31 @@ impl Gate {
             State::Hello(hello) => {
                 self.held.extend_from_slice(input);
                 if hello.feed(input, &self.name).map_err(Refusal::Bytes)? {
+                    let mut passed = std::mem::take(&mut self.held);
+                    let end =
+                        retry::end_of_hello(&passed).ok_or(Refusal::Bytes(Reason::BadProtocol.into()))?;
+                    let after = passed.split_off(end);
+                    out.append(&mut passed);
+                    self.state = State::Records(Records::default());
+                    self.judge(&after, out)?;
+                }
+            }
+            State::Records(records) => {
+                match records.feed(input, out).map_err(|reason| Refusal::Bytes(reason.into()))? {
+                    Next::Records => {}
+                    Next::Hello(bytes) => {
+                        self.state = State::SecondHello(Box::default());
+                        self.judge(&bytes, out)?;
+                    }
+                    Next::Open(bytes) => {
+                        out.extend_from_slice(&bytes);
+                        self.state = State::Open(Protocol::Tls);
+                    }
+                }
+            }
+            State::SecondHello(hello) => {
+                self.held.extend_from_slice(input);
+                if hello.feed(input, &self.name).map_err(Refusal::Bytes)? {
                     out.append(&mut self.held);
                     self.held = Vec::new();
                     self.state = State::Open(Protocol::Tls);
@@ -86,6 +115,7 @@ impl Gate {
     pub fn is_holding(&self) -> bool {
         match &self.state {
             State::Http(requests) => requests.in_head(),
+            State::Records(records) => records.is_holding(),
             _ => !self.held.is_empty(),
         }
     }
@@ -109,7 +139,9 @@ impl Gate {
     pub fn protocol(&self) -> Option<&'static str> {
         match &self.state {
             State::Sniffing | State::Open(Protocol::Opaque) => None,
-            State::Hello(_) | State::Open(Protocol::Tls) => Some("tls"),
+            State::Hello(_) | State::Records(_) | State::SecondHello(_) | State::Open(Protocol::Tls) => {
+                Some("tls")
+            }
             State::Http(_) | State::Open(Protocol::Http) => Some("http"),
             State::Open(Protocol::Ssh) => Some("ssh"),
         }
@@ -142,9 +174,64 @@ mod tests {
         for (port, step) in [(443, 1), (443, 9999), (80, 5), (8443, 1), (8443, 9999)] {
             let (out, gate) = through(port, &bytes, step).unwrap();
             assert_eq!(out, bytes);
-            assert!(gate.is_open() && !gate.is_holding());
+            assert!(!gate.is_holding());
             assert_eq!(gate.protocol(), Some("tls"));
         }
+    }
+
+    #[test]
+    fn a_second_hello_must_name_the_server_too() {
+        let first = client_hello(Some("api.example.com"), 9999);
+        let spec = b"\x14\x03\x03\x00\x01\x01";
+        let early = [&b"\x17\x03\x03\x40\x00"[..], &[9; 0x4000]].concat();
+        for between in [&b""[..], spec, &early, &[spec, &early[..], b"\x15\x03\x03\x00\x02\x01\x5a"].concat()]
+        {
+            for (sni, passes) in [("api.example.com", true), ("evil.example", false)] {
+                for (record, step) in [(9999, 9999), (9999, 1), (100, 7)] {
+                    let second = client_hello(Some(sni), record);
+                    let end = b"\x17\x03\x03\x00\x04abcd";
+                    let bytes = [&first, between, &second, &end[..]].concat();
+                    match through(443, &bytes, step) {
+                        Ok((out, gate)) => assert!(passes && out == bytes && gate.is_open(), "{sni} {step}"),
+                        Err(Refusal::Bytes(r)) => {
+                            assert!(!passes && r.reason == Reason::SniMismatch, "{r:?}")
+                        }
+                        Err(other) => panic!("{other:?}"),
+                    }
+                }
+            }
+            // In splinters too small to tell what they are, nobody sends one.
+            let bytes = [&first, between, &client_hello(Some("evil.example"), 3)].concat();
+            assert!(
+                matches!(through(443, &bytes, 1), Err(Refusal::Bytes(r)) if r.reason == Reason::BadProtocol)
+            );
+        }
+        // Not at the end of its record, so that a second one could begin in it.
+        let mut joined = first.clone();
+        joined[4] += 1;
+        joined.push(1);
+        assert!(
+            matches!(through(443, &joined, 9999), Err(Refusal::Bytes(r)) if r.reason == Reason::BadProtocol)
+        );
+    }
+
+    #[test]
+    fn tls_opens_where_no_second_hello_can_come() {
+        let first = client_hello(Some("api.example.com"), 9999);
+        // TLS 1.2: a key exchange; or a resumed session's Finished, encrypted, after the change of cipher.
+        let key_exchange = b"\x16\x03\x03\x00\x25\x10\x00\x00\x21\x20\x01";
+        let finished = b"\x14\x03\x03\x00\x01\x01\x16\x03\x03\x00\x28\x01\x02\x03\x04\x05\x06\x07";
+        for after in [&key_exchange[..], finished] {
+            for step in [1, 9999] {
+                let bytes = [&first, after].concat();
+                let (out, gate) = through(443, &bytes, step).unwrap();
+                assert!(out == bytes && gate.is_open());
+            }
+        }
+        let upload = [&b"\x17\x03\x03\x40\x00"[..], &[9; 0x4000]].concat().repeat(6);
+        let bytes = [first, upload].concat();
+        let (out, gate) = through(443, &bytes, 999).unwrap();
+        assert!(out == bytes && gate.is_open());
     }
 
     #[test]
