@@ -1,5 +1,5 @@
 //! Whether Podman, started now by this person, runs our hooks: `terok run` refuses to start otherwise,
-//! because a hook that is not consulted is silent (evidence: "silent fail-open").
+//! because Podman says nothing about a hook that it does not consult.
 
 use crate::containers_conf::{ConfError, HookDirs, possible_hook_dirs};
 use crate::hook_json::{HookFile, STAGES};

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use std::path::Path;
 use std::process::Command;
 
-/// Versions of runtimes below which a container can leave its box (evidence A27).
+/// Versions of runtimes below which a container can leave its box.
 const KNOWN_BAD: &[(&str, &[Fixed])] = &[
     (
         "runc",

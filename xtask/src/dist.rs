@@ -12,7 +12,7 @@ pub(crate) const PROGRAMS: [&str; 3] = ["terok-hook", "terok-supervisor", "terok
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// Target triple; a musl target gives smaller programs
-    #[arg(long, default_value = "x86_64-unknown-linux-gnu")]
+    #[arg(long, default_value_t = here())]
     target: String,
     /// Say nothing of the programs' sizes
     #[arg(long)]
@@ -35,7 +35,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
 
 /// Builds for this machine and gives the folder of the programs.
 pub(crate) fn build_here() -> anyhow::Result<PathBuf> {
-    build(&format!("{}-unknown-linux-gnu", std::env::consts::ARCH))
+    build(&here())
+}
+
+/// This machine's target triple.
+fn here() -> String {
+    format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
 }
 
 fn build(triple: &str) -> anyhow::Result<PathBuf> {

@@ -1,5 +1,5 @@
 //! Every option of `terok run` in one table: parser, help, man page and completions read it. What is not in it is refused.
-//! An allow-list, because a list of what is forbidden is always one option short (evidence §4: "bypassed 33 of 33 ways").
+//! An allow-list, because a list of what is forbidden is always one option short.
 
 use super::checks;
 use super::checks::Check;
