@@ -64,7 +64,8 @@ fn every_link_and_folder_of_the_documents_exists() {
             }
         }
         for word in quoted(&text) {
-            let is_ours = ["crates/", "hooks/", "supervisor/", "launcher/", "install/", "profiles/", "tests/"];
+            let is_ours =
+                ["crates/", "hooks/", "supervisor/", "launcher/", "install/", "profiles/", "tests/"];
             let is_path = is_ours.iter().any(|folder| word.starts_with(folder)) && !word.contains([' ', '*']);
             assert!(!is_path || workspace().join(word).exists(), "{name}: {word}");
         }
