@@ -1,6 +1,8 @@
 //! What the supervisor is born with: its configuration at descriptor 3 and the descriptors that it lists, from 4 on. The
 //! worker gets the same from the parent, without what only the parent may hold and with the line to it at the end.
 
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -42,22 +44,38 @@ fn is_parents(fd: Fd) -> bool {
     matches!(fd, Fd::Nftables | Fd::Ready)
 }
 
+/// The part of [`SupervisorConfig`] that the parent lives by: a policy that may be large is the worker's to read.
+#[derive(Debug, Deserialize)]
+pub(crate) struct ParentConfig {
+    /// Container id.
+    pub(crate) id: String,
+    /// Absolute runtime folder of this container.
+    pub(crate) run_dir: String,
+    /// Absolute state folder of this container.
+    pub(crate) state_dir: String,
+    /// What each descriptor from 4 on is, in order.
+    pub(crate) fds: Vec<Fd>,
+}
+
 impl Inherited {
     /// Takes over what the hook handed to the parent.
-    pub(crate) fn of_parent() -> Result<(Self, SupervisorConfig), BirthError> {
-        Self::take(|_| true, false)
+    pub(crate) fn of_parent() -> Result<(Self, ParentConfig), BirthError> {
+        Self::take(|config: &ParentConfig| config.fds.clone(), false)
     }
 
     /// Takes over what the parent handed to the worker.
     pub(crate) fn of_worker() -> Result<(Self, SupervisorConfig), BirthError> {
-        Self::take(|fd| !is_parents(fd), true)
+        let held = |config: &SupervisorConfig| {
+            config.fds.iter().copied().filter(|&fd| !is_parents(fd)).collect()
+        };
+        Self::take(held, true)
     }
 
-    fn take(held: impl Fn(Fd) -> bool, link: bool) -> Result<(Self, SupervisorConfig), BirthError> {
+    fn take<C: DeserializeOwned>(held: impl Fn(&C) -> Vec<Fd>, link: bool) -> Result<(Self, C), BirthError> {
         let config = inherited::take(3, 1)?.pop().ok_or(BirthError::Missing(Fd::Ready))?;
         let this = Inherited { config, fds: HashMap::new(), link: None };
-        let parsed = this.config()?;
-        let kinds: Vec<Fd> = parsed.fds.iter().copied().filter(|&fd| held(fd)).collect();
+        let parsed = this.read()?;
+        let kinds = held(&parsed);
         let mut fds = inherited::take(4, kinds.len() + usize::from(link))?;
         let link = if link { fds.pop() } else { None };
         Ok((Inherited { fds: kinds.into_iter().zip(fds).collect(), link, ..this }, parsed))
@@ -65,6 +83,10 @@ impl Inherited {
 
     /// The configuration, read again: the parent keeps no copy of a policy that may be large.
     pub(crate) fn config(&self) -> Result<SupervisorConfig, BirthError> {
+        self.read()
+    }
+
+    fn read<C: DeserializeOwned>(&self) -> Result<C, BirthError> {
         Ok(serde_json::from_slice(&memfd::read_sealed(self.config.try_clone()?, CONFIG_LIMIT)?)?)
     }
 

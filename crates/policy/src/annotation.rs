@@ -198,8 +198,13 @@ pub fn parse(annotations: &BTreeMap<String, String>, catalog: &Catalog) -> Resul
         let asked = annotations.get(PROFILES).map_or("base", String::as_str);
         refuse(PROFILES, asked, error.to_string())
     })?;
-    let written: HashSet<Rule> = policy.allow.iter().map(|sourced| sourced.rule.clone()).collect();
-    policy.allow.extend(from_profiles.into_iter().filter(|sourced| !written.contains(&sourced.rule)));
+    if !from_profiles.is_empty() {
+        let written: HashSet<&Rule> = policy.allow.iter().map(|sourced| &sourced.rule).collect();
+        let mut more = from_profiles;
+        more.retain(|sourced| !written.contains(&sourced.rule));
+        drop(written);
+        policy.allow.append(&mut more);
+    }
     Ok(policy)
 }
 
@@ -284,23 +289,21 @@ fn rules(
     value: &str,
     parse: impl Fn(&str) -> Result<Rule, crate::rule::RuleError>,
 ) -> Result<Vec<Sourced>, String> {
-    let mut texts: Vec<String> = Vec::new();
-    for item in items(value) {
-        match texts.last_mut() {
-            Some(last) if item == "direct" && !last.ends_with(" direct") => last.push_str(" direct"),
-            _ if item == "direct" => return Err("`direct` follows the rule it belongs to".into()),
-            _ => texts.push(item.to_owned()),
-        }
-    }
-    let mut seen = HashSet::new();
     let mut rules = Vec::new();
-    for text in texts {
-        let rule = parse(&text).map_err(|error| error.to_string())?;
-        if seen.insert(rule.clone()) {
-            rules.push(Sourced { rule, source: Source::Annotation });
+    let mut items = items(value).peekable();
+    while let Some(item) = items.next() {
+        let direct = items.next_if_eq(&"direct").map(|_| format!("{item} direct"));
+        if item == "direct" {
+            return Err("`direct` follows the rule it belongs to".into());
         }
+        rules.push(parse(direct.as_deref().unwrap_or(item)).map_err(|error| error.to_string())?);
     }
-    Ok(rules)
+    let first = {
+        let mut seen = HashSet::with_capacity(rules.len());
+        rules.iter().map(|rule| seen.insert(rule)).collect::<Vec<bool>>()
+    };
+    let sourced = |rule| Sourced { rule, source: Source::Annotation };
+    Ok(rules.into_iter().zip(first).filter_map(|(rule, first)| first.then(|| sourced(rule))).collect())
 }
 
 /// Labels appear in prompts and on terminals, so nothing in them may move the cursor or turn the reading direction.
