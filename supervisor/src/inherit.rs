@@ -65,9 +65,8 @@ impl Inherited {
 
     /// Takes over what the parent handed to the worker.
     pub(crate) fn of_worker() -> Result<(Self, SupervisorConfig), BirthError> {
-        let held = |config: &SupervisorConfig| {
-            config.fds.iter().copied().filter(|&fd| !is_parents(fd)).collect()
-        };
+        let held =
+            |config: &SupervisorConfig| config.fds.iter().copied().filter(|&fd| !is_parents(fd)).collect();
         Self::take(held, true)
     }
 
