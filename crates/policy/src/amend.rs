@@ -12,8 +12,21 @@ use serde_json::{Map, Value};
 /// Not under `terok.`, where an unknown key is an error.
 pub const MARK: &str = "io.terok.amended";
 
-/// crun loads this annotation's bytes instead of the configured filter.
-const RAW_FILTER: &str = "run.oci.seccomp_bpf_data";
+/// Annotations by which crun is told to go around what it is configured to do. Podman 4.3 takes an image's annotations
+/// over, so that its author can give such orders too.
+const ORDERS: [(&str, &str); 5] = [
+    ("run.oci.seccomp_bpf_data", "it replaces the seccomp filter that terok relies on; remove it"),
+    ("run.oci.seccomp.", "it hands system calls to another program; remove it"),
+    (
+        "run.oci.handler",
+        "it runs the container by other means than the runtime's, where terok's filter is not; remove it",
+    ),
+    (
+        "module.wasm.",
+        "it runs the container by other means than the runtime's, where terok's filter is not; remove it",
+    ),
+    ("run.oci.hooks.", "it writes what hooks say to a file of the host; remove it"),
+];
 
 /// Why a configuration cannot be amended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -28,7 +41,7 @@ pub struct AmendError {
 /// Adds what every protected container gets: the seccomp rules of L9, and with `terok.restricted` no-new-privileges, no capabilities, a stricter filter.
 pub fn amend(config: Value, policy: &Policy) -> Result<Value, AmendError> {
     let mut config = config;
-    refuse_raw_filter(&config)?;
+    refuse_orders(&config)?;
     if policy.restricted {
         restricted::process(object(&mut config, &["process"])?);
     }
@@ -49,7 +62,7 @@ pub fn amend(config: Value, policy: &Policy) -> Result<Value, AmendError> {
 
 /// Checks that `config` carries the L9 rules (create refuses a container that lacks them).
 pub fn is_amended(config: &Value) -> Result<(), AmendError> {
-    refuse_raw_filter(config)?;
+    refuse_orders(config)?;
     let lacks = |reason: String| AmendError { place: "/linux/seccomp".into(), reason };
     let filter = match config.pointer("/linux/seccomp") {
         Some(seccomp) if !seccomp.is_null() => Filter::read(seccomp)?,
@@ -61,14 +74,14 @@ pub fn is_amended(config: &Value) -> Result<(), AmendError> {
     }
 }
 
-fn refuse_raw_filter(config: &Value) -> Result<(), AmendError> {
-    match config.pointer("/annotations").and_then(|annotations| annotations.get(RAW_FILTER)) {
-        None => Ok(()),
-        Some(_) => Err(AmendError {
-            place: format!("/annotations/{RAW_FILTER}"),
-            reason: "it replaces the seccomp filter that terok relies on; remove it".into(),
-        }),
+fn refuse_orders(config: &Value) -> Result<(), AmendError> {
+    let annotations = config.pointer("/annotations").and_then(Value::as_object);
+    for key in annotations.into_iter().flat_map(Map::keys) {
+        if let Some((_, reason)) = ORDERS.iter().find(|(order, _)| key.starts_with(order)) {
+            return Err(AmendError { place: format!("/annotations/{key}"), reason: (*reason).to_owned() });
+        }
     }
+    Ok(())
 }
 
 /// Whether CAP_NET_RAW was granted on purpose: engines' defaults have it only where the engine's author chose so.

@@ -175,6 +175,22 @@ fn a_ready_made_filter_is_refused() {
 }
 
 #[test]
+fn orders_to_the_runtime_that_go_around_the_filter_are_refused() {
+    for key in [
+        "run.oci.handler",
+        "run.oci.seccomp.receiver",
+        "run.oci.seccomp.plugins",
+        "run.oci.hooks.stderr",
+        "module.wasm.image/variant",
+    ] {
+        let mut config = fixture("podman-4.3-rootless");
+        config["annotations"][key] = "x".into();
+        let error = amend(config, &Policy::default()).unwrap_err().to_string();
+        assert!(error.contains(key) && error.contains("remove it"), "{error}");
+    }
+}
+
+#[test]
 fn restricted_takes_privileges_and_capabilities() {
     for (name, config) in fixtures() {
         let amended = amend(config, &policies()[1]).unwrap();
