@@ -30,8 +30,12 @@ use tokio::net::{TcpListener, TcpStream};
 
 /// Most connections of a container at once.
 const CONNECTIONS: usize = 1024;
-/// Descriptors left for everything that is no connection.
-const RESERVED: u64 = 64;
+/// Descriptors left for everything that is no connection: a container that fills the rest must not keep the operator's
+/// call, his change on disk or the log's rotation from theirs.
+const RESERVED: u64 = 128;
+/// A connection's own: its two sockets; or the client's and those that are being dialled, or that ask name servers.
+/// What the two sockets leave free is for pipes.
+const EACH: u64 = 1 + dial::AT_ONCE as u64;
 /// Between two accepts when the process is out of descriptors.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -49,14 +53,13 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// A proxy in the network namespace of the calling thread, the host's.
     pub(crate) fn new(context: Rc<Context>) -> io::Result<Rc<Self>> {
-        let descriptors = birth::descriptor_limit().unwrap_or(1024);
-        let limit = usize::try_from(descriptors.saturating_sub(RESERVED) / 2).unwrap_or(CONNECTIONS);
+        let limit = connections(birth::descriptor_limit().unwrap_or(1024));
         Ok(Rc::new(Proxy {
             context,
             resolver: Resolver::new(Files::host_files()),
             routes: Rtnl::open()?,
-            relay: Relay::default(),
-            limit: limit.clamp(1, CONNECTIONS),
+            relay: Relay::new(limit),
+            limit,
             open: Cell::new(0),
         }))
     }
@@ -110,6 +113,11 @@ impl Proxy {
         };
         Ok(Target { host, port: to.port() })
     }
+}
+
+/// How many connections fit into this many descriptors.
+fn connections(descriptors: u64) -> usize {
+    usize::try_from(descriptors.saturating_sub(RESERVED) / EACH).unwrap_or(CONNECTIONS).clamp(1, CONNECTIONS)
 }
 
 /// Where a client wanted to go; `None` where it meant the proxy itself.

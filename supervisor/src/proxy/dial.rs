@@ -1,5 +1,6 @@
 //! Connecting to one of several addresses: the next one starts when the one before fails or has had a quarter of a
-//! second, and the first to connect wins (RFC 8305 §5).
+//! second, and the first to connect wins (RFC 8305 §5). Few at a time: each is a descriptor, and whoever answers for the
+//! name says how many addresses it has.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,23 +11,31 @@ use tokio::time::{sleep, timeout};
 
 /// Connection Attempt Delay.
 const STAGGER: Duration = Duration::from_millis(250);
+/// Attempts of one connection at a time.
+pub(super) const AT_ONCE: usize = 3;
+/// For one attempt: the third SYN is three seconds old (RFC 6298).
+const PATIENCE: Duration = Duration::from_secs(6);
 /// For all attempts together.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Connects to the first of `addresses` that answers. To be called within a `LocalSet`.
 pub(super) async fn dial(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
-    timeout(DEADLINE, race(addresses)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    timeout(DEADLINE, race(addresses, PATIENCE)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-async fn race(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+async fn race(addresses: &[SocketAddr], patience: Duration) -> io::Result<TcpStream> {
     let mut waiting = addresses.iter().copied();
     let mut attempts = JoinSet::new();
     let mut error = io::Error::from(io::ErrorKind::AddrNotAvailable);
     loop {
-        if let Some(address) = waiting.next() {
-            attempts.spawn_local(connect(address));
+        if attempts.len() < AT_ONCE
+            && let Some(address) = waiting.next()
+        {
+            attempts.spawn_local(async move {
+                timeout(patience, connect(address)).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()))
+            });
         }
-        let more = waiting.len() > 0;
+        let more = waiting.len() > 0 && attempts.len() < AT_ONCE;
         tokio::select! {
             biased;
             ended = attempts.join_next() => match ended {
@@ -61,6 +70,31 @@ mod tests {
         TcpListener::bind("127.0.0.1:0").await.unwrap()
     }
 
+    /// A listener whose backlog is full does not answer.
+    async fn silent() -> (SocketAddr, (TcpListener, Vec<TcpStream>)) {
+        let full = tokio::net::TcpSocket::new_v4().unwrap();
+        full.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let full = full.listen(1).unwrap();
+        let silent = full.local_addr().unwrap();
+        let mut fill = Vec::new();
+        while let Ok(stream) = timeout(Duration::from_millis(100), TcpStream::connect(silent)).await {
+            fill.push(stream.unwrap());
+        }
+        (silent, (full, fill))
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn many_silent_addresses_are_tried_a_few_at_a_time_and_hide_no_good_one() {
+        let (silent, _fill) = silent().await;
+        let listening = listener().await;
+        let patience = Duration::from_secs(2);
+        let addresses = [silent, silent, silent, silent, listening.local_addr().unwrap()];
+        let start = Instant::now();
+        let stream = LocalSet::new().run_until(race(&addresses, patience)).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), listening.local_addr().unwrap());
+        assert!(start.elapsed() >= patience && start.elapsed() < patience * 2, "{:?}", start.elapsed());
+    }
+
     #[tokio::test(flavor = "current_thread")]
     async fn an_address_that_refuses_costs_no_time() {
         let listening = listener().await;
@@ -74,15 +108,7 @@ mod tests {
 
     #[tokio::test(flavor = "current_thread")]
     async fn an_address_that_is_silent_costs_a_quarter_of_a_second() {
-        // A listener whose backlog is full does not answer.
-        let full = tokio::net::TcpSocket::new_v4().unwrap();
-        full.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let full = full.listen(1).unwrap();
-        let silent = full.local_addr().unwrap();
-        let mut fill = Vec::new();
-        while let Ok(stream) = timeout(Duration::from_millis(100), TcpStream::connect(silent)).await {
-            fill.push(stream.unwrap());
-        }
+        let (silent, _fill) = silent().await;
         let listening = listener().await;
         let start = Instant::now();
         let addresses = [silent, listening.local_addr().unwrap()];

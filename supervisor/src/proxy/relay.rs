@@ -13,6 +13,8 @@ use tokio::net::TcpStream;
 const LARGE: usize = 1 << 20;
 const SMALL: usize = 64 * 1024;
 const LARGE_PIPES: usize = 16;
+/// Pipes at a time; further steps copy. A user's programs share one allowance of pipe pages, 64 MiB by default.
+pub(super) const PIPES: usize = 256;
 /// Empty pipes kept for the next step of any connection.
 const SPARE: usize = 4;
 /// What one copy moves where splicing is not possible.
@@ -25,6 +27,8 @@ pub(super) struct Relay {
     spare: RefCell<Vec<Pipe>>,
     /// Pipes that exist, spare ones included.
     pipes: Cell<usize>,
+    /// How many may exist.
+    limit: usize,
     scratch: RefCell<Box<[u8]>>,
     /// No pipe was to be had, or splice is not supported: copy.
     copies: Cell<bool>,
@@ -88,18 +92,18 @@ impl Drop for Socket {
     }
 }
 
-impl Default for Relay {
-    fn default() -> Self {
+impl Relay {
+    /// A relay that makes at most `limit` pipes, of two descriptors each.
+    pub(super) fn new(limit: usize) -> Self {
         Relay {
             spare: RefCell::default(),
             pipes: Cell::new(0),
+            limit: limit.min(PIPES),
             scratch: RefCell::new(vec![0; SCRATCH].into_boxed_slice()),
             copies: Cell::new(false),
         }
     }
-}
 
-impl Relay {
     /// Moves everything `from` sends to `to`, counting it, until the end of the stream, which is passed on.
     /// `pause` is asked before each wait and step; when it says so, the bytes are left to the caller, as `Ok(false)`.
     pub(super) async fn pump(
@@ -173,11 +177,12 @@ impl Relay {
         Ok(length)
     }
 
-    /// `None`: no descriptor is left, so this step copies.
+    /// `None`: no pipe is left, so this step copies.
     fn lease(&self) -> Option<Lease<'_>> {
         let spare = self.spare.borrow_mut().pop();
         let pipe = match spare {
             Some(pipe) => pipe,
+            None if self.pipes.get() >= self.limit => return None,
             None => {
                 let size = if self.pipes.get() < LARGE_PIPES { LARGE } else { SMALL };
                 let pipe = Pipe::new(size).ok()?;

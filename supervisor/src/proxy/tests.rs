@@ -47,7 +47,7 @@ impl Rig {
             context: context.clone(),
             resolver: Resolver::new(files),
             routes: Rtnl::open().unwrap(),
-            relay: Relay::default(),
+            relay: Relay::new(relay::PIPES),
             limit: 8,
             open: Cell::new(0),
         };
@@ -255,5 +255,16 @@ async fn more_connections_than_the_limit_are_refused_and_a_closed_one_makes_room
         rig.lines(10).await;
         let _client = rig.connect(Host::Loopback, port).await;
         timeout(Duration::from_secs(1), listener.accept()).await.unwrap().unwrap();
+    }
+}
+
+#[test]
+fn connections_leave_descriptors_for_the_operator_whatever_they_are_at() {
+    for descriptors in [256, 1024, 4096, 1 << 20] {
+        let most = connections(descriptors) as u64;
+        let dialling = most * (1 + dial::AT_ONCE as u64);
+        let relaying = most * 2 + 2 * most.min(relay::PIPES as u64);
+        // 64 control connections, 16 of DNS, 25 that are always open, a few for files written by rename.
+        assert!(dialling.max(relaying) + 64 + 16 + 25 + 8 <= descriptors, "{most} of {descriptors}");
     }
 }

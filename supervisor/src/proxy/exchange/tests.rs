@@ -16,7 +16,7 @@ struct Exchange {
 async fn exchange_on(port: u16) -> Exchange {
     let ((client, inner_client), (inner_server, server)) = (pair().await, pair().await);
     let end = tokio::task::spawn_local(async move {
-        let relay = Relay::default();
+        let relay = Relay::new(super::super::relay::PIPES);
         let (client, upstream) = (Socket::new(inner_client), Socket::new(inner_server));
         let mut gate = Gate::new("api.example.com".parse().unwrap(), port);
         let judged = match super::super::gate::is_web(port) {
@@ -219,7 +219,7 @@ async fn an_upload_that_never_pauses_leaves_others_their_turn() {
         let moved = std::rc::Rc::new(Moved::default());
         let counted = moved.clone();
         let served = tokio::task::spawn_local(async move {
-            let relay = Relay::default();
+            let relay = Relay::new(super::super::relay::PIPES);
             let (client, upstream) = (Socket::new(inner_client), Socket::new(inner_server));
             let mut gate = Gate::new("api.example.com".parse().unwrap(), 80);
             let judged = Judged { gate: &mut gate, out: Vec::new(), rest: Vec::new() };

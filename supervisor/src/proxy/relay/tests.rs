@@ -29,7 +29,7 @@ async fn between(copies: bool) -> Between {
     let (up, down) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
     let (up_count, down_count) = (up.clone(), down.clone());
     let relay = tokio::task::spawn_local(async move {
-        let relay = Relay::default();
+        let relay = Relay::new(PIPES);
         relay.copies.set(copies);
         let (client, server) = (Socket::new(inner_client), Socket::new(inner_server));
         let never = Pause::default();
@@ -214,7 +214,7 @@ async fn small_messages_go_back_and_forth_without_delay() {
 async fn a_paused_pump_leaves_the_bytes() {
     local! {
         let ((mut client, from), (to, _server)) = (pair().await, pair().await);
-        let (relay, pause, count) = (Relay::default(), Pause::default(), Cell::new(0));
+        let (relay, pause, count) = (Relay::new(PIPES), Pause::default(), Cell::new(0));
         let (went_on, ()) = tokio::join!(relay.pump(&from, &to, &count, &pause), async {
             tokio::task::yield_now().await;
             pause.ask();
@@ -233,7 +233,7 @@ async fn a_paused_pump_leaves_the_bytes() {
 async fn pipes_are_given_back_when_empty_and_closed_when_not() {
     local! {
         let ((mut client, from), (to, server)) = (pair().await, pair().await);
-        let (relay, count, never) = (Relay::default(), Cell::new(0), Pause::default());
+        let (relay, count, never) = (Relay::new(PIPES), Cell::new(0), Pause::default());
         client.write_all(b"hello").await.unwrap();
         let pumped = timeout(Duration::from_millis(50), relay.pump(&from, &to, &count, &never)).await;
         assert!(pumped.is_err() && count.get() == 5);
@@ -244,5 +244,20 @@ async fn pipes_are_given_back_when_empty_and_closed_when_not() {
         assert!(timeout(Duration::from_millis(300), both).await.is_err(), "nobody reads");
         assert_eq!((relay.spare.borrow().len(), relay.pipes.get()), (0, 0), "it held bytes");
         drop(server);
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn beyond_its_pipes_a_relay_copies() {
+    local! {
+        let relay = Relay::new(1);
+        let lease = relay.lease();
+        assert!(lease.is_some() && relay.lease().is_none());
+        let ((mut client, from), (to, mut server)) = (pair().await, pair().await);
+        let count = Cell::new(0);
+        client.write_all(b"x").await.unwrap();
+        client.shutdown().await.unwrap();
+        assert!(relay.pump(&from, &to, &count, &Pause::default()).await.unwrap());
+        assert_eq!((server.read_u8().await.unwrap(), count.get()), (b'x', 1));
     }
 }
