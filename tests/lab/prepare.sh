@@ -14,7 +14,7 @@ exec 9>"$home/prepare.lock"; flock 9
 
 need=(podman crun runc conmon netavark aardvark-dns slirp4netns uidmap nftables fuse-overlayfs busybox-static dnsmasq-base dropbear-bin
       openssh-client openssl git curl jq iproute2 python3-minimal python3 nginx-light ca-certificates mmdebstrap debootstrap procps util-linux dpkg-dev strace
-      libmnl-dev libnftnl-dev libseccomp-dev pkg-config gcc)
+      libmnl-dev libnftnl-dev libseccomp-dev pkg-config build-essential)
 [ -z "$direct" ] || need=(podman crun uidmap busybox-static curl ca-certificates openssl)
 missing=()
 for p in "${need[@]}"; do dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null | grep -qx installed || missing+=("$p"); done
