@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
+use terok_kernel::socket::namespace_cookie;
 use terok_policy::control::{Container, INTERFACE, Status};
 use terok_policy::policy::{Shield, Source, Sourced};
 use terok_policy::{Rule, layout};
@@ -45,12 +46,15 @@ pub(crate) struct Desk {
 /// Serves the socket.
 pub(crate) async fn serve(desk: Rc<Desk>, listener: UnixListener) {
     let open = Rc::new(Cell::new(0usize));
+    // A container that the runtime folder was mounted into comes with the owner's uid, but from a namespace of its own.
+    let home = namespace_cookie(&listener).ok();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
         };
-        if open.get() >= CONNECTIONS || !desk.context.is_owner(&stream) {
+        let from_home = namespace_cookie(&stream).ok() == home;
+        if open.get() >= CONNECTIONS || !from_home || !desk.context.is_owner(&stream) {
             continue;
         }
         open.set(open.get() + 1);

@@ -282,3 +282,28 @@ fn started_by_hand_it_says_who_starts_it() {
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("terok-hook"));
 }
+
+#[test]
+fn nobody_in_another_network_namespace_is_heard_whatever_his_uid() {
+    if !rig::possible() {
+        return;
+    }
+    let rig = Rig::start(&Wish::allow(&["a.example"]));
+    // As if the runtime folder were mounted into the container, whose root is the owner.
+    let socket = rig.run_dir().join(layout::CONTROL);
+    let heard = rig.inside(move || {
+        let mut stream = UnixStream::connect(socket).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let call =
+            "{\"method\":\"io.terok.Supervisor.Allow\",\"parameters\":{\"rules\":[\"evil.example\"]}}\0";
+        // It may be closed already.
+        let _ = stream.write_all(call.as_bytes());
+        let mut answer = Vec::new();
+        let _ = std::io::Read::read_to_end(&mut stream, &mut answer);
+        answer
+    });
+    assert_eq!(String::from_utf8_lossy(&heard), "");
+    assert_eq!(rig.resolve("evil.example").0, NXDOMAIN);
+    rig.ask("Allow", json!({ "rules": ["good.example"] }));
+    assert_eq!(rig.resolve("good.example").0, 0);
+}

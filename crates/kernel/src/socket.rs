@@ -123,6 +123,25 @@ pub fn peer(connection: impl AsFd) -> Result<Peer> {
     Ok(Peer { pid: credentials.pid(), uid: credentials.uid() })
 }
 
+/// The network namespace `socket` belongs to, as a number that no other one ever has (SO_NETNS_COOKIE, Linux 5.14). An
+/// accepted unix socket belongs to the one of the process that connected.
+pub fn namespace_cookie(socket: impl AsFd) -> Result<u64> {
+    let mut cookie = 0u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` octets to `cookie`, which lives until the call has returned.
+    #[allow(unsafe_code, reason = "nix has no wrapper for SO_NETNS_COOKIE")]
+    let got = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &mut length,
+        )
+    };
+    Errno::result(got).map(|_| cookie).map_err(Error::call("getsockopt", "SO_NETNS_COOKIE"))
+}
+
 /// A connected pair of unix sockets that keeps message boundaries, close-on-exec.
 pub fn message_pair() -> Result<(OwnedFd, OwnedFd)> {
     nix::sys::socket::socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
