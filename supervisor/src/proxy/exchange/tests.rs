@@ -238,3 +238,72 @@ async fn an_upload_that_never_pauses_leaves_others_their_turn() {
         taking.join().unwrap();
     }
 }
+
+/// `openssl` with `arguments`, `None` (said why) where it is not installed.
+fn openssl(arguments: &[&str]) -> Option<std::process::Child> {
+    use std::process::{Command, Stdio};
+    let mut command = Command::new("openssl");
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    match command.spawn() {
+        Ok(child) => Some(child),
+        Err(error) => {
+            let required = std::env::var("TEROK_TEST_REQUIRE").unwrap_or_default();
+            assert!(!required.contains("openssl"), "required: openssl: {error}");
+            eprintln!("skipped: openssl: {error}");
+            None
+        }
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn openssl_gets_through_with_and_without_a_second_hello() {
+    local! {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| folder.path().join(name).display().to_string();
+        let (key, cert) = (file("key"), file("cert"));
+        let made = openssl(&[
+            "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=a",
+            "-keyout", &key, "-out", &cert,
+        ]);
+        let Some(mut made) = made else { return };
+        assert!(made.wait().unwrap().success());
+        // The first group is the one a client sends a share of: P-521 makes the server ask again.
+        for (version, group) in [("-tls1_3", "X25519"), ("-tls1_3", "P-521"), ("-tls1_2", "X25519:P-256")] {
+            let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+            let mut server = openssl(&[
+                "s_server", "-accept", &format!("127.0.0.1:{port}"), "-key", &key, "-cert", &cert, "-groups", group,
+                "-rev", "-quiet",
+            ]).unwrap();
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let proxy = listener.local_addr().unwrap().to_string();
+            let mut client = openssl(&[
+                "s_client", "-connect", &proxy, "-servername", "api.example.com", "-groups", "X25519:P-521:P-256", version,
+                "-quiet", "-no_ign_eof",
+            ]).unwrap();
+            let (client_side, _) = listener.accept().await.unwrap();
+            let upstream = loop {
+                match TcpStream::connect(format!("127.0.0.1:{port}")).await {
+                    Ok(stream) => break stream,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+                }
+            };
+            let served = tokio::task::spawn_local(async move {
+                let relay = Relay::new(super::super::relay::PIPES);
+                let (client, upstream) = (Socket::new(client_side), Socket::new(upstream));
+                let mut gate = Gate::new("api.example.com".parse().unwrap(), 443);
+                let judged = opening(&relay, &client, &mut gate).await?;
+                exchange(&relay, &client, &upstream, judged, &Moved::default()).await
+            });
+            std::io::Write::write_all(client.stdin.as_mut().unwrap(), b"hello\n").unwrap();
+            let mut answers = client.stdout.take().unwrap();
+            let answer = tokio::task::spawn_blocking(move || {
+                let mut answer = [0; 5];
+                std::io::Read::read_exact(&mut answers, &mut answer).map(|()| answer)
+            });
+            let answer = timeout(Duration::from_secs(5), answer).await;
+            let _ = (client.kill(), client.wait(), server.kill(), server.wait());
+            assert_eq!(&answer.unwrap().unwrap().unwrap(), b"olleh", "{version} {group}");
+            served.abort();
+        }
+    }
+}
