@@ -4,6 +4,7 @@
 use crate::containers_conf::{ConfError, HookDirs, possible_hook_dirs};
 use crate::hook_json::{HookFile, STAGES};
 use crate::host::Host;
+use crate::target::Target;
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -22,9 +23,7 @@ pub struct Consulted {
 #[derive(Debug, thiserror::Error)]
 pub enum NotConsulted {
     /// No file of ours in any directory.
-    #[error(
-        "podman would not run terok's hooks: no {stage} hook of terok in {dirs}{because}; run: terok setup"
-    )]
+    #[error("podman would not run terok's hooks: no {stage} hook of terok in {dirs}{because}; {remedy}")]
     Missing {
         /// The first stage without a hook.
         stage: &'static str,
@@ -32,6 +31,8 @@ pub enum NotConsulted {
         dirs: String,
         /// The file that says so, `(set by FILE)`.
         because: String,
+        /// What to do.
+        remedy: String,
     },
     /// Two hooks for a stage: the second would meet what the first made.
     #[error(
@@ -86,7 +87,12 @@ pub fn consulted(host: &Host) -> Result<Consulted, NotConsulted> {
     for in_force in possible_hook_dirs(host)? {
         found = Some(consulted_in(host, in_force)?);
     }
-    found.ok_or(NotConsulted::Missing { stage: STAGES[0].stage, dirs: String::new(), because: String::new() })
+    found.ok_or_else(|| NotConsulted::Missing {
+        stage: STAGES[0].stage,
+        dirs: "no directory".to_owned(),
+        because: String::new(),
+        remedy: "run: terok setup".to_owned(),
+    })
 }
 
 fn consulted_in(host: &Host, in_force: HookDirs) -> Result<Consulted, NotConsulted> {
@@ -109,6 +115,7 @@ fn consulted_in(host: &Host, in_force: HookDirs) -> Result<Consulted, NotConsult
                     dirs.join(", ")
                 },
                 because: set_by.map_or_else(String::new, |file| format!(" (set by {})", file.display())),
+                remedy: remedy(host, &in_force),
             });
         };
         if let Some((second, _)) = ours.next() {
@@ -120,6 +127,17 @@ fn consulted_in(host: &Host, in_force: HookDirs) -> Result<Consulted, NotConsult
         found.push(path.clone());
     }
     Ok(Consulted { files: found, bin_dir })
+}
+
+/// Where the hooks are installed but another file hides them, installing once more does not help.
+fn remedy(host: &Host, in_force: &HookDirs) -> String {
+    let installed =
+        |dir: &PathBuf| host.at(dir.join(STAGES[0].file)).exists() && !in_force.dirs.contains(dir);
+    let hidden = [false, true].map(|system| Target::of(host, system, None).hooks_dir());
+    match (&in_force.set_by, hidden.iter().find(|dir| installed(dir))) {
+        (Some(file), Some(dir)) => format!("add {:?} to hooks_dir in {}", dir, file.display()),
+        _ => "run: terok setup".to_owned(),
+    }
 }
 
 /// The hook files by name; a later directory's file replaces an earlier one's of the same name.
@@ -198,6 +216,7 @@ mod tests {
         std::fs::write(&later, "[engine]\nhooks_dir=[\"/elsewhere\"]\n").unwrap();
         let error = consulted(&host).unwrap_err().to_string();
         assert!(error.contains("99-later.conf") && error.contains("/elsewhere"), "{error}");
+        assert!(error.contains("add \"/home/u/.local/share/terok/hooks.d\" to hooks_dir in"), "{error}");
         std::fs::remove_file(later).unwrap();
 
         let mut hidden = host.clone();

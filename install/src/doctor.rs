@@ -59,6 +59,7 @@ pub fn examine(host: &Host, ask: Ask<'_>) -> Vec<Finding> {
     };
     found.extend(findings::engine(&podman));
     found.extend(findings::configuration(host));
+    found.extend(findings::folders(host));
     match consulted(host) {
         Ok(consulted) => {
             found.push(Finding::ok(

@@ -5,6 +5,7 @@ use crate::doctor::Finding;
 use crate::host::Host;
 use crate::target::Target;
 use serde::Deserialize;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -204,6 +205,45 @@ pub(crate) fn configuration(host: &Host) -> Vec<Finding> {
     found
 }
 
+/// The folders in which containers leave their sockets and logs (L6): where the hook would refuse one, it cannot say so there.
+pub(crate) fn folders(host: &Host) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let session = host.at(format!("/run/user/{}", host.uid));
+    if host.rootless() && !session.is_dir() {
+        found.push(Finding::fail(
+            "configuration",
+            format!(
+                "no {}: there is no login session, so nowhere for a container's sockets",
+                session.display()
+            ),
+            format!("log in instead of using su, or as root: loginctl enable-linger {}", host.uid),
+        ));
+    }
+    // Inside a user namespace the person's own files have another number.
+    let own = std::fs::metadata("/proc/self").map_or(host.uid, |meta| meta.uid());
+    for folder in [host.run_dir(), host.state_dir()] {
+        let Ok(meta) = std::fs::symlink_metadata(&folder) else { continue };
+        if !meta.is_dir() || (meta.uid() != host.uid && meta.uid() != own) {
+            found.push(Finding::fail(
+                "configuration",
+                format!("{} is not a folder of yours: no container starts", folder.display()),
+                "move it away",
+            ));
+        } else if meta.mode() & 0o077 != 0 {
+            found.push(Finding::fail(
+                "configuration",
+                format!(
+                    "{} is open to others (mode {:o}): no container starts",
+                    folder.display(),
+                    meta.mode() & 0o777
+                ),
+                format!("look who wrote to it, then: chmod 700 {}", folder.display()),
+            ));
+        }
+    }
+    found
+}
+
 /// Missing subordinate ids: containers then have one user only.
 fn subordinate_ids(host: &Host, file: &str) -> Option<Finding> {
     let passwd = std::fs::read_to_string(host.at("/etc/passwd")).unwrap_or_default();
@@ -278,6 +318,25 @@ mod tests {
         assert!(
             configuration(&host).iter().any(|finding| finding.what.contains("99.conf sets hooks_dir after"))
         );
+    }
+
+    #[test]
+    fn folders_that_the_hook_would_refuse_are_found() {
+        use std::os::unix::fs::PermissionsExt;
+        let root = tempfile::tempdir().unwrap();
+        let host = tests_host(root.path(), 1001);
+        assert!(folders(&host)[0].remedy.contains("loginctl enable-linger 1001"));
+        std::fs::create_dir_all(host.run_dir()).unwrap();
+        std::fs::create_dir_all(host.state_dir()).unwrap();
+        for folder in [host.run_dir(), host.state_dir()] {
+            std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o700)).unwrap();
+        }
+        assert_eq!(folders(&host), []);
+        std::fs::set_permissions(host.state_dir(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(folders(&host)[0].what.contains("mode 755"), "{:?}", folders(&host));
+        std::fs::remove_dir(host.state_dir()).unwrap();
+        std::os::unix::fs::symlink("/tmp", host.state_dir()).unwrap();
+        assert!(folders(&host)[0].what.contains("not a folder of yours"));
     }
 
     #[test]

@@ -118,7 +118,7 @@ fn named(
     match known.into_iter().find(|known| known.id == id) {
         Some(known) => Ok(known.called(name)),
         None => bail!(
-            "container {name} is not protected: it has no terok. annotation, or never started since terok was set up"
+            "container {name} is not protected, or never came so far: it has no terok. annotation, or terok doctor tells what keeps it from starting"
         ),
     }
 }

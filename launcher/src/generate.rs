@@ -57,7 +57,7 @@ fn overview() -> String {
         ("Install for yourself, and prove that it works:", "terok setup && terok doctor"),
         (
             "A shell that reaches one host over TLS:",
-            "terok run --rm -it --allow api.example.com:443 debian:12 bash",
+            "terok run --rm -it --allow api.example.com:443 python:3.12 bash",
         ),
         (
             "The same with plain podman:",

@@ -88,7 +88,7 @@ pub(crate) fn uninstall(host: &Host, place: &Place, purge: bool) -> anyhow::Resu
     }
     if !running.is_empty() {
         say!(
-            "{} stay protected until they end; started again without terok they have no network",
+            "protected until they end, and without network when started again: {}",
             running.iter().map(containers::Known::name).collect::<Vec<_>>().join(", ")
         )?;
     }

@@ -158,10 +158,8 @@ fn print_status(status: &Status) -> anyhow::Result<()> {
         format!(", up again in {}", show::span(until.saturating_sub(show::now())))
     });
     say!("{:12} {}{until}", "shield", show::shield(status.state))?;
-    line(
-        "connections",
-        &format!("{} open, {} allowed, {} refused", status.connections, status.allowed, status.refused),
-    )?;
+    line("connections", &format!("{} open", status.connections))?;
+    line("verdicts", &format!("{} allowed, {} refused", status.allowed, status.refused))?;
     line("restarts", &status.restarts.to_string())?;
     line("confinement", &status.confinement.join(", "))?;
     rules("allow", &status.allow)?;

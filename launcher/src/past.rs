@@ -54,7 +54,7 @@ impl Past {
         serde_json::json!({
             "container": {"id": self.known.id, "name": self.known.name()},
             "last": self.last,
-            "refused": self.refused,
+            "refusal": self.refused,
         })
     }
 }
@@ -133,7 +133,7 @@ mod tests {
         let (folder, known) = container();
         std::fs::write(folder.path().join(layout::AUDIT), START).unwrap();
         let past = Past::of(known.clone());
-        assert_eq!((past.last, past.json()["refused"].is_null()), (201_500, true));
+        assert_eq!((past.last, past.json()["refusal"].is_null()), (201_500, true));
         assert!(past.to_string().contains("ended"), "{past}");
         std::fs::write(folder.path().join(layout::LOG), "300 refused: no\u{1b}[2J profile\n").unwrap();
         let past = Past::of(known.called("bad".into()));
