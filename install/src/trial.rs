@@ -24,7 +24,7 @@ pub(crate) fn container(host: &Host, podman: &Path, ask: Ask<'_>) -> Vec<Finding
             found.push(misspelt(&trial));
             found
         }
-        Err(reason) => vec![Finding::fail("container", reason, "make podman itself work first")],
+        Err(finding) => vec![finding],
     }
 }
 
@@ -35,11 +35,21 @@ struct Trial<'a> {
 }
 
 impl<'a> Trial<'a> {
-    fn new(podman: &'a Path) -> Result<Self, String> {
-        let own = std::fs::read("/proc/self/exe").map_err(|error| format!("/proc/self/exe: {error}"))?;
+    fn new(podman: &'a Path) -> Result<Self, Finding> {
+        let own = std::fs::read("/proc/self/exe")
+            .map_err(|error| Finding::fail("container", format!("/proc/self/exe: {error}"), "mount /proc"))?;
         if !is_static(&own) {
-            return Err("this build of terok needs shared libraries, so it cannot run alone in a container: use the one of cargo xtask dist".into());
+            return Err(Finding::fail(
+                "container",
+                "this build of terok needs shared libraries, so it cannot run alone in a container",
+                "use the one that cargo xtask dist builds",
+            ));
         }
+        Self::import(podman, &own)
+            .map_err(|reason| Finding::fail("container", reason, "make podman itself work first"))
+    }
+
+    fn import(podman: &'a Path, own: &[u8]) -> Result<Self, String> {
         let image = format!("localhost/terok-doctor:{}", std::process::id());
         let mut child = Command::new(podman)
             .args(["import", "--quiet", "-", &image])
@@ -48,7 +58,7 @@ impl<'a> Trial<'a> {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|error| format!("{}: {error}", podman.display()))?;
-        let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(&archive(PROGRAM, &own)));
+        let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(&archive(PROGRAM, own)));
         let output = child.wait_with_output().map_err(|error| error.to_string())?;
         if !output.status.success() || written.is_err() {
             return Err(format!("podman import fails: {}", last_line(&output.stderr)));

@@ -84,6 +84,9 @@ fn overview() -> String {
     ] {
         let _ = write!(text, ".TP\n\\fI{}\\fR\n{what}\n", escaped(place));
     }
+    text += ".SH ENVIRONMENT\n.TP\n\\fBTEROK_PODMAN\\fR\nabsolute path of the podman to start, instead of the first of ";
+    text += &terok_install::podman::PLACES.join(", ");
+    text += "\n.TP\n\\fBNO_COLOR\\fR\nno colour on a terminal either\n";
     text + ".SH SEE ALSO\n\\fBterok-annotations\\fR(7), \\fBpodman-run\\fR(1), \\fBterok-hook\\fR(8), \\fBterok-supervisor\\fR(8)\n"
 }
 
