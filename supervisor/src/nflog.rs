@@ -29,6 +29,8 @@ pub(crate) async fn watch(context: Rc<Context>, socket: OwnedFd) -> std::io::Res
                 // A container with CAP_NET_ADMIN can take our limit off the rule: its flood must not keep the thread.
                 tokio::task::yield_now().await;
             }
+            // Datagrams of the container's own, without end: others get their turn.
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => tokio::task::yield_now().await,
             // The kernel had more to say than the socket's buffer holds; how much more it does not say.
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
                 context.audit.refusal(event(Kind::Kernel, "refuse", "").with("lost", true));
