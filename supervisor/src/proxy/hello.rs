@@ -13,7 +13,7 @@ pub const LIMIT: usize = 32 * 1024;
 #[derive(Default)]
 pub struct Hello {
     acceptor: Acceptor,
-    seen: usize,
+    seen: Vec<u8>,
 }
 
 /// Why a hello is refused.
@@ -37,13 +37,20 @@ impl Hello {
     pub fn feed(&mut self, bytes: &[u8], name: &Name) -> Result<bool, Refusal> {
         let mut rest = bytes;
         while !rest.is_empty() {
+            let before = rest;
             match self.acceptor.read_tls(&mut rest) {
-                Ok(read) if read > 0 => self.seen += read,
+                Ok(read) if read > 0 => self.seen.extend_from_slice(before.get(..read).unwrap_or(before)),
                 _ => return Err(Reason::BadProtocol.into()),
             }
             match self.acceptor.accept() {
-                Ok(Some(accepted)) => return agreement(accepted.client_hello().server_name(), name),
-                Ok(None) if self.seen > LIMIT => return Err(Reason::TooLarge.into()),
+                Ok(Some(accepted)) => {
+                    let agreed = agreement(accepted.client_hello().server_name(), name)?;
+                    return match names_one(&self.seen) {
+                        Some(true) => Ok(agreed),
+                        _ => Err(Reason::SniMismatch.into()),
+                    };
+                }
+                Ok(None) if self.seen.len() > LIMIT => return Err(Reason::TooLarge.into()),
                 Ok(None) => {}
                 Err((error, _)) => return Err(reason(&error).into()),
             }
@@ -60,6 +67,56 @@ fn agreement(sni: Option<&str>, name: &Name) -> Result<bool, Refusal> {
     }
 }
 
+/// Whether the hello in `records` has one server name and nothing beside it. rustls reads no further than an entry of a
+/// type it does not know (RFC 6066 §3); servers that do would find another name there.
+fn names_one(records: &[u8]) -> Option<bool> {
+    let message = message(records)?;
+    // Type and length, version and random; then session id, cipher suites, compression methods, extensions.
+    let rest = message.get(4 + 2 + 32..)?;
+    let (_, rest) = prefixed::<1>(rest)?;
+    let (_, rest) = prefixed::<2>(rest)?;
+    let (_, rest) = prefixed::<1>(rest)?;
+    let (mut extensions, _) = prefixed::<2>(rest)?;
+    let mut names = 0;
+    while let Some((kind, rest)) = extensions.split_first_chunk::<2>() {
+        let (extension, rest) = prefixed::<2>(rest)?;
+        extensions = rest;
+        if *kind == [0, 0] {
+            let (list, after) = prefixed::<2>(extension)?;
+            let (host_name, entry) = list.split_first()?;
+            let (_, further) = prefixed::<2>(entry)?;
+            if *host_name != 0 || !further.is_empty() || !after.is_empty() {
+                return Some(false);
+            }
+            names += 1;
+        }
+    }
+    Some(names == 1)
+}
+
+/// The handshake message that `records` begin with, which is whole.
+fn message(records: &[u8]) -> Option<Vec<u8>> {
+    let (mut rest, mut message) = (records, Vec::new());
+    loop {
+        let (part, after) = prefixed::<2>(rest.get(3..)?)?;
+        message.extend_from_slice(part);
+        rest = after;
+        if let [_, high, middle, low, ..] = message[..] {
+            let whole = 4 + u32::from_be_bytes([0, high, middle, low]) as usize;
+            if message.len() >= whole {
+                message.truncate(whole);
+                return Some(message);
+            }
+        }
+    }
+}
+
+/// What a length of `N` octets announces, and what follows.
+fn prefixed<const N: usize>(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = bytes.split_first_chunk::<N>()?;
+    rest.split_at_checked(length.iter().fold(0, |length, octet| length << 8 | usize::from(*octet)))
+}
+
 fn reason(error: &Error) -> Reason {
     match error {
         Error::PeerMisbehaved(PeerMisbehaved::ServerNameMustContainOneHostName) => Reason::SniMismatch,
@@ -73,12 +130,17 @@ pub(crate) mod tests {
 
     /// A ClientHello record with these extensions beside the usual ones, in records of at most `record` bytes.
     pub(crate) fn client_hello(sni: Option<&str>, record: usize) -> Vec<u8> {
-        let mut extensions = Vec::new();
-        if let Some(sni) = sni {
-            let name = prefixed2(sni.as_bytes());
-            let list = prefixed2(&[&[0][..], &name].concat());
-            extensions.extend([&[0, 0][..], &prefixed2(&list)].concat());
-        }
+        hello_with(sni.map(|sni| server_names(&[(0, sni)])).unwrap_or_default(), record)
+    }
+
+    /// A server_name extension with these entries.
+    fn server_names(entries: &[(u8, &str)]) -> Vec<u8> {
+        let entry = |(kind, name): &(u8, &str)| [&[*kind][..], &prefixed2(name.as_bytes())].concat();
+        let list: Vec<u8> = entries.iter().flat_map(entry).collect();
+        [&[0, 0][..], &prefixed2(&prefixed2(&list))].concat()
+    }
+
+    fn hello_with(mut extensions: Vec<u8>, record: usize) -> Vec<u8> {
         let schemes = prefixed2(&[0x04, 0x03, 0x08, 0x04]);
         extensions.extend([&[0, 13][..], &prefixed2(&schemes)].concat());
         extensions.extend([&[0, 43][..], &prefixed2(&[2, 3, 4])].concat());
@@ -140,6 +202,24 @@ pub(crate) mod tests {
                 }
                 assert_eq!(hello.feed(&[*last], &name()).map_err(|r| r.reason), want);
             }
+        }
+    }
+
+    #[test]
+    fn a_hello_that_names_several_servers_in_any_way_is_refused() {
+        let (good, evil) = ((0, "api.example.com"), (0, "evil.example"));
+        let mut hidden = server_names(&[good]);
+        hidden.extend(b"\0\0\0\0");
+        for extensions in [
+            server_names(&[good, evil]),
+            server_names(&[(1, "evil.example"), good]),
+            server_names(&[good, (1, "x"), evil]),
+            server_names(&[good, (1, "evil.example")]),
+            [server_names(&[good]), server_names(&[evil])].concat(),
+            [server_names(&[evil]), server_names(&[good])].concat(),
+            hidden,
+        ] {
+            assert!(whole(&hello_with(extensions.clone(), 9999)).is_err(), "{extensions:?}");
         }
     }
 
