@@ -47,7 +47,8 @@ impl Known {
         self
     }
 
-    fn is_called(&self, name: &str) -> bool {
+    /// Whether this is its name, its label or its whole id.
+    pub(crate) fn is_called(&self, name: &str) -> bool {
         let of = |record: &Container| record.name == name || record.labels.name == name;
         self.id == name || self.record.as_ref().is_some_and(of)
     }

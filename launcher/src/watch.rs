@@ -22,7 +22,7 @@ pub(crate) fn watch(host: &Host, wanted: &[String], json: Json) -> anyhow::Resul
         }
     }
     let running = containers::running(host)?;
-    if !running.iter().any(|known| is_wanted(known, wanted)) {
+    if !running.iter().any(|known| is_wanted(known, &running, wanted)) {
         let what = if wanted.is_empty() { String::new() } else { format!(" called {}", wanted.join(" or ")) };
         eprintln!("terok: no protected container{what} runs yet: waiting for one (Ctrl-C ends)");
     }
@@ -37,9 +37,10 @@ async fn follow_all(host: &Host, wanted: &[String], json: Json) -> anyhow::Resul
     loop {
         tokio::select! {
             _ = looks.tick() => {
-                for known in containers::running(host)? {
-                    if is_wanted(&known, wanted) && followed.insert(known.id.clone()) {
-                        let (lines, gone) = (lines.clone(), gone.clone());
+                let running = containers::running(host)?;
+                for known in &running {
+                    if is_wanted(known, &running, wanted) && followed.insert(known.id.clone()) {
+                        let (known, lines, gone) = (known.clone(), lines.clone(), gone.clone());
                         tokio::task::spawn_local(async move {
                             // A supervisor whose worker is just being restarted is found again at the next look.
                             let _ = control::subscribe(&known, |line| drop(lines.send((known.clone(), line)))).await;
@@ -54,11 +55,15 @@ async fn follow_all(host: &Host, wanted: &[String], json: Json) -> anyhow::Resul
     }
 }
 
-fn is_wanted(known: &Known, wanted: &[String]) -> bool {
-    wanted.is_empty()
-        || wanted
-            .iter()
-            .any(|text| known.id.starts_with(text.as_str()) || known.name().starts_with(text.as_str()))
+/// A container that is called so is meant alone; else all whose name or id begins so.
+fn is_wanted(known: &Known, running: &[Known], wanted: &[String]) -> bool {
+    let matches = |text: &String| {
+        if running.iter().any(|other| other.is_called(text)) {
+            return known.is_called(text);
+        }
+        known.id.starts_with(text.as_str()) || known.name().starts_with(text.as_str())
+    };
+    wanted.is_empty() || wanted.iter().any(matches)
 }
 
 fn print(known: &Known, line: &Line, json: Json) -> anyhow::Result<()> {
@@ -71,4 +76,25 @@ fn print(known: &Known, line: &Line, json: Json) -> anyhow::Result<()> {
     }
     out.flush()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_means_that_container_and_a_beginning_all_that_begin_so() {
+        let known = |id: &str, name: &str| {
+            Known { id: id.into(), record: None, run: None, state: "/".into() }.called(name.into())
+        };
+        let running = [known("abc", "agent"), known("abd", "agent-2"), known("eee", "web")];
+        let followed = |wanted: &[&str]| -> Vec<&str> {
+            let wanted: Vec<String> = wanted.iter().map(|text| (*text).to_owned()).collect();
+            running.iter().filter(|known| is_wanted(known, &running, &wanted)).map(Known::name).collect()
+        };
+        assert_eq!(followed(&[]), ["agent", "agent-2", "web"]);
+        assert_eq!(followed(&["agent"]), ["agent"]);
+        assert_eq!(followed(&["ag", "eee"]), ["agent", "agent-2", "web"]);
+        assert_eq!(followed(&["agent", "agent-2"]), ["agent", "agent-2"]);
+    }
 }
