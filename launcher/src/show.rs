@@ -157,12 +157,19 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
 
 /// Whatever a container wrote into a name must not reach the terminal as an escape sequence.
 pub(crate) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    // Beside control characters those that change the order in which others are shown.
+    let order = |c| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().map(|c| if c.is_control() || order(c) { '\u{fffd}' } else { c }).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_that_is_shown_moves_the_cursor_or_turns_the_line() {
+        assert_eq!(printable("a\x1b[2J\u{9b}b\u{202e}c\n"), "a\u{fffd}[2J\u{fffd}b\u{fffd}c\u{fffd}");
+    }
 
     #[test]
     fn times_are_utc() {

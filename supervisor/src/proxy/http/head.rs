@@ -228,6 +228,7 @@ fn write(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// The beginning of `text` for the audit log, without what a terminal takes for an order: JSON leaves C1 as it is.
 fn repeated(text: &str) -> String {
-    text.chars().take(REPEATED).collect()
+    text.chars().take(REPEATED).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }

@@ -282,3 +282,9 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn what_a_refusal_repeats_gives_a_terminal_no_orders() {
+    let refusal = forwarded("GET /\u{9b}2J HTTP/1.1\r\nHost: \u{9b}31m.example\r\n\r\n").unwrap_err();
+    assert_eq!((refusal.path.as_str(), refusal.host.as_str()), ("/\u{fffd}2J", "\u{fffd}31m.example"));
+}
