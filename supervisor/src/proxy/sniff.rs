@@ -33,20 +33,29 @@ pub fn protocol(head: &[u8]) -> Option<Protocol> {
 
 /// Servers skip blank lines before a request and take several blanks for one (RFC 9112 §2.2, §3), so both count here.
 fn request_line(head: &[u8]) -> Option<Protocol> {
-    let start = head.iter().position(|b| !matches!(b, b'\r' | b'\n'))?;
+    let start = head.iter().position(|b| *b != b'\n' && !is_blank(*b))?;
     let head = head.get(start..)?;
     let method = head.iter().take(METHOD).take_while(|b| is_token(**b)).count();
     match head.get(method) {
         None => return None,
-        Some(b' ' | b'\t') if method > 0 => {}
+        Some(&b) if method > 0 && is_blank(b) => {}
         _ => return Some(Protocol::Opaque),
     }
-    let Some(end) = head.iter().take(LINE).position(|b| *b == b'\n') else {
+    // No server takes a line with a NUL for a request; git's own protocol has one, and no end of line (pack-protocol).
+    let Some(end) = head.iter().take(LINE).position(|b| matches!(b, b'\n' | 0)) else {
         return (head.len() >= LINE).then_some(Protocol::Http);
     };
-    let version = |w: &[u8]| matches!(w.first(), Some(b' ' | b'\t')) && w[1..].eq_ignore_ascii_case(b"HTTP/");
+    if head.get(end) == Some(&0) {
+        return Some(Protocol::Opaque);
+    }
+    let version = |w: &[u8]| is_blank(w[0]) && w[1..].eq_ignore_ascii_case(b"HTTP/");
     let named = head.get(..end)?.windows(6).any(version);
     Some(if named { Protocol::Http } else { Protocol::Opaque })
+}
+
+/// What RFC 9112 §3 lets a server take for a space.
+fn is_blank(b: u8) -> bool {
+    b" \t\x0b\x0c\r".contains(&b)
 }
 
 /// `tchar` of RFC 9110 §5.6.2.
@@ -69,7 +78,7 @@ mod tests {
             b"*1\r\n$4\r\nPING\r\n",
             b"<?xml version='1.0'?>",
             b"AMQP\x00\x00\x09\x01",
-            b"0032git-upload-pack /a.git\0host=b\0\n",
+            b"0032git-upload-pack /a.git\0host=b\0",
         ] {
             assert_eq!(protocol(opaque), Some(Protocol::Opaque), "{opaque:?}");
         }
@@ -90,6 +99,9 @@ mod tests {
             b"\nGET / HTTP/1.1\n",
             b"GET  \t /  HTTP/1.1\r\n",
             b"get / http/1.1\n",
+            b" GET / HTTP/1.1\r\n",
+            b"\x0bGET\x0b/\x0cHTTP/1.1\r\n",
+            b"GET\r/\rHTTP/1.1\r\n",
             b"PRI * HTTP/2.0\r\n",
             b"CONNECT a:443 HTTP/1.1\r\n",
         ] {
