@@ -50,7 +50,7 @@ pub(crate) fn start(handover: Handover<'_>, inside: &Inside) -> Result<(), Refus
 
     let mut fds = vec![null.as_fd(), null.as_fd(), log.as_fd(), config.as_fd()];
     fds.extend(named.iter().map(|(_, fd)| *fd));
-    let supervisor = Program::sibling(layout::SUPERVISOR)?.spawn(&[], &fds)?;
+    let supervisor = supervisor()?.spawn(&[], &fds)?;
     // Its copy is the only one left: if it dies, the pipe says so.
     drop(tell);
     match wait(&supervisor, ready.into()) {
@@ -61,6 +61,14 @@ pub(crate) fn start(handover: Handover<'_>, inside: &Inside) -> Result<(), Refus
             Err(Refusal::Supervisor { reason, log })
         }
     }
+}
+
+/// The supervisor's program, as installed beside this one.
+pub(crate) fn supervisor() -> Result<Program, Refusal> {
+    Program::sibling(layout::SUPERVISOR).map_err(|error| match error.is_missing() {
+        true => Refusal::NotInstalled(error),
+        false => error.into(),
+    })
 }
 
 /// The descriptors from 4 on, with what each is.

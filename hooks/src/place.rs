@@ -30,12 +30,33 @@ impl Place {
         &self.home
     }
 
+    /// Refuses folders that [`Place::runtime`] and [`Place::state`] would refuse, and makes none.
+    pub(crate) fn check(&self) -> Result<(), Refusal> {
+        match self.login()? {
+            Some(base) => base.private(layout::RUN_USER)?,
+            None => existing(Path::new(layout::RUN_ROOTFUL))?,
+        };
+        match self.owner {
+            Owner::Root => existing(Path::new(layout::STATE_ROOTFUL))?,
+            Owner::User(_) => existing(&self.home.join(layout::STATE_USER))?,
+        };
+        Ok(())
+    }
+
     /// The folder of runtime folders, made where there is none.
     pub(crate) fn runtime(&self) -> Result<Dir, Refusal> {
-        let Owner::User(uid) = self.owner else { return private(layout::RUN_ROOTFUL) };
+        match self.login()? {
+            Some(base) => Ok(base.make_private(layout::RUN_USER)?),
+            None => private(layout::RUN_ROOTFUL),
+        }
+    }
+
+    /// The user's own folder of a login session; none for root.
+    fn login(&self) -> Result<Option<Dir>, Refusal> {
+        let Owner::User(uid) = self.owner else { return Ok(None) };
         let base = format!("/run/user/{uid}");
         match Dir::base(Path::new(&base)) {
-            Ok(base) => Ok(base.make_private(layout::RUN_USER)?),
+            Ok(base) => Ok(Some(base)),
             Err(error) if error.is_missing() => Err(Refusal::Place(format!(
                 "{base} does not exist; log in, or run `loginctl enable-linger` for this user"
             ))),
@@ -52,6 +73,18 @@ impl Place {
             return Err(Refusal::Place(layout::STATE_USER.into()));
         };
         Ok(Dir::base(&self.home)?.make_shared(shared)?.make_private(name)?)
+    }
+}
+
+/// A folder of terok's own, where it is there already.
+fn existing(path: &Path) -> Result<Option<Dir>, Refusal> {
+    let (Some(base), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+        return Err(Refusal::Place(path.display().to_string()));
+    };
+    match Dir::base(base) {
+        Ok(base) => Ok(base.private(name)?),
+        Err(error) if error.is_missing() => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -5,7 +5,7 @@ use crate::argv::Request;
 use crate::place::Place;
 use crate::refusal::{self, Refusal};
 use crate::state::{self, Annotations, ours};
-use crate::{catalog, guards, image};
+use crate::{catalog, guards, handover, image};
 use serde_json::Value;
 use std::io::Write;
 use std::path::Path;
@@ -31,6 +31,9 @@ fn amended(request: &Request, config: Value, ours: &Annotations) -> Result<Vec<u
         let policy = annotation::parse(ours, &catalog::read(place.home())?)?;
         image::check(ours, &policy, &container)?;
         guards::check(&config)?;
+        // What `create` will need, where its refusal would be an exit code only.
+        place.check()?;
+        handover::supervisor()?;
         let amended = amend::amend(config, &policy)?;
         serde_json::to_vec(&amended).map_err(|error| Refusal::input("config.json", error))
     })();

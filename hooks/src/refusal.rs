@@ -57,6 +57,9 @@ pub(crate) enum Refusal {
     Io { doing: &'static str, error: std::io::Error },
     #[error("cannot tell where this user's state belongs: {0}")]
     Place(String),
+    /// A part of the installation is gone.
+    #[error("{0}; run `terok setup` again")]
+    NotInstalled(terok_kernel::Error),
     #[error("the supervisor {reason}; see {log}")]
     Supervisor { reason: String, log: String },
 }
@@ -79,6 +82,7 @@ impl Refusal {
             | Refusal::Rtnl(_)
             | Refusal::Io { .. }
             | Refusal::Place(_)
+            | Refusal::NotInstalled(_)
             | Refusal::Supervisor { .. } => 2,
             _ => 1,
         }

@@ -3,6 +3,7 @@
 
 use serde_json::{Value, json};
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -18,9 +19,31 @@ fn config(name: &str) -> Value {
     serde_json::from_slice(&fixture(&format!("{name}.config.json"))).unwrap()
 }
 
+/// The hook as it is installed, beside a supervisor (which nothing here starts).
+fn installed(folder: &Path) -> PathBuf {
+    let hook = folder.join("terok-hook");
+    std::fs::copy(env!("CARGO_BIN_EXE_terok-hook"), &hook).unwrap();
+    std::fs::File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o755)
+        .open(folder.join("terok-supervisor"))
+        .unwrap();
+    hook
+}
+
 /// Runs a stage with `input` and a home directory of the test's own.
 fn hook(stage: &str, home: &Path, input: &[u8]) -> Output {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_terok-hook"))
+    static INSTALLED: std::sync::LazyLock<(tempfile::TempDir, PathBuf)> = std::sync::LazyLock::new(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let hook = installed(folder.path());
+        (folder, hook)
+    });
+    hook_at(&INSTALLED.1, stage, home, input)
+}
+
+fn hook_at(program: &Path, stage: &str, home: &Path, input: &[u8]) -> Output {
+    let mut child = Command::new(program)
         .args([stage, &format!("--home={}", home.display())])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -72,6 +95,15 @@ fn a_configuration_is_amended_once_and_stays_as_it_is() {
         let twice: Value = serde_json::from_slice(&precreate(&amended).stdout).unwrap();
         assert_eq!(twice, amended);
     }
+}
+
+#[test]
+fn a_missing_supervisor_is_said_before_the_runtime_is_asked() {
+    let (folder, home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let program = installed(folder.path());
+    std::fs::remove_file(folder.path().join("terok-supervisor")).unwrap();
+    let input = serde_json::to_vec(&config(CONFIGS[0])).unwrap();
+    assert_refused(&hook_at(&program, "precreate", home.path(), &input), 2, "run `terok setup` again");
 }
 
 #[test]

@@ -112,10 +112,12 @@ impl Names for Source<'_> {
         }
         match self.index(name) {
             Ok(index) => {
+                let (v4, v6) = virt::addresses(index);
+                let address = if rtype == "AAAA" { v6.to_string() } else { v4.to_string() };
                 self.context.audit.note(
                     event(Kind::Dns, "answer", name.as_str())
                         .verdict(&verdict)
-                        .with("address", virt::addresses(index).0.to_string())
+                        .with("address", address)
                         .with("type", rtype)
                         .with("proto", self.proto),
                 );

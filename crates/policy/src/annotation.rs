@@ -296,7 +296,9 @@ fn rules(
         if item == "direct" {
             return Err("`direct` follows the rule it belongs to".into());
         }
-        rules.push(parse(direct.as_deref().unwrap_or(item)).map_err(|error| error.to_string())?);
+        let rule = parse(direct.as_deref().unwrap_or(item));
+        // A list of one rule is in the message already.
+        rules.push(rule.map_err(|error| if error.text == value { error.reason } else { error.to_string() })?);
     }
     let first = {
         let mut seen = HashSet::with_capacity(rules.len());
