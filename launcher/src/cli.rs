@@ -160,8 +160,14 @@ pub(crate) fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let code = if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
-            // Nobody is left to tell where the terminal is gone.
-            let _ = error.print();
+            match unknown_run_option(&error) {
+                Some(option) => eprintln!(
+                    "terok: {option} is no option of terok run: it passes those that `terok run --help` lists; \
+                     options of the container's command stand behind the image"
+                ),
+                // Nobody is left to tell where the terminal is gone.
+                None => drop(error.print()),
+            }
             return code;
         }
     };
@@ -172,6 +178,23 @@ pub(crate) fn main() -> ExitCode {
             eprintln!("terok: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// The option that `terok run` does not know. The parser's own hint, to put `--` before it, is wrong there: Podman would
+/// take it for the image.
+fn unknown_run_option(error: &clap::Error) -> Option<String> {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    let run = std::env::args_os().nth(1).is_some_and(|verb| verb == "run");
+    match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(option)) if run && error.kind() == ErrorKind::UnknownArgument => {
+            let near = match error.get(ContextKind::SuggestedArg) {
+                Some(ContextValue::String(near)) => format!(" (did you mean {near}?)"),
+                _ => String::new(),
+            };
+            Some(format!("{option}{near}"))
+        }
+        _ => None,
     }
 }
 

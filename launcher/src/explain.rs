@@ -35,18 +35,30 @@ pub(crate) fn explain(host: &Host, given: &[String], asked: &[String], json: Jso
         let verdicts: Vec<_> = asked
             .iter()
             .zip(verdicts)
-            .map(|(text, verdict)| serde_json::json!({"ask": text, "answer": verdict}))
+            .zip(&questions)
+            .map(|((text, verdict), question)| match question.port() {
+                DNS => serde_json::json!({"ask": text, "answer": {"verdict": "dns"}}),
+                _ => serde_json::json!({"ask": text, "answer": verdict}),
+            })
             .collect();
         let value = serde_json::json!({"policy": plan.policy, "verdicts": verdicts});
         say!("{}", serde_json::to_string(&value)?)?;
         return Ok(());
     }
     say!("{}", plan.to_string().trim_end())?;
-    for (text, verdict) in asked.iter().zip(verdicts) {
-        say!("{text}: {}", verdict_text(&verdict))?;
+    for ((text, question), verdict) in asked.iter().zip(&questions).zip(verdicts) {
+        // Redirected before any rule is asked (the table's first rules).
+        let answer = match question.port() {
+            DNS => "answered by terok's own DNS server, as every question to port 53 is".to_owned(),
+            _ => verdict_text(&verdict),
+        };
+        say!("{text}: {answer}")?;
     }
     Ok(())
 }
+
+/// Whatever the address, this port leads to the container's own DNS server.
+const DNS: u16 = 53;
 
 /// Something that `--ask` names.
 #[derive(Debug, PartialEq, Eq)]
@@ -77,6 +89,12 @@ impl Question {
             return Ok(Question::Host(port, proto));
         }
         Ok(Question::Name(Name::parse(target).with_context(wrong)?, port, proto))
+    }
+
+    fn port(&self) -> u16 {
+        match self {
+            Question::Name(_, port, _) | Question::Literal(_, port, _) | Question::Host(port, _) => *port,
+        }
     }
 
     fn query(&self) -> Query<'_> {

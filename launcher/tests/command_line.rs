@@ -161,6 +161,20 @@ fn usage_errors_exit_with_64() {
 }
 
 #[test]
+fn an_option_that_run_does_not_know_is_named_in_one_line() {
+    let output = Person::new().terok(&["run", "--privilegd", "image"]);
+    let said = text(&output.stderr);
+    assert_eq!((output.status.code(), said.lines().count()), (Some(64), 1), "{said}");
+    assert!(said.contains("--privilegd (did you mean --privileged?) is no option of terok run"), "{said}");
+}
+
+#[test]
+fn every_question_to_port_53_is_answered_by_our_own_server() {
+    let output = Person::new().terok(&["explain", "terok.shield.allow=any", "--ask", "8.8.8.8:53"]);
+    assert!(text(&output.stdout).ends_with("terok's own DNS server, as every question to port 53 is\n"));
+}
+
+#[test]
 fn explain_prints_the_plan_and_answers_questions() {
     let person = Person::new();
     let output = person.terok(&[
