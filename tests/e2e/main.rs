@@ -3,6 +3,7 @@
 mod birth;
 mod egress;
 mod install;
+mod launcher;
 mod lifecycle;
 mod live;
 mod rebinding;
