@@ -19,12 +19,19 @@ pub(crate) struct Options {
     /// How long each target runs
     #[arg(long, default_value_t = 60)]
     seconds: u32,
+    /// Seed of the random numbers: the same inputs in the same order each time; 0 for new ones
+    #[arg(long, default_value_t = 0)]
+    seed: u32,
+    /// At most this many inputs for each target; -1 for no limit
+    #[arg(long, default_value_t = -1, allow_negative_numbers = true)]
+    runs: i64,
 }
 
 impl Options {
-    /// Ten seconds of each target.
+    /// Ten seconds of each target at the most, and the same inputs each time: what a change breaks is the change's
+    /// doing. New inputs are found by running `cargo xtask fuzz` for longer.
     pub(crate) fn brief() -> Self {
-        Options { name: None, seconds: 10 }
+        Options { name: None, seconds: 10, seed: 1, runs: 10_000 }
     }
 }
 
@@ -48,6 +55,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     }
     for name in names {
         let corpus = build.join("corpus").join(&name);
+        if options.seed != 0 && corpus.exists() {
+            std::fs::remove_dir_all(&corpus).with_context(|| format!("emptying {}", corpus.display()))?;
+        }
         std::fs::create_dir_all(&corpus).with_context(|| format!("creating {}", corpus.display()))?;
         let seeds = workspace().join("fuzz/seeds").join(&name);
         let artifacts = format!("-artifact_prefix={}/", build.display());
@@ -61,6 +71,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
                 .args(seeds.is_dir().then_some(&seeds))
                 .args([
                     &format!("-max_total_time={}", options.seconds),
+                    &format!("-seed={}", options.seed),
+                    &format!("-runs={}", options.runs),
                     "-timeout=5",
                     "-rss_limit_mb=1024",
                     &artifacts,

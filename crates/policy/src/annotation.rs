@@ -398,6 +398,14 @@ mod tests {
     }
 
     #[test]
+    fn the_word_direct_in_other_letters_is_no_host_name() {
+        for value in ["a.example dirEct", "a.example Direct:443", "DIRECT"] {
+            assert!(read(&[(ALLOW, value)]).unwrap_err().contains("small letters"), "{value}");
+        }
+        assert_eq!(read(&[(ALLOW, "*.direct")]).unwrap().allow.len(), 1);
+    }
+
+    #[test]
     fn lists_are_separated_by_spaces_or_commas_and_direct_belongs_to_the_rule_before_it() {
         let spaced = read(&[(ALLOW, "a.example:443 direct  b.example 192.0.2.0/24:22")]).unwrap();
         let commas = read(&[(ALLOW, "a.example:443 direct,b.example, 192.0.2.0/24:22,")]).unwrap();

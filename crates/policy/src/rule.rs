@@ -417,6 +417,11 @@ fn parse_name(text: &str, spec: &str) -> Result<Target, String> {
         return Err("a wildcard stands for whole labels at the front: *.NAME".into());
     }
     let name = Name::parse(plain).map_err(|error| error.to_string())?;
+    if !under && name.as_str() == "direct" {
+        return Err(
+            "`direct`, in small letters, follows the rule it belongs to; it is no host name here".into()
+        );
+    }
     if !under && matches!(name.as_str(), "host" | "any") {
         return Err(format!(
             "{text:?} is no host name here: write `{name}` for what that word means in a rule"
