@@ -43,13 +43,16 @@ fn hook(stage: &str, home: &Path, input: &[u8]) -> Output {
 }
 
 fn hook_at(program: &Path, stage: &str, home: &Path, input: &[u8]) -> Output {
-    let mut child = Command::new(program)
-        .args([stage, &format!("--home={}", home.display())])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut command = Command::new(program);
+    command.args([stage, &format!("--home={}", home.display())]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = loop {
+        match command.spawn() {
+            // A test beside this one may have forked while the copy was open for writing.
+            Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => std::thread::yield_now(),
+            spawned => break spawned.unwrap(),
+        }
+    };
     // A hook that refuses early closes its input early.
     let _ = child.stdin.take().unwrap().write_all(input);
     child.wait_with_output().unwrap()

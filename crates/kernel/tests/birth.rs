@@ -95,7 +95,14 @@ fn a_program_that_cannot_be_executed_is_an_error_and_leaves_no_child() {
     std::fs::write(&path, "neither ELF nor script").unwrap();
     std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let program = Program::sibling(path.file_name().unwrap().to_str().unwrap()).unwrap();
-    assert_eq!(program.spawn(&[], &[]).unwrap_err().errno(), Some(nix::errno::Errno::ENOEXEC));
+    // A test beside this one may have forked while the file was open for writing: busy until its child has executed.
+    let errno = loop {
+        match program.spawn(&[], &[]).unwrap_err().errno() {
+            Some(nix::errno::Errno::ETXTBSY) => std::thread::yield_now(),
+            errno => break errno,
+        }
+    };
+    assert_eq!(errno, Some(nix::errno::Errno::ENOEXEC));
     std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
     let refused = Program::sibling(path.file_name().unwrap().to_str().unwrap()).unwrap_err();
     assert!(refused.to_string().contains("may be changed by others"), "{refused}");
