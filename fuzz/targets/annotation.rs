@@ -5,7 +5,8 @@ use libfuzzer_sys::fuzz_target;
 use std::sync::LazyLock;
 use terok_policy::annotation::{KEYS, parse, render};
 use terok_policy::live::Live;
-use terok_policy::plan::{HostFacts, Network, Plan, Ports};
+use terok_policy::grants::Grants;
+use terok_policy::plan::{HostFacts, Now, Plan, Wiring};
 use terok_policy::profile::Catalog;
 
 static CATALOG: LazyLock<Catalog> = LazyLock::new(Catalog::bundled);
@@ -21,9 +22,9 @@ fuzz_target!(|text: &str| {
     match parse(&annotations, catalog) {
         Ok(policy) => {
             assert_eq!(parse(&render(&policy), catalog).as_ref(), Ok(&policy));
-            if let Ok(plan) = Plan::new(policy, HostFacts { network: Network::Sealed, ipv6: true }) {
-                let ports = Ports { dns_udp: 1, dns_tcp: 2, proxy: 3 };
-                assert!(plan.ruleset(ports, &Live::default(), 0).to_string().ends_with("}\n"));
+            if let Ok(plan) = Plan::new(policy, HostFacts::sealed(true)) {
+                let wiring = Wiring { dns_udp: 1, dns_tcp: 2, proxy: 3, peers: 0, mark: 1 };
+                assert!(plan.ruleset(&wiring, &Now { live: &Live::default(), grants: &Grants::default(), unix: 0 }).to_string().ends_with("}\n"));
             }
         }
         Err(error) => assert!(!error.to_string().chars().any(char::is_control), "{error:?}"),

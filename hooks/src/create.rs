@@ -64,6 +64,9 @@ fn protect(state: &State, ours: &Annotations, place: &Place, folder: &Dir) -> Re
         started: now,
         bundle: state.bundle.display().to_string(),
         labels: policy.labels.clone(),
+        network: Some(inside.facts.network),
+        netns: None,
+        served_by: None,
     };
     let base = place.runtime()?;
     let (runtime, control) = runtime_folder(&base, &record)?;
@@ -132,6 +135,9 @@ mod tests {
             started: 0,
             bundle: "/b".into(),
             labels: Default::default(),
+            network: None,
+            netns: None,
+            served_by: None,
         }
     }
 

@@ -6,15 +6,16 @@ use std::os::fd::OwnedFd;
 use terok_kernel::rtnl::Rtnl;
 use terok_kernel::socket::{self, Loopback};
 use terok_kernel::{nflog, nft};
+use terok_policy::grants::Grants;
 use terok_policy::live::Live;
-use terok_policy::plan::{HostFacts, Network, Plan, Ports};
+use terok_policy::plan::{HostFacts, Network, Now, Plan, Wiring};
 use terok_policy::{Policy, layout};
 
 /// What the supervisor gets from there.
 #[derive(Debug)]
 pub(crate) struct Inside {
     pub(crate) facts: HostFacts,
-    pub(crate) ports: Ports,
+    pub(crate) wiring: Wiring,
     pub(crate) dns_udp: Loopback<UdpSocket>,
     pub(crate) dns_tcp: Loopback<TcpListener>,
     pub(crate) proxy: Loopback<TcpListener>,
@@ -29,7 +30,7 @@ pub(crate) fn prepare(policy: Policy, live: &Live, now: u64) -> Result<Inside, R
     let sealed = links.interfaces()?.iter().all(|interface| interface.loopback);
     let network = if sealed { Network::Sealed } else { Network::Filtered };
     // The plan refuses a card before anything is changed.
-    Plan::new(policy.clone(), HostFacts { network, ipv6: true })?;
+    Plan::new(policy.clone(), HostFacts { network, ..HostFacts::sealed(true) })?;
 
     let ipv6 = links.lo_up()?;
     let dns_udp = socket::udp_loopback(ipv6)?;
@@ -39,10 +40,12 @@ pub(crate) fn prepare(policy: Policy, live: &Live, now: u64) -> Result<Inside, R
         nflog::bind(layout::NFLOG_GROUP).map_err(Refusal::io("listen for the kernel's refusals (NFLOG)"))?;
     let nftables = nft::open().map_err(Refusal::io("open a netfilter socket"))?;
 
-    let facts = HostFacts { network, ipv6 };
-    let ports = Ports { dns_udp: dns_udp.port, dns_tcp: dns_tcp.port, proxy: proxy.port };
-    let table = Plan::new(policy, facts.clone())?.ruleset(ports, live, now);
+    let facts = HostFacts { network, ..HostFacts::sealed(ipv6) };
+    let wiring =
+        Wiring { dns_udp: dns_udp.port, dns_tcp: dns_tcp.port, proxy: proxy.port, peers: 0, mark: 1 };
+    let table = Plan::new(policy, facts.clone())?
+        .ruleset(&wiring, &Now { live, grants: &Grants::default(), unix: now });
     nftables.load(&table)?;
     nftables.verify(&table)?;
-    Ok(Inside { facts, ports, dns_udp, dns_tcp, proxy, nflog, nftables: nftables.into() })
+    Ok(Inside { facts, wiring, dns_udp, dns_tcp, proxy, nflog, nftables: nftables.into() })
 }

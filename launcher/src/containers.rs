@@ -41,7 +41,15 @@ impl Known {
             None => {
                 let labels = Labels::default();
                 let id = self.id.clone();
-                self.record = Some(Container { id, name, pid: 0, started: 0, bundle: String::new(), labels });
+                self.record = Some(Container {
+                    id,
+                    name,
+                    pid: 0,
+                    started: 0,
+                    bundle: String::new(),
+                    labels,
+                    ..Container::default()
+                });
             }
         }
         self
@@ -180,6 +188,7 @@ mod tests {
             started,
             bundle: String::new(),
             labels,
+            ..Container::default()
         };
         Known { id: id.to_owned(), record: Some(record), run: None, state: PathBuf::new() }
     }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use terok_install::host::Host;
 use terok_policy::live::Live;
-use terok_policy::plan::{HostFacts, Network};
+use terok_policy::plan::HostFacts;
 use terok_policy::policy::Sourced;
 use terok_policy::rule::Proto;
 use terok_policy::{Name, Plan, Query, Verdict, annotation, judge};
@@ -24,7 +24,7 @@ pub(crate) fn explain(host: &Host, given: &[String], asked: &[String], json: Jso
         }
     }
     let policy = annotation::parse(&annotations, &profiles::catalog(host)?)?;
-    let plan = Plan::new(policy, HostFacts { network: Network::Sealed, ipv6: true })?;
+    let plan = Plan::new(policy, HostFacts::sealed(true))?;
     let questions: Vec<Question> =
         asked.iter().map(|text| Question::parse(text)).collect::<Result<_, _>>()?;
     let verdicts = questions.iter().map(|question| {
@@ -111,6 +111,8 @@ fn verdict_text(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Allow { rule } => format!("{} by {}", show::toned(show::Tone::Good, "allowed"), by(rule)),
         Verdict::Down => show::toned(show::Tone::Notice, "allowed, because the shield is down"),
+        Verdict::Learn => show::toned(show::Tone::Notice, "allowed and recorded, because it is learning"),
+        Verdict::Operator => show::toned(show::Tone::Notice, "allowed by an operator's verdict"),
         Verdict::Refuse { reason, rule } => {
             let by = rule.as_ref().map_or_else(String::new, |rule| format!(" by {}", by(rule)));
             format!("{}: {}{by}", show::toned(show::Tone::Bad, "refused"), show::word(reason))

@@ -16,7 +16,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
 use terok_install::host::Host;
 use terok_install::{consulted, podman};
-use terok_policy::plan::{HostFacts, Network};
+use terok_policy::plan::HostFacts;
 use terok_policy::{Plan, annotation};
 
 /// The raw arguments of `terok run`, described by the option table.
@@ -47,7 +47,7 @@ pub(crate) fn run(host: &Host, args: &RunArgs) -> anyhow::Result<()> {
         Doors::of(host, std::env::current_dir().context("the current folder is gone: cd somewhere else")?);
     let start = assemble(&args.0, &doors)?;
     let policy = annotation::parse(&start.annotations, &profiles::catalog(host)?)?;
-    Plan::new(policy, HostFacts { network: Network::Sealed, ipv6: true })?;
+    Plan::new(policy, HostFacts::sealed(true))?;
     if args.0.get_flag("dry-run") {
         let podman = podman::find().unwrap_or_else(|_| "podman".into());
         say!(

@@ -194,6 +194,8 @@ impl Facts for Event {
         match verdict {
             Verdict::Allow { rule } => self.rule = sourced(rule),
             Verdict::Down => self.rule = "shield down".to_owned(),
+            Verdict::Learn => self.rule = "learn".to_owned(),
+            Verdict::Operator => self.rule = "verdict".to_owned(),
             Verdict::Refuse { reason, rule } => {
                 self.reason = Some(*reason);
                 self.rule = rule.as_ref().map(sourced).unwrap_or_default();

@@ -223,6 +223,8 @@ impl Desk {
             connections: context.flows.open() as u64,
             allowed: context.audit.allowed(),
             refused: context.audit.refused(),
+            waiting: Vec::new(),
+            tampered: None,
             restarts: self.restarts,
             confinement: self.confinement.clone(),
         }
@@ -239,6 +241,7 @@ impl Desk {
             started: 0,
             bundle: String::new(),
             labels: config.policy.labels.clone(),
+            ..Container::default()
         })
     }
 

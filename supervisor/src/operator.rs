@@ -10,9 +10,10 @@ use std::rc::Rc;
 use std::time::Duration;
 use terok_policy::audit::Kind;
 use terok_policy::control::Applied;
+use terok_policy::grants::Grants;
 use terok_policy::judge::Reason;
 use terok_policy::live::Live;
-use terok_policy::plan::live_sets;
+use terok_policy::plan::Now;
 use terok_policy::policy::{Policy, Shield, Source, Sourced};
 use terok_policy::rule::{Proto, RuleError, Target};
 use terok_policy::{Plan, Query, Rule, Verdict, judge};
@@ -107,8 +108,10 @@ impl Operator {
 
     /// Has the kernel's sets changed where `live` asks for other ones than `before`; names are not in them.
     async fn load(&self, before: &Live, live: &Live) -> Result<(), RefusedByParent> {
-        let policy = &self.context.config.policy;
-        let sets = |live: &Live| live_sets(policy, live, live.shield(policy.shield, unix_seconds()), None);
+        let config = &self.context.config;
+        let plan = Plan { policy: config.policy.clone(), facts: config.facts.clone() };
+        let (grants, unix) = (Grants::default(), unix_seconds());
+        let sets = |live: &Live| plan.live_sets(&Now { live, grants: &grants, unix });
         if before.until == live.until && sets(before) == sets(live) {
             return Ok(());
         }

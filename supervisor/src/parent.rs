@@ -21,10 +21,10 @@ use terok_kernel::seccomp::Filter;
 use terok_kernel::socket::message_pair;
 use terok_kernel::statedir::Dir;
 use terok_kernel::userns::{Owner, owner};
+use terok_policy::grants::Grants;
 use terok_policy::layout;
 use terok_policy::live::Live;
-use terok_policy::plan::{Fd, live_sets};
-use terok_policy::policy::Shield;
+use terok_policy::plan::{Fd, Now, Plan};
 
 /// Wait before a restart: doubled at each, back to the first after a worker that lived [`LIVED`].
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(2));
@@ -197,12 +197,10 @@ impl Parent {
             Some(text) => serde_json::from_slice(&text).context(layout::LIVE)?,
             None => Live::default(),
         };
-        let policy = self.inherited.config().map_err(|error: BirthError| anyhow::anyhow!(error))?.policy;
-        let now = crate::context::unix_seconds();
-        let state = live.shield(policy.shield, now);
-        let left = live.until.map(|until| Duration::from_secs(until.saturating_sub(now)));
-        let down_for = left.filter(|_| state == Shield::Down);
-        Ok(self.nft.replace_sets(&live_sets(&policy, &live, state, down_for))?)
+        let config = self.inherited.config().map_err(|error: BirthError| anyhow::anyhow!(error))?;
+        let plan = Plan { policy: config.policy, facts: config.facts };
+        let now = Now { live: &live, grants: &Grants::default(), unix: crate::context::unix_seconds() };
+        Ok(self.nft.replace_sets(&plan.live_sets(&now))?)
     }
 
     /// Sees the worker off. One that died with the container, before it wrote the log's last line, has one successor.

@@ -72,6 +72,7 @@ mod tests {
             started: 1,
             bundle: bundle.display().to_string(),
             labels: Default::default(),
+            ..Container::default()
         };
         serde_json::to_vec(&container).unwrap()
     }

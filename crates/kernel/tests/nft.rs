@@ -229,7 +229,7 @@ fn a_table_that_exists_is_refused_and_left_as_it_is() {
 fn a_refused_message_is_named_and_nothing_of_its_transaction_happens() {
     in_netns(|| {
         let mut broken = sealed(PORTS);
-        let lost = Match::InSet { set: "nowhere", family: Family::V4, ports: true };
+        let lost = Match::InSet { end: terok_policy::ruleset::End::Destination, set: "nowhere", family: Family::V4, ports: true };
         broken.chains[1].rules[6].matches.push(lost);
         let nft = nft::open().unwrap();
         let error = nft.load(&broken).unwrap_err();
@@ -331,7 +331,7 @@ fn ten_thousand_elements_of_each_family_load_and_read_back_and_are_replaced() {
             let one_less = start.elapsed();
             nft.verify(&wanted).unwrap();
             for element in wanted.sets.iter_mut().filter(|s| s.ports).flat_map(|s| &mut s.elements) {
-                element.ports = Some((Proto::Udp, 1, 2));
+                element.ports = Some((Proto::Udp.into(), 1, 2));
             }
             let start = Instant::now();
             nft.replace_sets(&wanted.sets).unwrap();

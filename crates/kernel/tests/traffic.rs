@@ -13,9 +13,10 @@ use terok_kernel::nft::{self, NftSocket};
 use terok_kernel::rtnl::Rtnl;
 use terok_kernel::socket::{Loopback, original_dst, tcp_loopback, udp_loopback};
 use terok_kernel::{nflog, nft::NftError};
+use terok_policy::grants::Grants;
 use terok_policy::layout::NFLOG_GROUP;
 use terok_policy::live::Live;
-use terok_policy::plan::{HostFacts, Network, Plan, Ports};
+use terok_policy::plan::{HostFacts, Now, Plan, Wiring};
 use terok_policy::policy::{Policy, Source, Sourced};
 use terok_policy::rule::Rule;
 use terok_policy::ruleset::{Family, Ruleset};
@@ -47,24 +48,27 @@ fn sealed(allow: &[&str], deny: &[&str]) -> Sealed {
     let ipv6 = Rtnl::open().unwrap().lo_up().unwrap();
     let (dns_udp, dns_tcp) = (udp_loopback(ipv6).unwrap(), tcp_loopback(ipv6).unwrap());
     let proxy = tcp_loopback(ipv6).unwrap();
-    let ports = Ports { dns_udp: dns_udp.port, dns_tcp: dns_tcp.port, proxy: proxy.port };
+    let wiring =
+        Wiring { dns_udp: dns_udp.port, dns_tcp: dns_tcp.port, proxy: proxy.port, peers: 0, mark: 1 };
     let nflog = Socket::from(nflog::bind(NFLOG_GROUP).unwrap());
     let nft = nft::open().unwrap();
-    let wanted = ruleset(allow, deny, ports, ipv6);
+    let wanted = ruleset(allow, deny, wiring, ipv6);
     nft.load(&wanted).unwrap();
     nft.verify(&wanted).unwrap();
     Sealed { dns_udp, dns_tcp, proxy, nft, nflog }
 }
 
-fn ruleset(allow: &[&str], deny: &[&str], ports: Ports, ipv6: bool) -> Ruleset {
+fn ruleset(allow: &[&str], deny: &[&str], wiring: Wiring, ipv6: bool) -> Ruleset {
     let sourced = |rule| Sourced { rule, source: Source::Annotation };
     let policy = Policy {
         allow: allow.iter().map(|text| sourced(text.parse().unwrap())).collect(),
         deny: deny.iter().map(|text| sourced(Rule::parse_deny(text).unwrap())).collect(),
         ..Policy::default()
     };
-    let facts = HostFacts { network: Network::Sealed, ipv6 };
-    Plan::new(policy, facts).unwrap().ruleset(ports, &Live::default(), 0)
+    let facts = HostFacts::sealed(ipv6);
+    Plan::new(policy, facts)
+        .unwrap()
+        .ruleset(&wiring, &Now { live: &Live::default(), grants: &Grants::default(), unix: 0 })
 }
 
 impl Sealed {
@@ -288,8 +292,14 @@ fn sets_built_anew_keep_rules_and_counters() {
         net.nft
             .replace_sets(&[set("allow4", Family::V4, true, vec![tcp("20.0.1.1", "20.0.1.1", 443, 443)])])
             .unwrap();
-        let ports = Ports { dns_udp: net.dns_udp.port, dns_tcp: net.dns_tcp.port, proxy: net.proxy.port };
-        net.nft.verify(&ruleset(&["20.0.1.1:443"], &[], ports, true)).unwrap();
+        let wiring = Wiring {
+            dns_udp: net.dns_udp.port,
+            dns_tcp: net.dns_tcp.port,
+            proxy: net.proxy.port,
+            peers: 0,
+            mark: 1,
+        };
+        net.nft.verify(&ruleset(&["20.0.1.1:443"], &[], wiring, true)).unwrap();
         refused("20.0.0.199:443");
         net.arrives("20.0.1.1:443");
         if support::has("nft") {

@@ -210,7 +210,17 @@ pub fn parse(annotations: &BTreeMap<String, String>, catalog: &Catalog) -> Resul
 
 /// The annotations that parse back to `policy`: rules from profiles are left to the profiles key.
 pub fn render(policy: &Policy) -> BTreeMap<String, String> {
-    let Policy { shield, profiles, allow, deny, restricted, labels: Labels { project, task, name } } = policy;
+    let Policy {
+        shield,
+        profiles,
+        allow,
+        deny,
+        restricted,
+        labels: Labels { project, task, name },
+        hold: _,
+        learn: _,
+        publish: _,
+    } = policy;
     let own = |sourced: &&Sourced| sourced.source == Source::Annotation;
     let allow: Vec<String> = allow.iter().filter(own).map(|sourced| sourced.rule.to_string()).collect();
     let deny: Vec<String> = deny.iter().filter(own).map(|sourced| sourced.rule.to_deny_string()).collect();

@@ -45,6 +45,10 @@ pub enum Kind {
     Http,
     /// An operator's change: allow, deny, state.
     Control,
+    /// A held connection: wait, allow, deny, timeout.
+    Verdict,
+    /// A connection to a published port.
+    Publish,
     /// A packet the kernel refused (NFLOG).
     Kernel,
 }

@@ -1,5 +1,6 @@
 //! The control interface of a supervisor (design §10): shapes only, spoken as Varlink by supervisor and launcher.
 
+use crate::plan::Network;
 use crate::policy::{Labels, Shield, Sourced};
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub const INTERFACE: &str = "io.terok.Supervisor";
 
 /// What `create` records of a container in [`crate::layout::CONTAINER`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Container {
     /// Full id.
     pub id: String,
@@ -21,6 +22,42 @@ pub struct Container {
     pub bundle: String,
     /// Labels.
     pub labels: Labels,
+    /// Its network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
+    /// Device and inode of its network namespace, `[dev, ino]`: members of one pod have the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<(u64, u64)>,
+    /// Id of the container whose supervisor serves this one as well: they share a network namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served_by: Option<String>,
+}
+
+/// A connection that waits for a verdict (`terok.shield.hold`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// What `terok verdict` calls it; counted from 1, never used again while the supervisor lives.
+    pub id: u64,
+    /// `name:port` or `address:port`.
+    pub target: String,
+    /// The rule that would allow it.
+    pub rule: String,
+    /// Unix milliseconds of the first connection.
+    pub since: u64,
+    /// Unix milliseconds at which it is refused.
+    pub until: u64,
+    /// Connections that wait for this verdict.
+    pub connections: u64,
+}
+
+/// How long a verdict holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// For the connections that wait now.
+    Once,
+    /// For this container's life: a live rule.
+    Always,
 }
 
 /// Answer of `Status`.
@@ -43,6 +80,12 @@ pub struct Status {
     pub allowed: u64,
     /// Refusals since the supervisor's start, kernel ones included.
     pub refused: u64,
+    /// Connections that wait for a verdict.
+    #[serde(default)]
+    pub waiting: Vec<Waiting>,
+    /// How the kernel's table was found changed by somebody else; the container is cut off since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tampered: Option<String>,
     /// Times the worker was restarted.
     pub restarts: u64,
     /// Confinement layers in force, `landlock=…`, `seccomp`, …; a missing one as `no-landlock: reason`.

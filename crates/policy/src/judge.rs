@@ -51,6 +51,10 @@ pub enum Verdict {
     },
     /// Allowed because the shield is down.
     Down,
+    /// Allowed because nothing denies it and the container is learning (`terok.shield.learn`).
+    Learn,
+    /// Allowed by an operator's verdict on the waiting connection.
+    Operator,
     /// Refused.
     Refuse {
         /// Why.
@@ -288,6 +292,8 @@ mod tests {
         match verdict {
             Verdict::Allow { .. } => "allow".into(),
             Verdict::Down => "down".into(),
+            Verdict::Learn => "learn".into(),
+            Verdict::Operator => "operator".into(),
             Verdict::Refuse { reason, .. } => {
                 serde_json::to_value(reason).unwrap().as_str().unwrap().to_owned()
             }

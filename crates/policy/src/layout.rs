@@ -17,6 +17,13 @@ pub const PROFILES_USER: &str = ".config/terok/profiles";
 /// System-wide profiles.
 pub const PROFILES_SYSTEM: &str = "/etc/terok/profiles";
 
+/// A user's settings ([`crate::settings`]), below the home directory; those of [`CONFIG_SYSTEM`] stand where it is silent.
+pub const CONFIG_USER: &str = ".config/terok/config.toml";
+/// The machine's settings.
+pub const CONFIG_SYSTEM: &str = "/etc/terok/config.toml";
+/// Beside the state folders of containers, while `terok panic` is in force: no start is allowed. Root's counts for everybody.
+pub const PANIC: &str = ".panic";
+
 /// In the runtime folder of a container: the Varlink socket.
 pub const CONTROL: &str = "control.sock";
 /// In the runtime folder: what container this is ([`crate::control::Container`] as JSON), written by `create`.

@@ -8,6 +8,7 @@ pub mod annotation;
 pub mod audit;
 pub mod control;
 pub mod floor;
+pub mod grants;
 pub mod judge;
 pub mod layout;
 pub mod live;
@@ -17,6 +18,7 @@ pub mod policy;
 pub mod profile;
 pub mod rule;
 pub mod ruleset;
+pub mod settings;
 pub mod spelling;
 pub mod virt;
 

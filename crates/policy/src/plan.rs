@@ -3,11 +3,14 @@
 mod boxes;
 mod sealed;
 
+use crate::grants::Grants;
 use crate::live::Live;
 use crate::policy::{Labels, Policy, Shield, Sourced};
-use crate::rule::{self, Proto, Rule, Target};
-use crate::ruleset::{Element, Family, Ruleset, Set};
+use crate::rule::{self, Cidr, Proto, Rule, Target};
+use crate::ruleset::{Egress, Element, Family, Ruleset, Set};
+use crate::settings::Upstream;
 use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// How long `create` waits for the supervisor to answer everywhere; below the hook's own `timeout`.
@@ -20,6 +23,44 @@ pub struct HostFacts {
     pub network: Network,
     /// IPv6 is usable in the container's namespace.
     pub ipv6: bool,
+    /// The container's cards, `lo` aside, by index; empty when it is sealed.
+    #[serde(default)]
+    pub cards: Vec<Card>,
+    /// The host's own addresses beyond loopback: below the floor (E3).
+    #[serde(default)]
+    pub own: Vec<IpAddr>,
+    /// DNS servers of the container's own networks, which know the names of other containers there (aardvark-dns).
+    #[serde(default)]
+    pub resolvers: Vec<IpAddr>,
+}
+
+/// A network card in the container's namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Card {
+    /// Interface index.
+    pub index: u32,
+    /// Interface name.
+    pub name: String,
+    /// Others are on the same link (bridge, macvlan). Not so for a tap, behind which slirp4netns or pasta forwards
+    /// published ports alone.
+    pub shared: bool,
+    /// Connected networks: its addresses with their prefix lengths, masked.
+    pub nets: Vec<Cidr>,
+    /// Gateways reached through it: the host's own end of a bridge, from where published ports come.
+    pub gateways: Vec<IpAddr>,
+}
+
+impl HostFacts {
+    /// Those of a container without a card.
+    pub fn sealed(ipv6: bool) -> Self {
+        HostFacts {
+            network: Network::Sealed,
+            ipv6,
+            cards: Vec::new(),
+            own: Vec::new(),
+            resolvers: Vec::new(),
+        }
+    }
 }
 
 /// The container's network, found in its namespace.
@@ -32,15 +73,31 @@ pub enum Network {
     Filtered,
 }
 
-/// The kernel-chosen ports of the listeners inside the namespace; the same port number serves IPv4 and IPv6 of a kind.
+/// What the kernel or chance chose at the start: ports of the sockets inside the namespace, the same number for IPv4 and IPv6
+/// of a kind, and the mark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ports {
+pub struct Wiring {
     /// DNS over UDP.
     pub dns_udp: u16,
     /// DNS over TCP.
     pub dns_tcp: u16,
     /// The TCP proxy.
     pub proxy: u16,
+    /// Source port of our own questions to the DNS servers of the container's networks; 0 where there are none.
+    pub peers: u16,
+    /// Packet mark of what the table lets out by a card, not 0: frames without it stop at the card ([`Egress`]).
+    pub mark: u32,
+}
+
+/// What is in force now beside the policy.
+#[derive(Debug, Clone, Copy)]
+pub struct Now<'a> {
+    /// What an operator set.
+    pub live: &'a Live,
+    /// Real addresses that answers of ours gave out.
+    pub grants: &'a Grants,
+    /// Unix seconds.
+    pub unix: u64,
 }
 
 /// The plan of one container.
@@ -83,12 +140,20 @@ impl Plan {
         Ok(Plan { policy, facts })
     }
     /// The table to load, with the operator's `live` state of an earlier run in force at `now` (Unix seconds).
-    pub fn ruleset(&self, ports: Ports, live: &Live, now: u64) -> Ruleset {
-        let state = live.shield(self.policy.shield, now);
-        let down_for = live.until.map(|until| Duration::from_secs(until.saturating_sub(now)));
-        let mut sets = live_sets(&self.policy, live, state, down_for);
+    pub fn ruleset(&self, wiring: &Wiring, now: &Now<'_>) -> Ruleset {
+        let mut sets = self.live_sets(now);
         sets.extend(sealed::floor_sets());
-        Ruleset { table: crate::layout::TABLE, sets, chains: sealed::chains(ports) }
+        Ruleset { table: crate::layout::TABLE, sets, chains: sealed::chains(wiring) }
+    }
+    /// The wanted contents of the table's variable sets: the supervisor makes the kernel's agree after each change.
+    pub fn live_sets(&self, now: &Now<'_>) -> Vec<Set> {
+        let state = now.live.shield(self.policy.shield, now.unix);
+        let down_for = now.live.until.map(|until| Duration::from_secs(until.saturating_sub(now.unix)));
+        live_sets(&self.policy, now.live, state, down_for)
+    }
+    /// The table at the cards; none for a sealed container.
+    pub fn egress(&self, _wiring: &Wiring) -> Option<Egress> {
+        None
     }
 }
 
@@ -102,9 +167,8 @@ pub fn carries(rule: &Rule) -> Result<(), PlanError> {
     Err(PlanError::NeedsCard { rule: rule.to_string(), what })
 }
 
-/// The wanted contents of the table's variable sets. The supervisor replaces them whole after each change.
 /// With `state` down, the open sets carry `down_for` as the kernel's own timeout.
-pub fn live_sets(policy: &Policy, live: &Live, state: Shield, down_for: Option<Duration>) -> Vec<Set> {
+fn live_sets(policy: &Policy, live: &Live, state: Shield, down_for: Option<Duration>) -> Vec<Set> {
     let allow = || policy.allow.iter().map(|sourced| &sourced.rule).chain(&live.allow);
     let deny = || policy.deny.iter().map(|sourced| &sourced.rule).chain(&live.deny);
     let none = state == Shield::Block;
@@ -122,7 +186,7 @@ pub fn live_sets(policy: &Policy, live: &Live, state: Shield, down_for: Option<D
             let rest = rule::Ports::all().without(&always);
             open.extend(rest.0.iter().map(|&(from, to)| Element {
                 addr: boxes::everything(family),
-                ports: Some((Proto::Tcp, from, to)),
+                ports: Some((Proto::Tcp.into(), from, to)),
                 timeout: down_for,
             }));
             open.sort_unstable();
@@ -186,8 +250,11 @@ pub struct SupervisorConfig {
     pub policy: Policy,
     /// The facts.
     pub facts: HostFacts,
-    /// Ports of the listeners in the container's namespace.
-    pub ports: Ports,
+    /// What was chosen at the start.
+    pub wiring: Wiring,
+    /// The proxy of the host's own network, where the configuration names one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<Upstream>,
     /// Absolute runtime folder of this container.
     pub run_dir: String,
     /// Absolute state folder of this container.
@@ -227,6 +294,18 @@ pub enum Fd {
     RunDir,
     /// The container's state folder, opened O_RDONLY|O_DIRECTORY.
     StateDir,
+    /// NETLINK_NETFILTER socket in the container's namespace, bound to NFNLGRP_NFTABLES: readable after any change of tables.
+    NftablesNews,
+    /// NETLINK_ROUTE socket in the container's namespace, bound to the groups of links and addresses.
+    Links,
+    /// UDP socket in the container's namespace for questions to [`HostFacts::resolvers`], IPv4.
+    Peers4,
+    /// Likewise, IPv6.
+    Peers6,
+    /// TCP listener on the host for the policy's published port of this position.
+    Publish(u16),
+    /// Unconnected TCP socket made in the container's namespace, for connections to published ports.
+    Inside(u16),
 }
 
 #[cfg(test)]
@@ -234,8 +313,14 @@ mod tests {
     use super::*;
     use crate::policy::Source;
 
-    const SEALED: HostFacts = HostFacts { network: Network::Sealed, ipv6: true };
-    const PORTS: Ports = Ports { dns_udp: 40_001, dns_tcp: 40_002, proxy: 40_003 };
+    fn sealed() -> HostFacts {
+        HostFacts::sealed(true)
+    }
+    const WIRING: Wiring = Wiring { dns_udp: 40_001, dns_tcp: 40_002, proxy: 40_003, peers: 0, mark: 1 };
+
+    fn at<'a>(live: &'a Live, grants: &'a Grants, unix: u64) -> Now<'a> {
+        Now { live, grants, unix }
+    }
 
     fn policy(allow: &[&str], deny: &[&str]) -> Policy {
         let sourced = |rule| Sourced { rule, source: Source::Annotation };
@@ -253,7 +338,7 @@ mod tests {
 
     #[test]
     fn a_container_with_a_card_is_refused() {
-        let facts = HostFacts { network: Network::Filtered, ..SEALED };
+        let facts = HostFacts { network: Network::Filtered, ..sealed() };
         let error = Plan::new(Policy::default(), facts).unwrap_err();
         assert!(error.to_string().contains("--network none"));
     }
@@ -261,18 +346,18 @@ mod tests {
     #[test]
     fn a_rule_that_needs_a_card_is_refused_in_a_sealed_container() {
         for (text, what) in [("a.example:53/udp", "/udp"), ("a.example direct", "direct")] {
-            let error = Plan::new(policy(&[text], &[]), SEALED).unwrap_err().to_string();
+            let error = Plan::new(policy(&[text], &[]), sealed()).unwrap_err().to_string();
             assert!(error.contains(&format!("remove {what}")), "{error}");
         }
-        Plan::new(policy(&["a.example"], &["any/udp"]), SEALED).unwrap();
+        Plan::new(policy(&["a.example"], &["any/udp"]), sealed()).unwrap();
     }
 
     #[test]
     fn down_opens_every_address_for_tcp_until_its_time_is_over() {
         let mut live = Live { state: Some(Shield::Down), until: Some(1_060), ..Live::default() };
         live.deny(Rule::parse_deny("203.0.113.66").unwrap());
-        let plan = Plan::new(policy(&["any:443"], &[]), SEALED).unwrap();
-        let during = plan.ruleset(PORTS, &live, 1_000);
+        let plan = Plan::new(policy(&["any:443"], &[]), sealed()).unwrap();
+        let during = plan.ruleset(&WIRING, &at(&live, &Grants::default(), 1_000));
         assert_eq!(
             shown(&during.sets, "open4"),
             [
@@ -282,7 +367,7 @@ mod tests {
             ]
         );
         assert_eq!(shown(&during.sets, "deny4"), ["203.0.113.66 . tcp . 0-65535"]);
-        let after = plan.ruleset(PORTS, &live, 1_060);
+        let after = plan.ruleset(&WIRING, &at(&live, &Grants::default(), 1_060));
         assert_eq!(shown(&after.sets, "open6"), ["::/0 . tcp . 443"]);
     }
 
@@ -304,12 +389,12 @@ mod tests {
 
     #[test]
     fn every_looked_up_set_is_in_the_table_and_of_the_same_kind() {
-        let plan = Plan::new(Policy::default(), SEALED).unwrap();
-        let ruleset = plan.ruleset(PORTS, &Live::default(), 0);
+        let plan = Plan::new(Policy::default(), sealed()).unwrap();
+        let ruleset = plan.ruleset(&WIRING, &at(&Live::default(), &Grants::default(), 0));
         let rules = ruleset.chains.iter().flat_map(|chain| &chain.rules);
         let mut looked_up = std::collections::BTreeSet::new();
         for found in rules.flat_map(|rule| &rule.matches) {
-            if let crate::ruleset::Match::InSet { set, family, ports } = found {
+            if let crate::ruleset::Match::InSet { set, family, ports, .. } = found {
                 let known = ruleset.set(set).unwrap();
                 assert_eq!((known.family, known.ports), (*family, *ports), "{set}");
                 looked_up.insert(*set);
@@ -320,8 +405,8 @@ mod tests {
 
     #[test]
     fn ports_are_opened_by_redirects_only_and_everything_else_ends_in_a_refusal() {
-        let plan = Plan::new(Policy::default(), SEALED).unwrap();
-        let text = plan.ruleset(PORTS, &Live::default(), 0).to_string();
+        let plan = Plan::new(Policy::default(), sealed()).unwrap();
+        let text = plan.ruleset(&WIRING, &at(&Live::default(), &Grants::default(), 0)).to_string();
         let out = text.split("chain out").nth(1).unwrap().split("\n\t}").next().unwrap();
         assert!(out.contains("policy drop"));
         assert!(out.trim_end().ends_with("counter reject with icmpx admin-prohibited"), "{out}");

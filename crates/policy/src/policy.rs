@@ -75,6 +75,17 @@ impl std::fmt::Display for Shield {
     }
 }
 
+/// A port of the container's loopback that the host listens for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Publish {
+    /// Address on the host; loopback unless another is written.
+    pub addr: std::net::IpAddr,
+    /// TCP port on the host.
+    pub port: u16,
+    /// TCP port inside.
+    pub to: u16,
+}
+
 /// The typed policy of one container.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Policy {
@@ -86,6 +97,15 @@ pub struct Policy {
     pub allow: Vec<Sourced>,
     /// Deny rules of the annotation.
     pub deny: Vec<Sourced>,
+    /// `terok.shield.hold`, seconds an unlisted connection waits for an operator's verdict; 0: refused at once.
+    #[serde(default)]
+    pub hold: u32,
+    /// `terok.shield.learn`: what is not denied and not below the floor passes and is recorded.
+    #[serde(default)]
+    pub learn: bool,
+    /// `terok.publish`
+    #[serde(default)]
+    pub publish: Vec<Publish>,
     /// `terok.restricted`
     pub restricted: bool,
     /// Labels.

@@ -34,7 +34,7 @@ pub enum Target {
 }
 
 /// An address block with no host bits set; a single address has the full prefix length.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Cidr {
     /// First address of the block.
     pub addr: IpAddr,

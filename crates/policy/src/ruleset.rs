@@ -1,6 +1,7 @@
 //! The nftables table as data: only what terok's own table needs, printed like `nft list` for people.
 
 use crate::rule::{Cidr, Proto};
+
 use std::fmt::{Display, Formatter};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -43,10 +44,58 @@ pub struct Set {
 pub struct Element {
     /// First and last address.
     pub addr: (IpAddr, IpAddr),
-    /// Protocol and first and last port; `None` in a set without ports.
-    pub ports: Option<(Proto, u16, u16)>,
+    /// Protocol and first and last port (0 to 65535 for a protocol without ports); `None` in a set without ports.
+    pub ports: Option<(Transport, u16, u16)>,
     /// Removed by the kernel after this time.
     pub timeout: Option<Duration>,
+}
+
+/// An IP protocol number, as sets and matches carry it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Transport(pub u8);
+
+impl Transport {
+    /// IPPROTO_ICMP
+    pub const ICMP: Transport = Transport(1);
+    /// IPPROTO_TCP
+    pub const TCP: Transport = Transport(6);
+    /// IPPROTO_UDP
+    pub const UDP: Transport = Transport(17);
+    /// IPPROTO_ICMPV6
+    pub const ICMP6: Transport = Transport(58);
+}
+
+impl From<Proto> for Transport {
+    fn from(proto: Proto) -> Self {
+        match proto {
+            Proto::Tcp => Transport::TCP,
+            Proto::Udp => Transport::UDP,
+        }
+    }
+}
+
+impl Display for Transport {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        match *self {
+            Transport::ICMP => f.write_str("icmp"),
+            Transport::TCP => f.write_str("tcp"),
+            Transport::UDP => f.write_str("udp"),
+            Transport::ICMP6 => f.write_str("ipv6-icmp"),
+            Transport(number) => write!(f, "{number}"),
+        }
+    }
+}
+
+/// The table of family `netdev`: what may leave by each card. Frames of packet sockets never pass the `inet` table; here
+/// they lack its mark.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Egress {
+    /// Table name.
+    pub table: &'static str,
+    /// Names of the cards; each has a base chain `egress-NAME` (type filter, hook egress, priority 0, policy drop).
+    pub cards: Vec<String>,
+    /// The rules of every chain.
+    pub rules: Vec<NftRule>,
 }
 
 /// A base chain.
@@ -84,6 +133,8 @@ pub enum Hook {
     Forward,
     /// NF_INET_LOCAL_OUT
     Output,
+    /// NF_INET_POST_ROUTING
+    Postrouting,
 }
 
 /// A rule: every match must hold, then the statements run in order.
@@ -106,10 +157,30 @@ pub enum Match {
     L4Proto(u8),
     /// `th dport` (tcp or udp; put an [`Match::L4Proto`] before it)
     DPort(u16),
+    /// `th sport`, likewise
+    SPort(u16),
+    /// `th dport < PORT`, likewise
+    DPortBelow(u16),
+    /// `meta oif != 1`. After a redirect in the same output hook this still says the card: match [`Match::ToLocal`] first.
+    OutCard,
+    /// `fib daddr type local`
+    ToLocal,
+    /// `ct direction original`: on its way from who began the flow
+    CtOriginal,
+    /// `ct direction reply`
+    CtReply,
+    /// `meta mark`
+    Mark(u32),
+    /// `meta protocol` (an EtherType), in the `netdev` family
+    EtherType(u16),
     /// `ip daddr` / `ip6 daddr` in a block
     DAddr(Cidr),
-    /// `ip daddr . meta l4proto . th dport @set` or `ip daddr @set`
+    /// `ip saddr` / `ip6 saddr` in a block
+    SAddr(Cidr),
+    /// `ip daddr . meta l4proto . th dport @set` or `ip daddr @set`; at the source end `ip saddr . meta l4proto . th sport @set`
     InSet {
+        /// Which end of the packet is looked up.
+        end: End,
         /// Set name.
         set: &'static str,
         /// Family of the set.
@@ -121,6 +192,15 @@ pub enum Match {
     CtState(u32),
     /// `icmpv6 type`
     Icmp6Type(u8),
+}
+
+/// An end of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum End {
+    /// Where it comes from.
+    Source,
+    /// Where it goes.
+    Destination,
 }
 
 /// A statement.
@@ -144,6 +224,10 @@ pub enum Statement {
     },
     /// `redirect to :PORT`
     Redirect(u16),
+    /// `masquerade to :FIRST-LAST`
+    Masquerade(u16, u16),
+    /// `meta mark set MARK`
+    SetMark(u32),
     /// `accept`
     Accept,
     /// `drop`
@@ -172,6 +256,22 @@ impl Display for Ruleset {
         }
         for chain in &self.chains {
             chain.fmt(f)?;
+        }
+        writeln!(f, "}}")
+    }
+}
+
+/// Printed like `nft list table`.
+impl Display for Egress {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "table netdev {} {{", self.table)?;
+        for card in &self.cards {
+            writeln!(f, "\tchain egress-{card} {{")?;
+            writeln!(f, "\t\ttype filter hook egress device \"{card}\" priority 0; policy drop;")?;
+            for rule in &self.rules {
+                writeln!(f, "\t\t{rule}")?;
+            }
+            writeln!(f, "\t}}")?;
         }
         writeln!(f, "}}")
     }
@@ -227,6 +327,7 @@ impl Display for Chain {
             Hook::Input => "input",
             Hook::Forward => "forward",
             Hook::Output => "output",
+            Hook::Postrouting => "postrouting",
         };
         let policy = if self.drop { "drop" } else { "accept" };
         writeln!(f, "\tchain {} {{", self.name)?;
@@ -257,10 +358,24 @@ impl Display for Match {
             Match::L4Proto(58) => f.write_str("meta l4proto ipv6-icmp"),
             Match::L4Proto(number) => write!(f, "meta l4proto {number}"),
             Match::DPort(port) => write!(f, "th dport {port}"),
+            Match::SPort(port) => write!(f, "th sport {port}"),
+            Match::DPortBelow(port) => write!(f, "th dport < {port}"),
+            Match::OutCard => f.write_str("oif != 1"),
+            Match::ToLocal => f.write_str("fib daddr type local"),
+            Match::CtOriginal => f.write_str("ct direction original"),
+            Match::CtReply => f.write_str("ct direction reply"),
+            Match::Mark(mark) => write!(f, "meta mark {mark:#010x}"),
+            Match::EtherType(0x0806) => f.write_str("meta protocol arp"),
+            Match::EtherType(number) => write!(f, "meta protocol {number:#06x}"),
+            Match::SAddr(block) => write!(f, "{} saddr {block}", ip(block.addr.is_ipv4())),
             Match::DAddr(block) => write!(f, "{} daddr {block}", ip(block.addr.is_ipv4())),
-            Match::InSet { set, family, ports } => {
-                let key = if *ports { " . meta l4proto . th dport" } else { "" };
-                write!(f, "{} daddr{key} @{set}", ip(*family == Family::V4))
+            Match::InSet { end, set, family, ports } => {
+                let side = match end {
+                    End::Source => 's',
+                    End::Destination => 'd',
+                };
+                let key = if *ports { format!(" . meta l4proto . th {side}port") } else { String::new() };
+                write!(f, "{} {side}addr{key} @{set}", ip(*family == Family::V4))
             }
             Match::CtState(bits) => {
                 let names = [(1, "invalid"), (2, "established"), (4, "related"), (8, "new")];
@@ -279,6 +394,8 @@ impl Display for Statement {
             Statement::Limit { rate, burst } => write!(f, "limit rate {rate}/second burst {burst} packets"),
             Statement::Log { group, prefix } => write!(f, "log prefix \"{prefix}\" group {group}"),
             Statement::Redirect(port) => write!(f, "redirect to :{port}"),
+            Statement::Masquerade(first, last) => write!(f, "masquerade to :{first}-{last}"),
+            Statement::SetMark(mark) => write!(f, "meta mark set {mark:#010x}"),
             Statement::Accept => f.write_str("accept"),
             Statement::Drop => f.write_str("drop"),
             Statement::Return => f.write_str("return"),

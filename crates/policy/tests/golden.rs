@@ -8,14 +8,15 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
+use terok_policy::grants::Grants;
 use terok_policy::live::Live;
-use terok_policy::plan::{HostFacts, Network, Plan, Ports};
+use terok_policy::plan::{HostFacts, Now, Plan, Wiring};
 use terok_policy::profile::Catalog;
 use terok_policy::rule::Proto;
 use terok_policy::{Policy, Query, Verdict, amend, annotation, judge};
 
 const NOW: u64 = 1_000;
-const PORTS: Ports = Ports { dns_udp: 40_001, dns_tcp: 40_002, proxy: 40_003 };
+const WIRING: Wiring = Wiring { dns_udp: 40_001, dns_tcp: 40_002, proxy: 40_003, peers: 0, mark: 1 };
 const RESULTS: [&str; 6] = ["policy", "plan", "ruleset", "error", "verdicts", "amended"];
 
 #[test]
@@ -67,10 +68,14 @@ fn results(case: &Path) -> BTreeMap<&'static str, String> {
     };
     let mut results = BTreeMap::new();
     results.insert("policy", serde_json::to_string_pretty(&policy).unwrap() + "\n");
-    match Plan::new(policy.clone(), HostFacts { network: Network::Sealed, ipv6: true }) {
+    match Plan::new(policy.clone(), HostFacts::sealed(true)) {
         Ok(plan) => {
             results.insert("plan", plan.to_string());
-            results.insert("ruleset", plan.ruleset(PORTS, &live, NOW).to_string());
+            results.insert(
+                "ruleset",
+                plan.ruleset(&WIRING, &Now { live: &live, grants: &Grants::default(), unix: NOW })
+                    .to_string(),
+            );
         }
         Err(error) => {
             results.insert("error", format!("{error}\n"));
@@ -111,6 +116,7 @@ fn verdicts(policy: &Policy, live: &Live, questions: &str) -> String {
         let answer = match verdict {
             Verdict::Allow { rule } => format!("allow   {rule}"),
             Verdict::Down => "allow   the shield is down".to_owned(),
+            Verdict::Learn | Verdict::Operator => unreachable!("not a verdict of the policy here"),
             Verdict::Refuse { reason, rule } => {
                 let reason = serde_json::to_value(reason).unwrap();
                 let rule = rule.map(|rule| format!(": {rule}")).unwrap_or_default();

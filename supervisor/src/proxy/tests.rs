@@ -8,7 +8,7 @@ use std::time::Instant;
 use terok_kernel::statedir::Dir;
 use terok_policy::layout;
 use terok_policy::live::Live;
-use terok_policy::plan::{HostFacts, Network, Ports, SupervisorConfig};
+use terok_policy::plan::{HostFacts, SupervisorConfig, Wiring};
 use terok_policy::policy::{Policy, Source, Sourced};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
@@ -30,8 +30,9 @@ impl Rig {
         let config = SupervisorConfig {
             id: "test".to_owned(),
             policy: Policy { allow: allow.collect(), ..Policy::default() },
-            facts: HostFacts { network: Network::Sealed, ipv6: true },
-            ports: Ports { dns_udp: 1, dns_tcp: 2, proxy: 3 },
+            facts: HostFacts::sealed(true),
+            upstream: None,
+            wiring: Wiring { dns_udp: 1, dns_tcp: 2, proxy: 3, peers: 0, mark: 1 },
             run_dir: dir.path().display().to_string(),
             state_dir: dir.path().display().to_string(),
             fds: Vec::new(),

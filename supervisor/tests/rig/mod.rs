@@ -17,8 +17,9 @@ use std::time::{Duration, Instant};
 use terok_kernel::pidfd::PidFd;
 use terok_kernel::statedir::Dir;
 use terok_kernel::{memfd, nflog, nft, rtnl, socket};
+use terok_policy::grants::Grants;
 use terok_policy::live::Live;
-use terok_policy::plan::{Fd, HostFacts, Network, Plan, Ports, SupervisorConfig};
+use terok_policy::plan::{Fd, HostFacts, Now, Plan, SupervisorConfig, Wiring};
 use terok_policy::policy::{Policy, Source, Sourced};
 use terok_policy::{Rule, layout};
 
@@ -73,7 +74,7 @@ impl Wish {
 struct Inside {
     container: Child,
     netns: File,
-    ports: Ports,
+    wiring: Wiring,
     fds: Vec<(Fd, OwnedFd)>,
     facts: HostFacts,
 }
@@ -113,7 +114,8 @@ impl Rig {
             id: "c1".into(),
             policy,
             facts: inside.facts,
-            ports: inside.ports,
+            wiring: inside.wiring,
+            upstream: None,
             run_dir: run.path().display().to_string(),
             state_dir: state.path().display().to_string(),
             fds: fds.iter().map(|(fd, _)| *fd).chain([Fd::RunDir, Fd::StateDir]).collect(),
@@ -272,9 +274,11 @@ fn inside(policy: Policy, live: &Live) -> Inside {
     let ipv6 = rtnl::Rtnl::open().unwrap().lo_up().unwrap();
     let (udp, tcp) = (socket::udp_loopback(ipv6).unwrap(), socket::tcp_loopback(ipv6).unwrap());
     let proxy = socket::tcp_loopback(ipv6).unwrap();
-    let ports = Ports { dns_udp: udp.port, dns_tcp: tcp.port, proxy: proxy.port };
-    let facts = HostFacts { network: Network::Sealed, ipv6 };
-    let ruleset = Plan::new(policy, facts.clone()).unwrap().ruleset(ports, live, 0);
+    let wiring = Wiring { dns_udp: udp.port, dns_tcp: tcp.port, proxy: proxy.port, peers: 0, mark: 1 };
+    let facts = HostFacts::sealed(ipv6);
+    let ruleset = Plan::new(policy, facts.clone())
+        .unwrap()
+        .ruleset(&wiring, &Now { live, grants: &Grants::default(), unix: 0 });
     let log = nflog::bind(layout::NFLOG_GROUP).unwrap();
     let table = nft::open().unwrap();
     table.load(&ruleset).unwrap();
@@ -289,7 +293,7 @@ fn inside(policy: Policy, live: &Live) -> Inside {
     fds.extend(udp.v6.map(|socket| (Fd::DnsUdp6, socket.into())));
     fds.extend(tcp.v6.map(|socket| (Fd::DnsTcp6, socket.into())));
     fds.extend(proxy.v6.map(|socket| (Fd::Proxy6, socket.into())));
-    Inside { container, netns, ports, fds, facts }
+    Inside { container, netns, wiring, fds, facts }
 }
 
 /// Starts the supervisor with `fds` from 3 on. The shell moves them to their places.

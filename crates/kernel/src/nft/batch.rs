@@ -247,6 +247,7 @@ pub(super) fn hook_number(hook: Hook) -> u32 {
         Hook::Input => libc::NF_INET_LOCAL_IN,
         Hook::Forward => libc::NF_INET_FORWARD,
         Hook::Output => libc::NF_INET_LOCAL_OUT,
+        Hook::Postrouting => libc::NF_INET_POST_ROUTING,
     };
     number as u32
 }

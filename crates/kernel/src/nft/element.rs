@@ -5,8 +5,7 @@ use super::uapi::*;
 use crate::netlink::{Writer, attributes};
 use std::net::IpAddr;
 use std::time::Duration;
-use terok_policy::rule::Proto;
-use terok_policy::ruleset::{Element, Family, Set};
+use terok_policy::ruleset::{Element, Family, Set, Transport};
 
 /// The kernel counts timeouts in ticks of at most 10 ms.
 const TICK: Duration = Duration::from_millis(20);
@@ -180,13 +179,9 @@ fn octets(ip: IpAddr) -> Vec<u8> {
     }
 }
 
-fn concatenated(ip: IpAddr, proto: Proto, port: u16) -> Vec<u8> {
-    let proto = match proto {
-        Proto::Tcp => libc::IPPROTO_TCP,
-        Proto::Udp => libc::IPPROTO_UDP,
-    };
+fn concatenated(ip: IpAddr, proto: Transport, port: u16) -> Vec<u8> {
     let mut key = octets(ip);
-    key.extend([proto as u8, 0, 0, 0]);
+    key.extend([proto.0, 0, 0, 0]);
     key.extend(port.to_be_bytes());
     key.extend([0, 0]);
     key

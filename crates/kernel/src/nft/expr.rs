@@ -68,7 +68,7 @@ fn lower_match(m: &Match, out: &mut Vec<Expr>) {
                 daddr(Family::V6, &ip.octets(), &mask.to_be_bytes(), out);
             }
         },
-        Match::InSet { set, family, ports } => {
+        Match::InSet { set, family, ports, .. } => {
             out.extend(of_family(family));
             let (at, proto, port) = match family {
                 Family::V4 => (DADDR4, NFT_REG32_01, NFT_REG32_02),
@@ -81,6 +81,15 @@ fn lower_match(m: &Match, out: &mut Vec<Expr>) {
             }
             out.push(Expr::Lookup { set: set.to_owned(), sreg: NFT_REG_1 as u32 });
         }
+        Match::SPort(_)
+        | Match::DPortBelow(_)
+        | Match::OutCard
+        | Match::ToLocal
+        | Match::CtOriginal
+        | Match::CtReply
+        | Match::Mark(_)
+        | Match::EtherType(_)
+        | Match::SAddr(_) => todo!(),
         Match::CtState(bits) => out.extend([
             Expr::Ct { key: NFT_CT_STATE as u32, dreg: NFT_REG_1 as u32 },
             masked(&bits.to_ne_bytes()),
@@ -108,6 +117,7 @@ fn lower_statement(s: &Statement, out: &mut Vec<Expr>) {
             out.push(Expr::Value { dreg: NFT_REG_1 as u32, data });
             Expr::Redirect { sreg: NFT_REG_1 as u32 }
         }
+        Statement::Masquerade(..) | Statement::SetMark(_) => todo!(),
         Statement::Accept => Expr::Verdict(NF_ACCEPT),
         Statement::Drop => Expr::Verdict(NF_DROP),
         Statement::Return => Expr::Verdict(NFT_RETURN),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use terok_policy::layout::{NFLOG_GROUP, TABLE};
 use terok_policy::rule::{Cidr, Proto};
 use terok_policy::ruleset::{
-    Chain, ChainKind, Element, Family, Hook, Match, NftRule, Ruleset, Set, Statement,
+    Chain, ChainKind, Element, End, Family, Hook, Match, NftRule, Ruleset, Set, Statement,
 };
 use terok_policy::virt::{V4_POOL, V6_POOL, V6_SELF};
 
@@ -34,7 +34,7 @@ pub fn set(name: &'static str, family: Family, ports: bool, elements: Vec<Elemen
 /// Every address from `first` to `last`, on TCP ports `low` to `high`.
 pub fn tcp(first: &str, last: &str, low: u16, high: u16) -> Element {
     let addr = (first.parse().unwrap(), last.parse().unwrap());
-    Element { addr, ports: Some((Proto::Tcp, low, high)), timeout: None }
+    Element { addr, ports: Some((Proto::Tcp.into(), low, high)), timeout: None }
 }
 
 pub fn addresses(first: &str, last: &str) -> Element {
@@ -99,7 +99,7 @@ fn block(addr: impl Into<IpAddr>, prefix: u8) -> Match {
 }
 
 fn in_sets(name4: &'static str, name6: &'static str, ports: bool) -> [Match; 2] {
-    let of = |set, family| Match::InSet { set, family, ports };
+    let of = |set, family| Match::InSet { end: End::Destination, set, family, ports };
     [of(name4, Family::V4), of(name6, Family::V6)]
 }
 

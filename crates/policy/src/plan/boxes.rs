@@ -77,7 +77,7 @@ fn sweep(family: Family, proto: Proto, mut blocks: Vec<Block<'_>>) -> Vec<Elemen
     }
     let element = |first, last, (from, to)| Element {
         addr: (address(family, first), address(family, last)),
-        ports: Some((proto, from, to)),
+        ports: Some((proto.into(), from, to)),
         timeout: None,
     };
     runs.iter()
@@ -180,7 +180,7 @@ mod tests {
                         });
                         let hits = boxes.iter().filter(|element| {
                             let (first, last) = element.addr;
-                            element.ports.is_some_and(|(p, from, to)| p == proto && (from..=to).contains(&port))
+                            element.ports.is_some_and(|(p, from, to)| p == proto.into() && (from..=to).contains(&port))
                                 && first <= ip && ip <= last
                         });
                         prop_assert_eq!(hits.count(), usize::from(wanted), "{} {} {}", ip, proto, port);

@@ -1,11 +1,11 @@
 //! The chains of a container without a network card: everything allowed is redirected to the supervisor's sockets on
 //! loopback, the rest is refused where it would leave by `lo`.
 
-use super::Ports;
+use super::Wiring;
 use crate::floor;
 use crate::layout::NFLOG_GROUP;
 use crate::rule::Cidr;
-use crate::ruleset::{Chain, ChainKind, Element, Family, Hook, Match, NftRule, Set, Statement};
+use crate::ruleset::{Chain, ChainKind, Element, End, Family, Hook, Match, NftRule, Set, Statement};
 use crate::virt::{V4_POOL, V6_POOL, V6_SELF};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -44,7 +44,7 @@ fn next(ip: IpAddr) -> Option<IpAddr> {
     }
 }
 
-pub(super) fn chains(ports: Ports) -> Vec<Chain> {
+pub(super) fn chains(wiring: &Wiring) -> Vec<Chain> {
     vec![
         Chain {
             name: "nat_out",
@@ -52,7 +52,7 @@ pub(super) fn chains(ports: Ports) -> Vec<Chain> {
             hook: Hook::Output,
             priority: -100,
             drop: false,
-            rules: redirects(ports),
+            rules: redirects(wiring),
         },
         Chain {
             name: "out",
@@ -81,12 +81,12 @@ pub(super) fn chains(ports: Ports) -> Vec<Chain> {
     ]
 }
 
-fn redirects(ports: Ports) -> Vec<NftRule> {
-    let to_proxy = || Statement::Redirect(ports.proxy);
+fn redirects(wiring: &Wiring) -> Vec<NftRule> {
+    let to_proxy = || Statement::Redirect(wiring.proxy);
     let dns = |proto, port| rule([Match::L4Proto(proto), Match::DPort(53)], [Statement::Redirect(port)]);
     let pool =
         |addr: IpAddr, prefix| rule([Match::DAddr(Cidr { addr, prefix }), Match::L4Proto(TCP)], [to_proxy()]);
-    let mut rules = vec![dns(UDP, ports.dns_udp), dns(TCP, ports.dns_tcp)];
+    let mut rules = vec![dns(UDP, wiring.dns_udp), dns(TCP, wiring.dns_tcp)];
     rules.extend(loopback().map(|block| rule([Match::DAddr(block)], [Statement::Return])));
     rules.push(pool(V4_POOL.0.into(), V4_POOL.1));
     rules.push(pool(V6_POOL.0.into(), V6_POOL.1));
@@ -162,6 +162,7 @@ fn loopback() -> impl Iterator<Item = Cidr> {
 fn lookups(sets: [&'static str; 2], ports: bool) -> impl Iterator<Item = Match> {
     let [v4, v6] = sets;
     [(v4, Family::V4), (v6, Family::V6)].into_iter().map(move |(set, family)| Match::InSet {
+        end: End::Destination,
         set,
         family,
         ports,
