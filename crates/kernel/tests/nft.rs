@@ -229,7 +229,12 @@ fn a_table_that_exists_is_refused_and_left_as_it_is() {
 fn a_refused_message_is_named_and_nothing_of_its_transaction_happens() {
     in_netns(|| {
         let mut broken = sealed(PORTS);
-        let lost = Match::InSet { end: terok_policy::ruleset::End::Destination, set: "nowhere", family: Family::V4, ports: true };
+        let lost = Match::InSet {
+            end: terok_policy::ruleset::End::Destination,
+            set: "nowhere",
+            family: Family::V4,
+            ports: true,
+        };
         broken.chains[1].rules[6].matches.push(lost);
         let nft = nft::open().unwrap();
         let error = nft.load(&broken).unwrap_err();
