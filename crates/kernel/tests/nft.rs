@@ -5,6 +5,7 @@ mod support;
 
 use nix::errno::Errno;
 use std::time::{Duration, Instant};
+use support::card::card;
 use support::table::{PORTS, addresses, for_seconds, sealed, set, tcp};
 use support::{has, in_netns, libnftnl, run};
 use terok_kernel::nft::{self, NftError, NftSocket, Object};
@@ -13,6 +14,12 @@ use terok_policy::ruleset::{ChainKind, Element, Family, Hook, Match, NftRule, Ru
 
 /// The same table in nft's language.
 const SEALED: &str = include_str!("sealed.nft");
+const CARD: &str = include_str!("card.nft");
+
+/// Tables of ours, each with the same in nft's language.
+fn tables() -> [(Ruleset, &'static str); 2] {
+    [(sealed(PORTS), SEALED), (card(), CARD)]
+}
 
 fn loaded(ruleset: &Ruleset) -> NftSocket {
     let nft = nft::open().unwrap();
@@ -37,10 +44,9 @@ fn assert_same(ours: &[String], theirs: &[String]) {
 
 #[test]
 fn a_table_loads_and_reads_back_as_it_was_asked_for() {
-    in_netns(|| {
-        let wanted = sealed(PORTS);
-        loaded(&wanted).verify(&wanted).unwrap();
-    });
+    for (wanted, _) in tables() {
+        in_netns(|| loaded(&wanted).verify(&wanted).unwrap());
+    }
 }
 
 #[test]
@@ -53,14 +59,16 @@ fn nft_lists_our_table_as_it_lists_its_own() {
         // How long an element still lives is not what is compared.
         text.lines().map(|line| line.split(" expires ").next().unwrap().to_owned()).collect::<Vec<_>>()
     };
-    in_netns(|| {
-        run("nft", &["-f", "-"], SEALED).unwrap();
-        let theirs = list();
-        run("nft", &["delete", "table", "inet", "terok"], "").unwrap();
-        loaded(&sealed(PORTS));
-        assert_same(&list(), &theirs);
-        assert!(theirs.len() > 80, "{theirs:#?}");
-    });
+    for (ours, text) in tables() {
+        in_netns(|| {
+            run("nft", &["-f", "-"], text).unwrap();
+            let theirs = list();
+            run("nft", &["delete", "table", "inet", "terok"], "").unwrap();
+            loaded(&ours);
+            assert_same(&list(), &theirs);
+            assert!(theirs.len() > 40, "{theirs:#?}");
+        });
+    }
 }
 
 #[test]
@@ -68,19 +76,21 @@ fn libnftnl_reads_our_table_as_it_reads_one_of_nft() {
     if !has("nft") {
         return;
     }
-    in_netns(|| {
-        run("nft", &["-f", "-"], SEALED).unwrap();
-        let mut theirs = libnftnl::dump();
-        // A no-op that nft 1.0 puts between the fields of a concatenation: it swaps the octets of one octet.
-        for register in ["9", "2"] {
-            let swap = format!("  [ byteorder reg {register} = hton(reg {register}, 2, 1) ]\n");
-            theirs.iter_mut().for_each(|rule| *rule = rule.replace(&swap, ""));
-        }
-        run("nft", &["delete", "table", "inet", "terok"], "").unwrap();
-        loaded(&sealed(PORTS));
-        assert_same(&libnftnl::dump(), &theirs);
-        assert!(theirs.iter().any(|rule| rule.contains("lookup reg 1 set deny6")), "{theirs:#?}");
-    });
+    for (ours, text) in tables() {
+        in_netns(|| {
+            run("nft", &["-f", "-"], text).unwrap();
+            let mut theirs = libnftnl::dump();
+            // A no-op that nft 1.0 puts between the fields of a concatenation: it swaps the octets of one octet.
+            for register in ["9", "2"] {
+                let swap = format!("  [ byteorder reg {register} = hton(reg {register}, 2, 1) ]\n");
+                theirs.iter_mut().for_each(|rule| *rule = rule.replace(&swap, ""));
+            }
+            run("nft", &["delete", "table", "inet", "terok"], "").unwrap();
+            loaded(&ours);
+            assert_same(&libnftnl::dump(), &theirs);
+            assert!(theirs.iter().any(|rule| rule.contains("lookup reg 1 set")), "{theirs:#?}");
+        });
+    }
 }
 
 #[test]
@@ -88,17 +98,36 @@ fn a_table_that_nft_loaded_passes_our_comparison() {
     if !has("nft") {
         return;
     }
-    // Without concatenations: nft 1.0 puts a no-op between their fields, which is a difference.
-    let lines = SEALED.lines().filter(|line| !line.contains(". th dport @"));
+    for (wanted, text) in tables() {
+        in_netns(|| {
+            run("nft", &["-f", "-"], &plain(text)).unwrap();
+            nft::open().unwrap().verify(&without_concatenations(wanted)).unwrap();
+        });
+    }
+}
+
+/// Without rules that look up a concatenation: nft 1.0 puts a no-op between its fields, which is a difference.
+fn plain(text: &str) -> String {
+    let lines = text.lines().filter(|line| !(line.contains(". th ") && line.contains("port @")));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Likewise.
+fn without_concatenations(mut ruleset: Ruleset) -> Ruleset {
     let concatenated = |m: &Match| matches!(m, Match::InSet { ports: true, .. });
-    in_netns(|| {
-        run("nft", &["-f", "-"], &lines.collect::<Vec<_>>().join("\n")).unwrap();
-        let mut wanted = sealed(PORTS);
-        for chain in &mut wanted.chains {
-            chain.rules.retain(|rule| !rule.matches.iter().any(concatenated));
-        }
-        nft::open().unwrap().verify(&wanted).unwrap();
-    });
+    for chain in &mut ruleset.chains {
+        chain.rules.retain(|rule| !rule.matches.iter().any(concatenated));
+    }
+    ruleset
+}
+
+/// Loads `text` with one thing replaced, which must be found to differ.
+fn replaced(text: &str, from: &str, to: &str, wanted: &Ruleset) {
+    assert!(text.contains(from), "{from}");
+    run("nft", &["-f", "-"], &text.replace(from, to)).unwrap();
+    let found = difference(&nft::open().unwrap(), wanted);
+    assert!(found.starts_with("rule "), "{to}: {found}");
+    run("nft", &["delete", "table", "inet", "terok"], "").unwrap();
 }
 
 #[test]
@@ -202,10 +231,25 @@ fn a_rule_turned_round_is_not_the_same_rule() {
             ("ct state & established != 0 accept", "ct state & established == 0 accept"),
             ("tcp dport 53 redirect to :1054", "tcp sport 53 redirect to :1054"),
         ] {
-            assert!(SEALED.contains(from), "{from}");
-            run("nft", &["-f", "-"], &SEALED.replace(from, to)).unwrap();
-            difference(&nft::open().unwrap(), &wanted);
-            run("nft", &["delete", "table", "inet", "terok"], "").unwrap();
+            replaced(SEALED, from, to, &wanted);
+        }
+        let wanted = without_concatenations(card());
+        let text = plain(CARD);
+        for (from, to) in [
+            ("fib daddr type local accept", "fib saddr type local accept"),
+            ("fib daddr type local accept", "fib daddr type != local accept"),
+            ("ip saddr 10.1.2.3", "ip daddr 10.1.2.3"),
+            ("th sport 5353", "th dport 5353"),
+            ("th dport < 61000", "th dport <= 61000"),
+            ("ct direction original", "ct direction reply"),
+            ("meta mark set 0x12345678", "ct mark set 0x12345678"),
+            ("meta mark 0x12345678 accept", "meta mark != 0x12345678 accept"),
+            ("masquerade to :61000-65535", "masquerade to :1024-65535"),
+            ("masquerade to :61000-65535", "masquerade to :61000-65535 random"),
+            ("ip saddr @near4", "ip daddr @near4"),
+            ("meta oif != 1 meta l4proto udp", "meta iif != 1 meta l4proto udp"),
+        ] {
+            replaced(&text, from, to, &wanted);
         }
     });
 }

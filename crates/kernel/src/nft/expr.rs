@@ -3,28 +3,33 @@
 use super::uapi::*;
 use crate::netlink::{Attribute, Writer, attributes};
 use libc::{
-    NF_ACCEPT, NF_DROP, NFT_CMP_EQ, NFT_CMP_NEQ, NFT_CT_STATE, NFT_META_IIF, NFT_META_L4PROTO,
-    NFT_META_NFPROTO, NFT_META_OIF, NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_TRANSPORT_HEADER, NFT_REG_1,
-    NFT_REG_2, NFT_REG_VERDICT, NFT_REG32_01, NFT_REG32_02, NFT_REG32_05, NFT_REJECT_ICMPX_ADMIN_PROHIBITED,
-    NFT_REJECT_ICMPX_UNREACH, NFT_REJECT_TCP_RST, NFT_RETURN,
+    NF_ACCEPT, NF_DROP, NFT_CMP_EQ, NFT_CMP_LT, NFT_CMP_NEQ, NFT_CT_DIRECTION, NFT_CT_STATE, NFT_META_IIF,
+    NFT_META_L4PROTO, NFT_META_MARK, NFT_META_NFPROTO, NFT_META_OIF, NFT_META_PROTOCOL,
+    NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_TRANSPORT_HEADER, NFT_REG_1, NFT_REG_2, NFT_REG_VERDICT,
+    NFT_REG32_01, NFT_REG32_02, NFT_REG32_05, NFT_REJECT_ICMPX_ADMIN_PROHIBITED, NFT_REJECT_ICMPX_UNREACH,
+    NFT_REJECT_TCP_RST, NFT_RETURN,
 };
 use std::net::IpAddr;
-use terok_policy::ruleset::{Family, Match, NftRule, Statement};
+use terok_policy::rule::Cidr;
+use terok_policy::ruleset::{End, Family, Match, NftRule, Statement};
 
 /// `lo` has this index in every network namespace.
 const LO: u32 = 1;
-/// Position and length of the destination address in the IP header.
-const DADDR4: (u32, u32) = (16, 4);
-const DADDR6: (u32, u32) = (24, 16);
-/// Position and length of the destination port in the TCP and UDP header.
-const DPORT: (u32, u32) = (2, 2);
+/// `enum ip_conntrack_dir`
+const ORIGINAL: u8 = 0;
+const REPLY: u8 = 1;
+
+/// Position and length of a field in a header.
+type Field = (u32, u32);
 
 /// An expression of nf_tables. What a rule of ours never has reads back as [`Expr::Other`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Expr {
     Meta { key: u32, dreg: u32 },
+    SetMeta { key: u32, sreg: u32 },
+    Fib { result: u32, flags: u32, dreg: u32 },
     Ct { key: u32, dreg: u32 },
-    Payload { base: u32, at: (u32, u32), dreg: u32 },
+    Payload { base: u32, at: Field, dreg: u32 },
     Cmp { op: u32, sreg: u32, data: Vec<u8> },
     Bitwise { sreg: u32, dreg: u32, mask: Vec<u8>, xor: Vec<u8> },
     Lookup { set: String, sreg: u32 },
@@ -34,6 +39,7 @@ pub(super) enum Expr {
     Limit { rate: u64, unit: u64, burst: u32 },
     Log { group: u16, prefix: String },
     Redirect { sreg: u32 },
+    Masquerade { min: u32, max: u32 },
     Reject { kind: u32, code: Option<u8> },
     Other(String),
 }
@@ -53,54 +59,52 @@ pub(super) fn lower(rule: &NftRule) -> Vec<Expr> {
 fn lower_match(m: &Match, out: &mut Vec<Expr>) {
     match *m {
         Match::OutLo => out.extend([meta(NFT_META_OIF), equal(&LO.to_ne_bytes())]),
+        Match::OutCard => out.extend([meta(NFT_META_OIF), compare(NFT_CMP_NEQ, &LO.to_ne_bytes())]),
         Match::InLo => out.extend([meta(NFT_META_IIF), equal(&LO.to_ne_bytes())]),
+        Match::ToLocal => out.extend([
+            Expr::Fib { result: NFT_FIB_RESULT_ADDRTYPE, flags: NFTA_FIB_F_DADDR, dreg: NFT_REG_1 as u32 },
+            equal(&u32::from(libc::RTN_LOCAL).to_ne_bytes()),
+        ]),
+        Match::Mark(mark) => out.extend([meta(NFT_META_MARK), equal(&mark.to_ne_bytes())]),
+        Match::EtherType(number) => out.extend([meta(NFT_META_PROTOCOL), equal(&number.to_be_bytes())]),
         Match::L4Proto(proto) => out.extend([meta(NFT_META_L4PROTO), equal(&[proto])]),
-        Match::DPort(port) => {
-            out.extend([payload(NFT_PAYLOAD_TRANSPORT_HEADER, DPORT, NFT_REG_1), equal(&port.to_be_bytes())])
+        Match::SPort(number) => {
+            out.extend([transport(port(End::Source)), equal(&number.to_be_bytes())]);
         }
-        Match::DAddr(cidr) => match cidr.addr {
-            IpAddr::V4(ip) => {
-                let mask = u32::MAX.checked_shl(32u32.saturating_sub(cidr.prefix.into())).unwrap_or(0);
-                daddr(Family::V4, &ip.octets(), &mask.to_be_bytes(), out);
-            }
-            IpAddr::V6(ip) => {
-                let mask = u128::MAX.checked_shl(128u32.saturating_sub(cidr.prefix.into())).unwrap_or(0);
-                daddr(Family::V6, &ip.octets(), &mask.to_be_bytes(), out);
-            }
-        },
-        Match::InSet { set, family, ports, .. } => {
+        Match::DPort(number) => {
+            out.extend([transport(port(End::Destination)), equal(&number.to_be_bytes())]);
+        }
+        Match::DPortBelow(number) => {
+            out.extend([transport(port(End::Destination)), compare(NFT_CMP_LT, &number.to_be_bytes())]);
+        }
+        Match::SAddr(cidr) => in_block(End::Source, cidr, out),
+        Match::DAddr(cidr) => in_block(End::Destination, cidr, out),
+        Match::InSet { end, set, family, ports } => {
             out.extend(of_family(family));
-            let (at, proto, port) = match family {
-                Family::V4 => (DADDR4, NFT_REG32_01, NFT_REG32_02),
-                Family::V6 => (DADDR6, NFT_REG_2, NFT_REG32_05),
+            let (proto, number) = match family {
+                Family::V4 => (NFT_REG32_01, NFT_REG32_02),
+                Family::V6 => (NFT_REG_2, NFT_REG32_05),
             };
-            out.push(payload(NFT_PAYLOAD_NETWORK_HEADER, at, NFT_REG_1));
+            out.push(payload(NFT_PAYLOAD_NETWORK_HEADER, address(end, family), NFT_REG_1));
             if ports {
                 out.push(Expr::Meta { key: NFT_META_L4PROTO as u32, dreg: proto as u32 });
-                out.push(payload(NFT_PAYLOAD_TRANSPORT_HEADER, DPORT, port));
+                out.push(payload(NFT_PAYLOAD_TRANSPORT_HEADER, port(end), number));
             }
             out.push(Expr::Lookup { set: set.to_owned(), sreg: NFT_REG_1 as u32 });
         }
-        Match::SPort(_)
-        | Match::DPortBelow(_)
-        | Match::OutCard
-        | Match::ToLocal
-        | Match::CtOriginal
-        | Match::CtReply
-        | Match::Mark(_)
-        | Match::EtherType(_)
-        | Match::SAddr(_) => todo!(),
         Match::CtState(bits) => out.extend([
             Expr::Ct { key: NFT_CT_STATE as u32, dreg: NFT_REG_1 as u32 },
             masked(&bits.to_ne_bytes()),
             compare(NFT_CMP_NEQ, &[0; 4]),
         ]),
+        Match::CtOriginal => out.extend(direction(ORIGINAL)),
+        Match::CtReply => out.extend(direction(REPLY)),
         Match::Icmp6Type(kind) => {
             out.extend(of_family(Family::V6));
             out.extend([
                 meta(NFT_META_L4PROTO),
                 equal(&[libc::IPPROTO_ICMPV6 as u8]),
-                payload(NFT_PAYLOAD_TRANSPORT_HEADER, (0, 1), NFT_REG_1),
+                transport((0, 1)),
                 equal(&[kind]),
             ]);
         }
@@ -117,7 +121,17 @@ fn lower_statement(s: &Statement, out: &mut Vec<Expr>) {
             out.push(Expr::Value { dreg: NFT_REG_1 as u32, data });
             Expr::Redirect { sreg: NFT_REG_1 as u32 }
         }
-        Statement::Masquerade(..) | Statement::SetMark(_) => todo!(),
+        Statement::Masquerade(first, last) => {
+            let (min, max) = (NFT_REG_1 as u32, NFT_REG_2 as u32);
+            out.push(Expr::Value { dreg: min, data: first.to_be_bytes().to_vec() });
+            out.push(Expr::Value { dreg: max, data: last.to_be_bytes().to_vec() });
+            Expr::Masquerade { min, max }
+        }
+        Statement::SetMark(mark) => {
+            let sreg = NFT_REG_1 as u32;
+            out.push(Expr::Value { dreg: sreg, data: mark.to_ne_bytes().to_vec() });
+            Expr::SetMeta { key: NFT_META_MARK as u32, sreg }
+        }
         Statement::Accept => Expr::Verdict(NF_ACCEPT),
         Statement::Drop => Expr::Verdict(NF_DROP),
         Statement::Return => Expr::Verdict(NFT_RETURN),
@@ -139,27 +153,59 @@ fn of_family(family: Family) -> [Expr; 2] {
     [meta(NFT_META_NFPROTO), equal(&[number as u8])]
 }
 
-fn daddr(family: Family, address: &[u8], mask: &[u8], out: &mut Vec<Expr>) {
+fn in_block(end: End, block: Cidr, out: &mut Vec<Expr>) {
+    let (family, octets, mask) = match block.addr {
+        IpAddr::V4(ip) => {
+            let mask = u32::MAX.checked_shl(32u32.saturating_sub(block.prefix.into())).unwrap_or(0);
+            (Family::V4, ip.octets().to_vec(), mask.to_be_bytes().to_vec())
+        }
+        IpAddr::V6(ip) => {
+            let mask = u128::MAX.checked_shl(128u32.saturating_sub(block.prefix.into())).unwrap_or(0);
+            (Family::V6, ip.octets().to_vec(), mask.to_be_bytes().to_vec())
+        }
+    };
     out.extend(of_family(family));
     if mask.iter().all(|b| *b == 0) {
         return;
     }
-    let at = match family {
-        Family::V4 => DADDR4,
-        Family::V6 => DADDR6,
-    };
-    out.push(payload(NFT_PAYLOAD_NETWORK_HEADER, at, NFT_REG_1));
+    out.push(payload(NFT_PAYLOAD_NETWORK_HEADER, address(end, family), NFT_REG_1));
     if mask.iter().any(|b| *b != 0xff) {
-        out.push(masked(mask));
+        out.push(masked(&mask));
     }
-    out.push(equal(address));
+    out.push(equal(&octets));
+}
+
+fn direction(wanted: u8) -> [Expr; 2] {
+    [Expr::Ct { key: NFT_CT_DIRECTION as u32, dreg: NFT_REG_1 as u32 }, equal(&[wanted])]
+}
+
+/// An address in the IP header.
+fn address(end: End, family: Family) -> Field {
+    match (end, family) {
+        (End::Source, Family::V4) => (12, 4),
+        (End::Destination, Family::V4) => (16, 4),
+        (End::Source, Family::V6) => (8, 16),
+        (End::Destination, Family::V6) => (24, 16),
+    }
+}
+
+/// A port in the TCP and UDP header.
+fn port(end: End) -> Field {
+    match end {
+        End::Source => (0, 2),
+        End::Destination => (2, 2),
+    }
 }
 
 fn meta(key: i32) -> Expr {
     Expr::Meta { key: key as u32, dreg: NFT_REG_1 as u32 }
 }
 
-fn payload(base: i32, at: (u32, u32), dreg: i32) -> Expr {
+fn transport(at: Field) -> Expr {
+    payload(NFT_PAYLOAD_TRANSPORT_HEADER, at, NFT_REG_1)
+}
+
+fn payload(base: i32, at: Field, dreg: i32) -> Expr {
     Expr::Payload { base: base as u32, at, dreg: dreg as u32 }
 }
 
@@ -198,7 +244,8 @@ pub(super) fn read(list: &[u8]) -> Vec<Expr> {
 impl Expr {
     fn name(&self) -> &str {
         match self {
-            Self::Meta { .. } => "meta",
+            Self::Meta { .. } | Self::SetMeta { .. } => "meta",
+            Self::Fib { .. } => "fib",
             Self::Ct { .. } => "ct",
             Self::Payload { .. } => "payload",
             Self::Cmp { .. } => "cmp",
@@ -209,6 +256,7 @@ impl Expr {
             Self::Limit { .. } => "limit",
             Self::Log { .. } => "log",
             Self::Redirect { .. } => "redir",
+            Self::Masquerade { .. } => "masq",
             Self::Reject { .. } => "reject",
             Self::Other(name) => name,
         }
@@ -220,6 +268,15 @@ impl Expr {
             Self::Meta { key, dreg } => {
                 w.be32(NFTA_META_KEY, *key);
                 w.be32(NFTA_META_DREG, *dreg);
+            }
+            Self::SetMeta { key, sreg } => {
+                w.be32(NFTA_META_KEY, *key);
+                w.be32(NFTA_META_SREG, *sreg);
+            }
+            Self::Fib { result, flags, dreg } => {
+                w.be32(NFTA_FIB_FLAGS, *flags);
+                w.be32(NFTA_FIB_RESULT, *result);
+                w.be32(NFTA_FIB_DREG, *dreg);
             }
             Self::Ct { key, dreg } => {
                 w.be32(NFTA_CT_KEY, *key);
@@ -271,6 +328,11 @@ impl Expr {
                 w.be32(NFTA_REDIR_REG_PROTO_MIN, *sreg);
                 w.be32(NFTA_REDIR_FLAGS, NF_NAT_RANGE_PROTO_SPECIFIED);
             }
+            Self::Masquerade { min, max } => {
+                w.be32(NFTA_MASQ_FLAGS, NF_NAT_RANGE_PROTO_SPECIFIED);
+                w.be32(NFTA_MASQ_REG_PROTO_MIN, *min);
+                w.be32(NFTA_MASQ_REG_PROTO_MAX, *max);
+            }
             Self::Reject { kind, code } => {
                 w.be32(NFTA_REJECT_TYPE, *kind);
                 if let Some(code) = code {
@@ -293,6 +355,18 @@ impl Expr {
         let u32_of = |kind| f.get(kind)?.be32();
         let bytes_of = |kind| f.data(kind, NFTA_DATA_VALUE).map(<[u8]>::to_vec);
         let (expr, known): (_, &[u16]) = match name {
+            "meta" if f.get(NFTA_META_SREG).is_some() => (
+                Self::SetMeta { key: u32_of(NFTA_META_KEY)?, sreg: u32_of(NFTA_META_SREG)? },
+                &[NFTA_META_KEY, NFTA_META_SREG],
+            ),
+            "fib" => (
+                Self::Fib {
+                    result: u32_of(NFTA_FIB_RESULT)?,
+                    flags: u32_of(NFTA_FIB_FLAGS)?,
+                    dreg: u32_of(NFTA_FIB_DREG)?,
+                },
+                &[NFTA_FIB_RESULT, NFTA_FIB_FLAGS, NFTA_FIB_DREG],
+            ),
             "meta" => (
                 Self::Meta { key: u32_of(NFTA_META_KEY)?, dreg: u32_of(NFTA_META_DREG)? },
                 &[NFTA_META_KEY, NFTA_META_DREG],
@@ -403,6 +477,18 @@ impl Expr {
                 (
                     Self::Redirect { sreg },
                     &[NFTA_REDIR_REG_PROTO_MIN, NFTA_REDIR_REG_PROTO_MAX, NFTA_REDIR_FLAGS],
+                )
+            }
+            "masq" => {
+                if u32_of(NFTA_MASQ_FLAGS)? != NF_NAT_RANGE_PROTO_SPECIFIED {
+                    return None;
+                }
+                (
+                    Self::Masquerade {
+                        min: u32_of(NFTA_MASQ_REG_PROTO_MIN)?,
+                        max: u32_of(NFTA_MASQ_REG_PROTO_MAX)?,
+                    },
+                    &[NFTA_MASQ_FLAGS, NFTA_MASQ_REG_PROTO_MIN, NFTA_MASQ_REG_PROTO_MAX],
                 )
             }
             "reject" => {

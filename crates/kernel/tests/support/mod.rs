@@ -2,6 +2,7 @@
 //! unless `TEROK_TEST_REQUIRE` (words separated by commas) names what it lacks.
 #![allow(dead_code, unreachable_pub, reason = "every test binary uses a part")]
 
+pub mod card;
 pub mod libnftnl;
 pub mod table;
 
