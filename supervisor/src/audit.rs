@@ -129,6 +129,11 @@ impl Audit {
         self.watchers.subscribe()
     }
 
+    /// How many receive the lines now.
+    pub(crate) fn subscribers(&self) -> usize {
+        self.watchers.receiver_count()
+    }
+
     /// Connections and names allowed since the worker's start.
     pub(crate) fn allowed(&self) -> u64 {
         self.allowed.get()

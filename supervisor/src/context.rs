@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 use terok_kernel::statedir::Dir;
+use terok_policy::judge::Reason;
 use terok_policy::layout;
 use terok_policy::live::Live;
 use terok_policy::plan::SupervisorConfig;
@@ -73,6 +74,22 @@ impl Context {
         self.state_dir.write(layout::LIVE, &text).map_err(io::Error::other)
     }
 
+    /// How many subscribers could give a verdict on a connection that waits.
+    pub(crate) fn listeners(&self) -> usize {
+        self.audit.subscribers()
+    }
+
+    /// Whether what was refused with `verdict` waits for an operator's word instead (`terok.shield.hold`): no rule speaks
+    /// of it, and somebody listens. The host's own ports and terok's own names are a matter of rules alone.
+    pub(crate) fn holds(&self, query: &Query<'_>, verdict: &Verdict) -> bool {
+        let outside = match query {
+            Query::Resolve(name) | Query::Name { name, .. } => !name.is_internal(),
+            Query::Literal { .. } => true,
+            Query::Host { .. } => false,
+        };
+        self.config.policy.hold > 0 && outside && is_open_question(verdict) && self.listeners() > 0
+    }
+
     /// Cuts every connection that would be refused now (E1); returns how many.
     pub(crate) fn recheck(&self) -> u64 {
         self.flows.recheck(|query| self.judge(query)) as u64
@@ -85,6 +102,11 @@ impl Context {
         let peer = terok_kernel::socket::peer(stream);
         matches!((own, peer), (Ok(own), Ok(peer)) if own.uid() == peer.uid)
     }
+}
+
+/// Whether no rule decided: neither an allow nor a deny, nor the floor.
+pub(crate) fn is_open_question(verdict: &Verdict) -> bool {
+    matches!(verdict, Verdict::Refuse { reason: Reason::Unlisted | Reason::PortUnlisted, rule: None })
 }
 
 /// Seconds since the Unix epoch; 0 on a clock before it.
