@@ -1,9 +1,10 @@
 //! What the worker's tasks share. One thread: `Rc<Context>`, no lock.
 
-use crate::audit::Audit;
+use crate::audit::{Audit, Facts as _, event};
 use crate::flows::Flows;
 use crate::names::NameTable;
-use std::cell::{Ref, RefCell};
+use crate::parent_link::{News, ParentLink};
+use std::cell::{Cell, Ref, RefCell};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -12,9 +13,10 @@ use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 use terok_kernel::statedir::Dir;
 use terok_policy::judge::Reason;
+use terok_policy::audit::Kind;
 use terok_policy::layout;
 use terok_policy::live::Live;
-use terok_policy::plan::SupervisorConfig;
+use terok_policy::plan::{Card, SupervisorConfig};
 use terok_policy::{Query, Shield, Verdict};
 
 /// Everything the worker's tasks share.
@@ -31,7 +33,12 @@ pub(crate) struct Context {
     pub(crate) run_dir: Dir,
     /// The container's state folder.
     pub(crate) state_dir: Dir,
+    /// What only the parent may do: [`ParentLink::grant`], [`ParentLink::apply`].
+    pub(crate) parent: ParentLink,
     live: RefCell<Live>,
+    cards: RefCell<Vec<Card>>,
+    tampered: RefCell<Option<String>>,
+    cut_off: Cell<bool>,
 }
 
 impl Context {
@@ -43,9 +50,21 @@ impl Context {
         live: Live,
         run_dir: Dir,
         state_dir: Dir,
+        parent: ParentLink,
     ) -> Rc<Self> {
-        let flows = Flows::default();
-        Rc::new(Context { config, audit, names, flows, run_dir, state_dir, live: RefCell::new(live) })
+        Rc::new(Context {
+            cards: RefCell::new(config.facts.cards.clone()),
+            config,
+            audit,
+            names,
+            flows: Flows::default(),
+            run_dir,
+            state_dir,
+            parent,
+            live: RefCell::new(live),
+            tampered: RefCell::default(),
+            cut_off: Cell::new(false),
+        })
     }
 
     /// The verdict now: policy, live rules and the shield's state (which may have timed out a moment ago).
@@ -53,8 +72,11 @@ impl Context {
         terok_policy::judge(&self.config.policy, &self.live.borrow(), self.shield(), query)
     }
 
-    /// The shield's state now.
+    /// The shield's state now. A container that was cut off stays blocked whatever an operator says, until it is started again.
     pub(crate) fn shield(&self) -> Shield {
+        if self.cut_off.get() {
+            return Shield::Block;
+        }
         self.live.borrow().shield(self.config.policy.shield, unix_seconds())
     }
 
@@ -95,6 +117,33 @@ impl Context {
         self.flows.recheck(|query| self.judge(query)) as u64
     }
 
+    /// The container's cards now; not to be held across an await.
+    pub(crate) fn cards(&self) -> Ref<'_, Vec<Card>> {
+        self.cards.borrow()
+    }
+
+    /// How somebody else changed the container's tables, where that was found.
+    pub(crate) fn tampered(&self) -> Option<String> {
+        self.tampered.borrow().clone()
+    }
+
+    /// Takes note of what the parent says unasked.
+    pub(crate) fn hear(&self, news: News) {
+        match news {
+            News::Cards(cards) => {
+                self.audit.note(event(Kind::Lifecycle, "cards", names_of(&cards)));
+                self.cards.replace(cards);
+            }
+            News::Tampered { what, cut } => {
+                self.cut_off.set(cut);
+                let cuts = if cut { self.recheck() } else { 0 };
+                let line = event(Kind::Lifecycle, "tampered", "").with("difference", what.as_str());
+                self.audit.note(line.with("cut-off", cut).with("cut", cuts));
+                self.tampered.replace(Some(what));
+            }
+        }
+    }
+
     /// Whether the user this supervisor runs as is who connected to the control socket.
     pub(crate) fn is_owner(&self, stream: impl AsFd) -> bool {
         let own =
@@ -107,6 +156,10 @@ impl Context {
 /// Whether no rule decided: neither an allow nor a deny, nor the floor.
 pub(crate) fn is_open_question(verdict: &Verdict) -> bool {
     matches!(verdict, Verdict::Refuse { reason: Reason::Unlisted | Reason::PortUnlisted, rule: None })
+}
+
+fn names_of(cards: &[Card]) -> String {
+    cards.iter().map(|card| card.name.as_str()).collect::<Vec<_>>().join(" ")
 }
 
 /// Seconds since the Unix epoch; 0 on a clock before it.

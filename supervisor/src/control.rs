@@ -224,7 +224,7 @@ impl Desk {
             allowed: context.audit.allowed(),
             refused: context.audit.refused(),
             waiting: Vec::new(),
-            tampered: None,
+            tampered: context.tampered(),
             restarts: self.restarts,
             confinement: self.confinement.clone(),
         }

@@ -4,7 +4,7 @@
 use crate::audit::{AuditError, Facts as _, event};
 use crate::context::{Context, unix_seconds};
 use crate::names::NameTableError;
-use crate::parent_link::{ParentLink, RefusedByParent};
+use crate::parent_link::RefusedByParent;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -25,7 +25,6 @@ const LONGEST_DOWN: u64 = 366 * 24 * 3600;
 /// Changes, one at a time.
 pub(crate) struct Operator {
     context: Rc<Context>,
-    parent: ParentLink,
     turn: Mutex<()>,
     /// The end of a lowered shield may have moved.
     timer: Notify,
@@ -90,20 +89,15 @@ pub(crate) enum Obstacle {
 }
 
 impl Operator {
-    /// Changes go through `parent` into the kernel.
-    pub(crate) fn new(context: Rc<Context>, parent: ParentLink) -> Rc<Self> {
-        Rc::new(Operator { context, parent, turn: Mutex::new(()), timer: Notify::new() })
+    /// Changes go through the context's parent into the kernel.
+    pub(crate) fn new(context: Rc<Context>) -> Rc<Self> {
+        Rc::new(Operator { context, turn: Mutex::new(()), timer: Notify::new() })
     }
 
     /// Puts the kernel's sets in agreement with what is in force: after a crash they may lag behind the disk.
     pub(crate) async fn reconcile(&self) -> Result<(), RefusedByParent> {
         let _turn = self.turn.lock().await;
-        self.parent.apply().await
-    }
-
-    /// Tells the parent that every service answers.
-    pub(crate) async fn ready(&self) -> io::Result<()> {
-        self.parent.ready().await
+        self.context.parent.apply().await
     }
 
     /// Has the kernel's sets changed where `live` asks for other ones than `before`; names are not in them.
@@ -115,7 +109,7 @@ impl Operator {
         if before.until == live.until && sets(before) == sets(live) {
             return Ok(());
         }
-        self.parent.apply().await
+        self.context.parent.apply().await
     }
 
     /// Makes `change`. A change that closes is in force at the proxy whatever stands in its way; one that opens is
@@ -176,7 +170,7 @@ impl Operator {
         // From `until` on the state is up whatever happens here; the kernel's elements have ended by themselves.
         let kept = self.context.keep(&live);
         self.context.set_live(live);
-        let loaded = self.parent.apply().await;
+        let loaded = self.context.parent.apply().await;
         let cut = self.context.recheck();
         let mut line = event(Kind::Control, "state", "up").with("by", "timer").with("cut", cut);
         if let Some(error) = kept.err().map(|e| e.to_string()).or(loaded.err().map(|e| e.to_string())) {

@@ -2,11 +2,11 @@
 //! clears up when the container has ended (L4). One thread, no runtime, and no byte from the container is ever read here.
 
 use crate::inherit::{BirthError, Inherited};
-use crate::parent_link::{APPLY, DONE, LONGEST, READY};
+use crate::parent_link::{Ask, LONGEST_QUESTION, Question, Told};
 use crate::remains;
 use anyhow::{Context as _, bail};
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -140,7 +140,9 @@ impl Parent {
         let child = self
             .program
             .spawn(&["worker", &self.restarts.to_string(), &self.owner.to_string(), why], &fds)?;
-        Ok(Worker { child, link: UnixDatagram::from(ours), born: Instant::now() })
+        let link = UnixDatagram::from(ours);
+        link.set_nonblocking(true)?;
+        Ok(Worker { child, link, born: Instant::now() })
     }
 
     /// Answers the worker until it ends (how) or the container does (`None`).
@@ -166,29 +168,40 @@ impl Parent {
 
     /// Answers one message; `false` when the worker has closed its end.
     fn answer(&mut self, worker: &Worker) -> anyhow::Result<bool> {
-        let mut word = [0; LONGEST];
-        // A worker that dies with an answer unread resets the line: closed, like one that just dies.
-        let Ok(length) = worker.link.recv(&mut word) else { return Ok(false) };
-        match &word[..length] {
-            b"" => return Ok(false),
-            READY => {
+        let mut message = [0; LONGEST_QUESTION];
+        let length = match worker.link.recv(&mut message) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(true),
+            // A worker that dies with an answer unread resets the line: closed, like one that just dies.
+            Ok(0) | Err(_) => return Ok(false),
+            Ok(length) => length,
+        };
+        let Ok(Question { number, ask }) = serde_json::from_slice(&message[..length]) else {
+            // Nothing else is said by a worker of ours; one that was taken over is not humoured.
+            worker.child.kill()?;
+            return Ok(true);
+        };
+        let done = match ask {
+            Ask::Ready => {
                 if let Some(ready) = self.ready.take() {
                     // A hook that waits no more has refused the start, and the container's end will follow.
                     let _ = File::from(ready).write_all(b"1");
                 }
+                return Ok(true);
             }
-            APPLY => {
-                let answer = match self.apply() {
-                    Ok(()) => DONE.to_vec(),
-                    Err(error) => format!("{error:#}").into_bytes(),
-                };
-                // A worker that died meanwhile is seen by its pidfd.
-                let _ = worker.link.send(&answer[..answer.len().min(LONGEST)]);
-            }
-            // Nothing else is said by a worker of ours; one that was taken over is not humoured.
-            _ => worker.child.kill()?,
-        }
+            Ask::Apply => self.apply().map(|()| Vec::new()),
+            Ask::Grant { .. } => Err(anyhow::anyhow!("nothing is granted to a container without a card")),
+        };
+        self.tell(worker, &Told::Answer { number, done: done.map_err(|error| format!("{error:#}")) })?;
         Ok(true)
+    }
+
+    /// Says something to the worker, without ever waiting for it: one that does not read would stop the parent's watch.
+    fn tell(&self, worker: &Worker, told: &Told) -> anyhow::Result<()> {
+        match worker.link.send(&serde_json::to_vec(told)?) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(worker.child.kill()?),
+            // One that died meanwhile is seen by its pidfd.
+            _ => Ok(()),
+        }
     }
 
     /// Loads what the operator's file says into the kernel's sets: the worker names no set and no element.

@@ -91,11 +91,13 @@ async fn serve(
         Target::Name(name) => Some(name),
         _ => None,
     }))?;
-    let context = Context::new(config, audit, names, live, run_dir, state_dir);
-    announce(turn, &context, &confinement)?;
-
     let link = ParentLink::new(inherited.take_link()?)?;
-    let operator = Operator::new(context.clone(), link);
+    let context = Context::new(config, audit, names, live, run_dir, state_dir, link);
+    announce(turn, &context, &confinement)?;
+    let told = context.clone();
+    tokio::task::spawn_local(async move { told.parent.listen(|news| told.hear(news)).await });
+
+    let operator = Operator::new(context.clone());
     if turn.restarts > 0 {
         // The one before may have died between the disk and the kernel.
         if let Err(error) = operator.reconcile().await {
@@ -117,7 +119,7 @@ async fn serve(
 
     context.audit.record(event(Kind::Lifecycle, "ready", ""))?;
     // A parent that is gone cannot be told; what is served is served all the same.
-    let _ = operator.ready().await;
+    let _ = context.parent.ready().await;
     tokio::select! {
         _ = container.readable() => {}
         _ = tasks.join_next() => bail!("a service ended"),
