@@ -40,7 +40,8 @@ impl Rig {
         };
         let audit = Audit::open(LogFile::open(&state()).unwrap()).unwrap();
         let names = NameTable::open(open_file(&state(), layout::NAMES).unwrap()).unwrap();
-        let context = Context::new(config, audit, names, Live::default(), state(), state(), ParentLink::alone());
+        let context =
+            Context::new(config, audit, names, Live::default(), state(), state(), ParentLink::alone());
         std::fs::write(dir.path().join("hosts"), hosts).unwrap();
         std::fs::write(dir.path().join("resolv.conf"), "nameserver 127.0.0.1\n").unwrap();
         // Nobody answers on port 1, and the kernel says so at once.
