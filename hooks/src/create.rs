@@ -66,6 +66,7 @@ fn protect(state: &State, ours: &Annotations, place: &Place, folder: &Dir) -> Re
         labels: policy.labels.clone(),
         network: Some(inside.facts.network),
         netns: None,
+        policy: String::new(),
         served_by: None,
     };
     let base = place.runtime()?;
@@ -137,6 +138,7 @@ mod tests {
             labels: Default::default(),
             network: None,
             netns: None,
+            policy: String::new(),
             served_by: None,
         }
     }

@@ -28,6 +28,9 @@ pub struct Container {
     /// Device and inode of its network namespace, `[dev, ino]`: members of one pod have the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netns: Option<(u64, u64)>,
+    /// [`crate::Policy::digest`] of what is enforced there.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub policy: String,
     /// Id of the container whose supervisor serves this one as well: they share a network namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub served_by: Option<String>,

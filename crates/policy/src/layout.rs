@@ -21,8 +21,10 @@ pub const PROFILES_SYSTEM: &str = "/etc/terok/profiles";
 pub const CONFIG_USER: &str = ".config/terok/config.toml";
 /// The machine's settings.
 pub const CONFIG_SYSTEM: &str = "/etc/terok/config.toml";
-/// Beside the state folders of containers, while `terok panic` is in force: no start is allowed. Root's counts for everybody.
+/// Beside the state folders of a user's containers, while the user's `terok panic` is in force: no start is allowed.
 pub const PANIC: &str = ".panic";
+/// Root's, which counts for everybody: outside [`STATE_ROOTFUL`], where users could not see it.
+pub const PANIC_ROOTFUL: &str = "/var/lib/terok.panic";
 
 /// In the runtime folder of a container: the Varlink socket.
 pub const CONTROL: &str = "control.sock";

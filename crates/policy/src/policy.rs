@@ -111,3 +111,30 @@ pub struct Policy {
     /// Labels.
     pub labels: Labels,
 }
+
+impl Policy {
+    /// What containers that share a network namespace must have in common: everything but the labels, as a digest.
+    pub fn digest(&self) -> String {
+        use sha2::{Digest, Sha256};
+        let shared = Policy { labels: Labels::default(), ..self.clone() };
+        let json = serde_json::to_vec(&shared).unwrap_or_else(|_| format!("{shared:?}").into_bytes());
+        Sha256::digest(json).iter().fold(String::with_capacity(64), |mut hex, octet| {
+            use std::fmt::Write as _;
+            let _ = write!(hex, "{octet:02x}");
+            hex
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_tells_policies_apart_and_leaves_labels_out() {
+        let named = Labels { name: "a".into(), ..Labels::default() };
+        let plain = Policy::default();
+        assert_eq!(plain.digest(), Policy { labels: named, ..Policy::default() }.digest());
+        assert_ne!(plain.digest(), Policy { learn: true, ..Policy::default() }.digest());
+    }
+}
