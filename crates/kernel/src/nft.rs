@@ -2,6 +2,7 @@
 //! while the container runs. Knows the types of [`terok_policy::ruleset`] and nothing of what a rule is for.
 
 mod batch;
+mod egress;
 mod element;
 mod expr;
 mod readback;
@@ -11,6 +12,7 @@ use crate::netlink::{Failure, Socket};
 use batch::Batch;
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -38,20 +40,22 @@ pub fn open() -> io::Result<NftSocket> {
 }
 
 /// Part of a table, as errors name it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Object {
     /// The transaction as a whole.
     Transaction,
     /// The table.
     Table,
+    /// The table of family `netdev`.
+    EgressTable,
     /// A set.
     Set(&'static str),
     /// Elements of a set.
     Elements(&'static str),
     /// A chain.
-    Chain(&'static str),
+    Chain(Cow<'static, str>),
     /// A rule: chain and position from 1.
-    Rule(&'static str, usize),
+    Rule(Cow<'static, str>, usize),
     /// The rules of the table.
     Rules,
 }
@@ -73,6 +77,11 @@ pub enum NftError {
         /// The kernel's own words.
         text: Option<String>,
     },
+    /// The kernel has no hook where frames leave by a card: what a packet socket sends cannot be stopped there.
+    #[error(
+        "the kernel has no nf_tables egress hook ({0}): it needs Linux 5.16 with CONFIG_NETFILTER_EGRESS"
+    )]
+    NoEgress(Errno),
     /// An element that its set cannot hold.
     #[error("set {set}: {why}")]
     Element {
@@ -94,13 +103,23 @@ impl NftSocket {
     /// that refuse before those that allow, and less is open on the way, never more. Until this returns the container must
     /// not run.
     pub fn load(&self, ruleset: &Ruleset) -> Result<(), NftError> {
-        let mut batch = self.batch(ruleset.table)?;
+        self.load_after(ruleset, |_| {})
+    }
+
+    /// Makes the table be `ruleset`, whatever it was: the old one, where there is one, goes in the same transaction.
+    pub fn reload(&self, ruleset: &Ruleset) -> Result<(), NftError> {
+        self.load_after(ruleset, Batch::delete_table)
+    }
+
+    fn load_after(&self, ruleset: &Ruleset, first: impl FnOnce(&mut Batch)) -> Result<(), NftError> {
+        let mut batch = self.batch(libc::NFPROTO_INET, ruleset.table)?;
+        first(&mut batch);
         batch.table();
         for (index, set) in ruleset.sets.iter().enumerate() {
             batch.set(set, index as u32 + 1);
         }
         for chain in &ruleset.chains {
-            batch.chain(chain);
+            batch.chain(&chain.into());
         }
         for set in &ruleset.sets {
             batch.add(set, &element::sorted(set)?);
@@ -142,7 +161,7 @@ impl NftSocket {
         if removed.iter().map(|(_, gone)| gone.len()).sum::<usize>() > REMOVED_ONE_BY_ONE {
             return self.rebuild_sets(sets);
         }
-        let mut batch = self.batch(layout::TABLE)?;
+        let mut batch = self.batch(libc::NFPROTO_INET, layout::TABLE)?;
         removed.iter().for_each(|(set, gone)| batch.remove(set, gone));
         added.iter().for_each(|(set, new)| batch.add(set, new));
         match batch.is_one() {
@@ -155,7 +174,7 @@ impl NftSocket {
     /// elements from a set of ranges, but none to forget the set. Rules are sent back as the kernel gave them, counters included.
     fn rebuild_sets(&self, sets: &[Set]) -> Result<(), NftError> {
         let rules = readback::rules(&self.0, layout::TABLE)?;
-        let mut batch = self.batch(layout::TABLE)?;
+        let mut batch = self.batch(libc::NFPROTO_INET, layout::TABLE)?;
         batch.delete_rules();
         sets.iter().for_each(|set| batch.delete_set(set.name));
         for (index, set) in sets.iter().enumerate() {
@@ -168,8 +187,8 @@ impl NftSocket {
         self.commit(batch)
     }
 
-    fn batch(&self, table: &'static str) -> Result<Batch, NftError> {
-        Ok(Batch::new(table, self.0.longest()?))
+    fn batch(&self, family: i32, table: &'static str) -> Result<Batch, NftError> {
+        Ok(Batch::new(family, table, self.0.longest()?))
     }
 
     fn commit(&self, batch: Batch) -> Result<(), NftError> {
@@ -195,11 +214,13 @@ impl fmt::Display for Object {
         match self {
             Self::Transaction => write!(f, "the nf_tables transaction"),
             Self::Table => write!(f, "the nf_tables table"),
+            Self::EgressTable => write!(f, "the nf_tables table at the cards"),
             Self::Set(name) => write!(f, "set {name}"),
             Self::Elements(name) => write!(f, "elements of set {name}"),
-            Self::Chain(name) => write!(f, "chain {name}"),
+            // A card's name may hold anything but spaces, slashes and colons.
+            Self::Chain(name) => write!(f, "chain {}", name.escape_default()),
             Self::Rules => write!(f, "the rules of the table"),
-            Self::Rule(chain, position) => write!(f, "rule {position} of chain {chain}"),
+            Self::Rule(chain, position) => write!(f, "rule {position} of chain {}", chain.escape_default()),
         }
     }
 }

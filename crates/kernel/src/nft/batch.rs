@@ -7,16 +7,20 @@ use crate::netlink::{Writer, find};
 use libc::{
     NFT_SET_INTERVAL, NFT_SET_TIMEOUT, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST,
 };
-use terok_policy::ruleset::{Chain, ChainKind, Family, Hook, Set};
+use std::borrow::Cow;
+use terok_policy::ruleset::{Chain, ChainKind, Family, Hook, NftRule, Set};
 
 /// Elements in one message: the attribute that holds them ends at 64 KiB, an element has at most 84 octets.
 const CHUNK: usize = 700;
+/// The kernel's name of the chain type.
+pub(super) const FILTER: &str = "filter";
 /// Octets kept free for the message that ends a transaction.
 const END: usize = 32;
 
 /// A sequence of transactions on one table.
 #[derive(Debug)]
 pub(super) struct Batch {
+    family: i32,
     table: &'static str,
     limit: usize,
     done: Vec<Datagram>,
@@ -26,6 +30,7 @@ pub(super) struct Batch {
 /// One transaction.
 #[derive(Debug)]
 pub(super) struct Datagram {
+    family: i32,
     writer: Writer,
     /// What each sequence number is about.
     objects: Vec<Object>,
@@ -35,16 +40,33 @@ pub(super) struct Datagram {
 
 impl Batch {
     /// `limit`: the longest datagram that can be sent.
-    pub(super) fn new(table: &'static str, limit: usize) -> Self {
-        Self { table, limit, done: Vec::new(), open: Datagram::begin() }
+    pub(super) fn new(family: i32, table: &'static str, limit: usize) -> Self {
+        Self { family, table, limit, done: Vec::new(), open: Datagram::begin(family) }
     }
 
+    /// Creates the table, which must not exist.
     pub(super) fn table(&mut self) {
-        let name = self.table;
-        self.create(libc::NFT_MSG_NEWTABLE, Object::Table, |w| {
+        self.new_table(NLM_F_CREATE | NLM_F_EXCL);
+    }
+
+    /// Deletes the table and all that is in it, where it exists.
+    pub(super) fn delete_table(&mut self) {
+        // What does not exist cannot be deleted.
+        self.new_table(NLM_F_CREATE);
+        let (name, object) = (self.table, self.table_object());
+        self.message(libc::NFT_MSG_DELTABLE, 0, object, |w| w.string(NFTA_TABLE_NAME, name));
+    }
+
+    fn new_table(&mut self, flags: i32) {
+        let (name, object) = (self.table, self.table_object());
+        self.message(libc::NFT_MSG_NEWTABLE, flags, object, |w| {
             w.string(NFTA_TABLE_NAME, name);
             w.be32(NFTA_TABLE_FLAGS, 0);
         });
+    }
+
+    fn table_object(&self) -> Object {
+        if self.family == libc::NFPROTO_NETDEV { Object::EgressTable } else { Object::Table }
     }
 
     pub(super) fn set(&mut self, set: &Set, id: u32) {
@@ -70,23 +92,26 @@ impl Batch {
     }
 
     /// A chain and its rules.
-    pub(super) fn chain(&mut self, chain: &Chain) {
+    pub(super) fn chain(&mut self, chain: &BaseChain<'_>) {
         let table = self.table;
-        self.create(libc::NFT_MSG_NEWCHAIN, Object::Chain(chain.name), |w| {
+        self.create(libc::NFT_MSG_NEWCHAIN, Object::Chain(chain.name.clone()), |w| {
             w.string(NFTA_CHAIN_TABLE, table);
-            w.string(NFTA_CHAIN_NAME, chain.name);
+            w.string(NFTA_CHAIN_NAME, &chain.name);
             w.nest(NFTA_CHAIN_HOOK, |w| {
-                w.be32(NFTA_HOOK_HOOKNUM, hook_number(chain.hook));
+                w.be32(NFTA_HOOK_HOOKNUM, chain.hook);
                 w.be32(NFTA_HOOK_PRIORITY, chain.priority as u32);
+                if let Some(device) = chain.device {
+                    w.string(NFTA_HOOK_DEV, device);
+                }
             });
-            w.be32(NFTA_CHAIN_POLICY, policy(chain));
-            w.string(NFTA_CHAIN_TYPE, type_name(chain.kind));
+            w.be32(NFTA_CHAIN_POLICY, chain.policy);
+            w.string(NFTA_CHAIN_TYPE, chain.kind);
         });
         for (index, rule) in chain.rules.iter().enumerate() {
-            let object = Object::Rule(chain.name, index + 1);
+            let object = Object::Rule(chain.name.clone(), index + 1);
             self.message(libc::NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, object, |w| {
                 w.string(NFTA_RULE_TABLE, table);
-                w.string(NFTA_RULE_CHAIN, chain.name);
+                w.string(NFTA_RULE_CHAIN, &chain.name);
                 w.nest(NFTA_RULE_EXPRESSIONS, |w| expr::write(&expr::lower(rule), w));
             });
         }
@@ -138,7 +163,7 @@ impl Batch {
             let mut content = Writer::default();
             element_list(self.table, set, chunk, &mut content);
             if self.open.bytes().len() + content.bytes().len() + 2 * END > self.limit {
-                self.done.push(std::mem::replace(&mut self.open, Datagram::begin()));
+                self.done.push(std::mem::replace(&mut self.open, Datagram::begin(self.family)));
             }
             self.message(kind, flags, Object::Elements(set.name), |w| w.raw(content.bytes()));
         }
@@ -160,8 +185,8 @@ impl Batch {
 }
 
 impl Datagram {
-    fn begin() -> Self {
-        let mut datagram = Self { writer: Writer::default(), objects: Vec::new(), last: (0, 0) };
+    fn begin(family: i32) -> Self {
+        let mut datagram = Self { family, writer: Writer::default(), objects: Vec::new(), last: (0, 0) };
         datagram.boundary(libc::NFNL_MSG_BATCH_BEGIN);
         datagram
     }
@@ -185,16 +210,16 @@ impl Datagram {
 
     /// What the message `seq` was about.
     pub(super) fn object(&self, seq: u32) -> Object {
-        self.objects.get(seq as usize).copied().unwrap_or(Object::Transaction)
+        self.objects.get(seq as usize).cloned().unwrap_or(Object::Transaction)
     }
 
     fn push(&mut self, kind: i32, flags: i32, object: Object, body: impl FnOnce(&mut Writer)) {
         let seq = self.objects.len() as u32;
         self.last = (self.writer.bytes().len(), seq);
         self.objects.push(object);
-        let kind = message_type(kind);
+        let (kind, family) = (message_type(kind), self.family);
         self.writer.message(kind, NLM_F_REQUEST | flags, seq, |w| {
-            w.raw(&nfgenmsg(libc::NFPROTO_INET, 0));
+            w.raw(&nfgenmsg(family, 0));
             body(w);
         });
     }
@@ -241,27 +266,42 @@ impl Shape {
     }
 }
 
-/// `enum nf_inet_hooks`
-pub(super) fn hook_number(hook: Hook) -> u32 {
-    let number = match hook {
-        Hook::Input => libc::NF_INET_LOCAL_IN,
-        Hook::Forward => libc::NF_INET_FORWARD,
-        Hook::Output => libc::NF_INET_LOCAL_OUT,
-        Hook::Postrouting => libc::NF_INET_POST_ROUTING,
-    };
-    number as u32
+/// A base chain of any family, in the kernel's terms.
+#[derive(Debug)]
+pub(super) struct BaseChain<'a> {
+    pub(super) name: Cow<'static, str>,
+    /// Chain type.
+    pub(super) kind: &'static str,
+    /// Number of the hook in its family.
+    pub(super) hook: u32,
+    pub(super) priority: i32,
+    /// The one card it is at, in the family `netdev`.
+    pub(super) device: Option<&'a str>,
+    /// What it does at its end.
+    pub(super) policy: u32,
+    pub(super) rules: &'a [NftRule],
 }
 
-/// What a chain does at its end.
-pub(super) fn policy(chain: &Chain) -> u32 {
-    (if chain.drop { libc::NF_DROP } else { libc::NF_ACCEPT }) as u32
-}
-
-/// The kernel's name of a chain type.
-pub(super) fn type_name(kind: ChainKind) -> &'static str {
-    match kind {
-        ChainKind::Filter => "filter",
-        ChainKind::Nat => "nat",
+impl<'a> From<&'a Chain> for BaseChain<'a> {
+    fn from(chain: &'a Chain) -> Self {
+        Self {
+            name: Cow::Borrowed(chain.name),
+            kind: match chain.kind {
+                ChainKind::Filter => FILTER,
+                ChainKind::Nat => "nat",
+            },
+            // enum nf_inet_hooks
+            hook: match chain.hook {
+                Hook::Input => libc::NF_INET_LOCAL_IN,
+                Hook::Forward => libc::NF_INET_FORWARD,
+                Hook::Output => libc::NF_INET_LOCAL_OUT,
+                Hook::Postrouting => libc::NF_INET_POST_ROUTING,
+            } as u32,
+            priority: chain.priority,
+            device: None,
+            policy: (if chain.drop { libc::NF_DROP } else { libc::NF_ACCEPT }) as u32,
+            rules: &chain.rules,
+        }
     }
 }
 

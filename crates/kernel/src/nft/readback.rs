@@ -1,13 +1,13 @@
 //! The table as the kernel has it, compared with the one wanted. Strict: what is not understood is a difference.
 
-use super::batch::{Shape, hook_number, message_type, nfgenmsg, policy, type_name};
+use super::batch::{BaseChain, Shape, message_type, nfgenmsg};
 use super::element::{self, Dumped, Interval};
 use super::uapi::*;
-use super::{NftError, Object, expr};
+use super::{NftError, Object, egress, expr};
 use crate::netlink::{Attribute, Failure, Message, Socket, Writer, attributes, find};
 use nix::errno::Errno;
 use std::time::Duration;
-use terok_policy::ruleset::{Chain, NftRule, Ruleset, Set};
+use terok_policy::ruleset::{Egress, NftRule, Ruleset, Set};
 
 /// Elements that expire within this time may be gone when they are read back.
 const GRACE: Duration = Duration::from_secs(2);
@@ -16,55 +16,73 @@ const ATTEMPTS: usize = 8;
 
 /// See [`super::NftSocket::verify`].
 pub(super) fn verify(socket: &Socket, ruleset: &Ruleset) -> Result<(), NftError> {
-    let of = |name| In { socket, table: ruleset.table, name };
-    let table = of(Object::Table).table()?;
-    let sets = of(Object::Table).dump(libc::NFT_MSG_GETSET, |w| w.string(NFTA_SET_TABLE, ruleset.table))?;
+    let whole = In { socket, family: libc::NFPROTO_INET, table: ruleset.table, name: Object::Table };
+    let table = whole.table()?;
+    let sets = whole.dump(libc::NFT_MSG_GETSET, |w| w.string(NFTA_SET_TABLE, ruleset.table))?;
     same_names("set", &sets, NFTA_SET_NAME, ruleset.sets.iter().map(|s| s.name))?;
     for set in &ruleset.sets {
-        of(Object::Set(set.name)).set(set, named(&sets, NFTA_SET_NAME, set.name))?;
-        of(Object::Elements(set.name)).elements(set)?;
+        whole.at(Object::Set(set.name)).set(set, named(&sets, NFTA_SET_NAME, set.name))?;
+        whole.at(Object::Elements(set.name)).elements(set)?;
     }
-    let chains = of(Object::Table).chains()?;
+    let chains = whole.chains()?;
     same_names("chain", &chains, NFTA_CHAIN_NAME, ruleset.chains.iter().map(|c| c.name))?;
-    let rules =
-        of(Object::Table).dump(libc::NFT_MSG_GETRULE, |w| w.string(NFTA_RULE_TABLE, ruleset.table))?;
+    let rules = whole.rules()?;
     for chain in &ruleset.chains {
-        of(Object::Chain(chain.name)).chain(chain, named(&chains, NFTA_CHAIN_NAME, chain.name))?;
-        let bodies = rules.iter().map(Vec::as_slice);
-        let own: Vec<_> = bodies.filter(|body| string(body, NFTA_RULE_CHAIN) == Some(chain.name)).collect();
-        rules_alike(chain, &own)?;
+        whole.whole_chain(&chain.into(), &chains, &rules)?;
     }
     // Whatever else is in the table, stateful objects and flow tables, counts here.
     let objects = ruleset.sets.len() + ruleset.chains.len();
-    of(Object::Table).number(&table, NFTA_TABLE_USE, "objects", objects as u32)
+    whole.number(&table, NFTA_TABLE_USE, "objects", objects as u32)
+}
+
+/// See [`super::NftSocket::verify_egress`].
+pub(super) fn verify_egress(socket: &Socket, egress: &Egress) -> Result<(), NftError> {
+    let whole = In { socket, family: libc::NFPROTO_NETDEV, table: egress.table, name: Object::EgressTable };
+    let table = whole.table()?;
+    let (chains, rules) = (whole.chains()?, whole.rules()?);
+    for body in &chains {
+        let name = string(body, NFTA_CHAIN_NAME).unwrap_or("?");
+        let Some(card) = egress::card(name) else {
+            let chain = Object::Chain(name.to_owned().into());
+            return Err(NftError::Differs(format!("{chain} does not belong here")));
+        };
+        whole.whole_chain(&egress::chain(egress, card), &chains, &rules)?;
+    }
+    let there = |name: &str| chains.iter().any(|body| string(body, NFTA_CHAIN_NAME) == Some(name));
+    if let Some(missing) = egress.cards.iter().map(|card| egress::name(card)).find(|name| !there(name)) {
+        return Err(NftError::Differs(format!("{} is missing", Object::Chain(missing))));
+    }
+    whole.number(&table, NFTA_TABLE_USE, "objects", chains.len() as u32)
 }
 
 /// The elements of a set, sorted.
 pub(super) fn elements(socket: &Socket, table: &'static str, set: &Set) -> Result<Vec<Interval>, NftError> {
-    In { socket, table, name: Object::Elements(set.name) }.present(set)
+    In { socket, family: libc::NFPROTO_INET, table, name: Object::Elements(set.name) }.present(set)
 }
 
 /// The attributes of each rule, in order within each chain.
 pub(super) fn rules(socket: &Socket, table: &'static str) -> Result<Vec<Vec<u8>>, NftError> {
-    let whole = In { socket, table, name: Object::Rules };
-    let mut rules = whole.dump(libc::NFT_MSG_GETRULE, |w| w.string(NFTA_RULE_TABLE, table))?;
-    rules.retain(|body| string(body, NFTA_RULE_TABLE) == Some(table));
-    Ok(rules)
+    In { socket, family: libc::NFPROTO_INET, table, name: Object::Rules }.rules()
 }
 
 /// What is read, in which table, named as in errors.
 struct In<'a> {
     socket: &'a Socket,
+    family: i32,
     table: &'static str,
     name: Object,
 }
 
 impl In<'_> {
+    fn at(&self, name: Object) -> Self {
+        Self { name, ..*self }
+    }
+
     fn table(&self) -> Result<Vec<u8>, NftError> {
         let mut w = Writer::default();
         let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK;
         w.message(message_type(libc::NFT_MSG_GETTABLE), flags, 1, |w| {
-            w.raw(&nfgenmsg(libc::NFPROTO_INET, 0));
+            w.raw(&nfgenmsg(self.family, 0));
             w.string(NFTA_TABLE_NAME, self.table);
         });
         let mut body = Vec::new();
@@ -129,14 +147,38 @@ impl In<'_> {
         Ok(all)
     }
 
-    fn chain(&self, chain: &Chain, body: &[u8]) -> Result<(), NftError> {
-        if string(body, NFTA_CHAIN_TYPE) != Some(type_name(chain.kind)) {
+    fn rules(&self) -> Result<Vec<Vec<u8>>, NftError> {
+        let mut all = self.dump(libc::NFT_MSG_GETRULE, |w| w.string(NFTA_RULE_TABLE, self.table))?;
+        all.retain(|body| string(body, NFTA_RULE_TABLE) == Some(self.table));
+        Ok(all)
+    }
+
+    /// A chain with its rules, among `chains` and `rules` of the table.
+    fn whole_chain(
+        &self,
+        chain: &BaseChain<'_>,
+        chains: &[Vec<u8>],
+        rules: &[Vec<u8>],
+    ) -> Result<(), NftError> {
+        let body = named(chains, NFTA_CHAIN_NAME, &chain.name);
+        self.at(Object::Chain(chain.name.clone())).chain(chain, body)?;
+        let bodies = rules.iter().map(Vec::as_slice);
+        let own: Vec<_> = bodies.filter(|body| string(body, NFTA_RULE_CHAIN) == Some(&chain.name)).collect();
+        rules_alike(chain, &own)
+    }
+
+    fn chain(&self, chain: &BaseChain<'_>, body: &[u8]) -> Result<(), NftError> {
+        if string(body, NFTA_CHAIN_TYPE) != Some(chain.kind) {
             return self.differs("has another type".to_owned());
         }
-        self.number(body, NFTA_CHAIN_POLICY, "policy", policy(chain))?;
+        self.number(body, NFTA_CHAIN_POLICY, "policy", chain.policy)?;
         let hook = find(body, NFTA_CHAIN_HOOK).unwrap_or(&[]);
-        self.number(hook, NFTA_HOOK_HOOKNUM, "hook", hook_number(chain.hook))?;
+        self.number(hook, NFTA_HOOK_HOOKNUM, "hook", chain.hook)?;
         self.number(hook, NFTA_HOOK_PRIORITY, "priority", chain.priority as u32)?;
+        let devices = attributes(find(hook, NFTA_HOOK_DEVS).unwrap_or(&[]));
+        if !devices.map(|a| a.string()).eq(chain.device.map(Some)) {
+            return self.differs("is not at its card".to_owned());
+        }
         match find(body, NFTA_CHAIN_FLAGS) {
             None => Ok(()),
             Some(_) => self.number(body, NFTA_CHAIN_FLAGS, "flags", NFT_CHAIN_BASE),
@@ -148,7 +190,7 @@ impl In<'_> {
         let mut w = Writer::default();
         let flags = libc::NLM_F_REQUEST | libc::NLM_F_DUMP;
         w.message(message_type(kind), flags, 1, |w| {
-            w.raw(&nfgenmsg(libc::NFPROTO_INET, 0));
+            w.raw(&nfgenmsg(self.family, 0));
             select(w);
         });
         let mut attempts = 1..=ATTEMPTS;
@@ -182,16 +224,18 @@ impl In<'_> {
             Failure::Refused(r) if r.errno == Errno::ENOENT => {
                 NftError::Differs(format!("{} does not exist", self.name))
             }
-            Failure::Refused(r) => NftError::Refused { object: self.name, errno: r.errno, text: r.text },
+            Failure::Refused(r) => {
+                NftError::Refused { object: self.name.clone(), errno: r.errno, text: r.text }
+            }
         }
     }
 }
 
-fn rules_alike(chain: &Chain, found: &[&[u8]]) -> Result<(), NftError> {
+fn rules_alike(chain: &BaseChain<'_>, found: &[&[u8]]) -> Result<(), NftError> {
     let read = |body: &&[u8]| expr::read(find(body, NFTA_RULE_EXPRESSIONS).unwrap_or(&[]));
     let wanted = |rule: &NftRule| expr::lower(rule);
     for (index, rule) in chain.rules.iter().enumerate() {
-        let object = Object::Rule(chain.name, index + 1);
+        let object = Object::Rule(chain.name.clone(), index + 1);
         let Some(found) = found.get(index).map(read) else {
             return Err(NftError::Differs(format!("{object} is missing")));
         };
@@ -201,7 +245,7 @@ fn rules_alike(chain: &Chain, found: &[&[u8]]) -> Result<(), NftError> {
         }
     }
     if found.len() > chain.rules.len() {
-        let object = Object::Rule(chain.name, chain.rules.len() + 1);
+        let object = Object::Rule(chain.name.clone(), chain.rules.len() + 1);
         return Err(NftError::Differs(format!("{object} does not belong here")));
     }
     Ok(())

@@ -15,6 +15,8 @@ pub(super) const NFTA_CHAIN_FLAGS: u16 = 10;
 pub(super) const NFT_CHAIN_BASE: u32 = 1;
 pub(super) const NFTA_HOOK_HOOKNUM: u16 = 1;
 pub(super) const NFTA_HOOK_PRIORITY: u16 = 2;
+pub(super) const NFTA_HOOK_DEV: u16 = 3;
+pub(super) const NFTA_HOOK_DEVS: u16 = 4;
 
 /// Attributes of a rule, `enum nft_rule_attributes`.
 pub(super) const NFTA_RULE_TABLE: u16 = 1;
