@@ -84,6 +84,27 @@ impl Host {
         }
     }
 
+    /// The marker with which this person's `terok panic` stops every start: root's stops everybody's.
+    pub fn panic_marker(&self) -> PathBuf {
+        if self.rootless() { self.state_dir().join(layout::PANIC) } else { self.at(layout::PANIC_ROOTFUL) }
+    }
+
+    /// The markers that are in force for this person.
+    pub fn panics(&self) -> Vec<PathBuf> {
+        let mut markers = vec![self.at(layout::PANIC_ROOTFUL), self.panic_marker()];
+        markers.dedup();
+        // A marker that cannot be looked at counts, as it does for the hooks.
+        markers.retain(|marker| {
+            !matches!(std::fs::symlink_metadata(marker), Err(error) if error.kind() == io::ErrorKind::NotFound)
+        });
+        markers
+    }
+
+    /// Settings files, the one that counts more last.
+    pub fn settings_files(&self) -> Vec<PathBuf> {
+        vec![self.at(layout::CONFIG_SYSTEM), self.at(self.home.join(layout::CONFIG_USER))]
+    }
+
     /// Profile folders in the order they are read: a later one replaces a profile of the same name.
     pub fn profile_dirs(&self) -> Vec<PathBuf> {
         vec![self.at(layout::PROFILES_SYSTEM), self.at(self.home.join(layout::PROFILES_USER))]
@@ -117,6 +138,19 @@ pub(crate) fn tests_host(root: &Path, uid: u32) -> Host {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn roots_panic_counts_for_everybody_and_a_users_for_the_user() {
+        let root = tempfile::tempdir().unwrap();
+        let (admin, user) = (tests_host(root.path(), 0), tests_host(root.path(), 1001));
+        std::fs::create_dir_all(user.state_dir()).unwrap();
+        std::fs::create_dir_all(root.path().join("var/lib")).unwrap();
+        assert_eq!((admin.panics(), user.panics()), (vec![], vec![]));
+        std::fs::write(user.panic_marker(), "").unwrap();
+        assert_eq!((admin.panics(), user.panics()), (vec![], vec![user.panic_marker()]));
+        std::fs::write(admin.panic_marker(), "").unwrap();
+        assert_eq!(user.panics(), [admin.panic_marker(), user.panic_marker()]);
+    }
 
     #[test]
     fn the_real_uid_is_the_one_outside_the_user_namespace() {

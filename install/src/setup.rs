@@ -111,6 +111,7 @@ pub fn uninstall_steps(host: &Host, target: &Target, purge: bool) -> Vec<Step> {
     steps.extend(target.folders().iter().map(|folder| Step::RemoveFolder(target.at(folder))));
     if purge {
         steps.push(Step::RemoveTree(host.state_dir()));
+        steps.push(Step::Remove(host.panic_marker()));
         if host.rootless() {
             steps.extend(host.state_dir().parent().map(|folder| Step::RemoveFolder(folder.to_path_buf())));
         }
@@ -166,8 +167,12 @@ fn put_program(from: &Path, to: &Path) -> io::Result<bool> {
     put(to, &content, 0o755)
 }
 
-/// Writes by temporary file, sync and rename, so that `to` is the old file or the new one, whole.
-fn put(to: &Path, content: &[u8], mode: u32) -> io::Result<bool> {
+/// Writes by temporary file, sync and rename, so that `to` is the old file or the new one, whole. Returns whether
+/// anything changed.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn put(to: &Path, content: &[u8], mode: u32) -> io::Result<bool> {
     let same = |meta: std::fs::Metadata| {
         meta.is_file()
             && meta.permissions().mode() & 0o7777 == mode
