@@ -9,7 +9,6 @@ use std::path::Path;
 use std::time::Duration;
 use terok_install::host::Host;
 use terok_policy::audit::{self, Chain, Kind, Line};
-use terok_policy::layout;
 
 /// A file that grows is looked at this often. A log is small and grows by whole lines: no need for a watch on it.
 const LOOK: Duration = Duration::from_millis(200);
@@ -25,7 +24,7 @@ pub(crate) struct AuditArgs {
     /// Check the chain of hashes: that no line was changed, removed or put in between
     #[arg(long, conflicts_with = "follow")]
     verify: bool,
-    /// Only these kinds: lifecycle, dns, connect, http, control, kernel
+    /// Only these kinds: lifecycle, dns, connect, http, control, verdict, publish, kernel
     #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = parse_kind)]
     kind: Vec<Kind>,
     /// Only refusals
@@ -57,7 +56,7 @@ impl Filter {
 /// Prints or verifies the log.
 pub(crate) fn audit(host: &Host, args: &AuditArgs) -> anyhow::Result<()> {
     let known = containers::find(host, &args.container)?;
-    let log = known.state.join(layout::AUDIT);
+    let log = known.audit_log();
     if !log.exists() {
         bail!(
             "container {} has no audit log ({}): it never started; terok status {} says why",
@@ -180,8 +179,9 @@ fn rotated(log: &Path) -> std::path::PathBuf {
 }
 
 fn parse_kind(text: &str) -> Result<Kind, String> {
-    serde_json::from_value(text.into())
-        .map_err(|_| "the kinds are lifecycle, dns, connect, http, control and kernel".to_owned())
+    serde_json::from_value(text.into()).map_err(|_| {
+        "the kinds are lifecycle, dns, connect, http, control, verdict, publish and kernel".to_owned()
+    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The command line: raw arguments to one call. Exit codes: 0 done, 1 refused or failed, 64 usage.
 
-use crate::{audit, explain, generate, maintain, operate, profiles, run, show, watch};
+use crate::{audit, explain, generate, maintain, operate, panic, profiles, run, show, verdict, watch};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -54,12 +54,19 @@ enum Verb {
     },
     /// Let nothing pass and cut every connection
     Block(One),
+    /// Stop everything: no container starts, and those that run reach nothing; as root for all users
+    Panic(panic::PanicArgs),
+    /// Decide about a connection that waits (terok.shield.hold)
+    Verdict(verdict::VerdictArgs),
     /// Show a container's audit log; works for removed containers too
     Audit(audit::AuditArgs),
     /// Follow what all containers, or these, do, including containers started later
     Watch {
         /// Names, ids or beginnings of them
         containers: Vec<String>,
+        /// Ask about each connection that waits for a verdict; needs a terminal
+        #[arg(long, conflicts_with = "json")]
+        ask: bool,
         #[command(flatten)]
         json: Json,
     },
@@ -218,13 +225,15 @@ fn call(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Down { one, time } => operate::set_state(&host, &one, Shield::Down, time)?,
         Verb::Block(one) => operate::set_state(&host, &one, Shield::Block, None)?,
         Verb::Audit(args) => audit::audit(&host, &args)?,
-        Verb::Watch { containers, json } => watch::watch(&host, &containers, json)?,
+        Verb::Verdict(args) => verdict::verdict(&host, &args)?,
+        Verb::Watch { containers, ask, json } => watch::watch(&host, &containers, ask, json)?,
         Verb::Explain { annotations, ask, json } => explain::explain(&host, &annotations, &ask, json)?,
         Verb::Profile(Profile::List(json)) => profiles::list(&host, json.json)?,
         Verb::Profile(Profile::Show { names, json }) => profiles::show(&host, &names, json.json)?,
         Verb::Profile(Profile::Check { files }) => profiles::check(&host, &files)?,
         Verb::Setup { place } => maintain::setup(&host, &place)?,
         Verb::Uninstall { place, purge } => maintain::uninstall(&host, &place, purge)?,
+        Verb::Panic(args) => return panic::panic(&host, &args),
         Verb::Doctor(json) => return maintain::doctor(&host, json),
         Verb::Generate { .. } | Verb::Probe => {}
     }

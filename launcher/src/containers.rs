@@ -7,6 +7,7 @@ use anyhow::{Context as _, bail};
 use std::path::{Path, PathBuf};
 use terok_install::host::Host;
 use terok_policy::control::Container;
+use terok_policy::plan::Network;
 use terok_policy::{Labels, layout};
 
 /// A container that has left something on disk.
@@ -29,9 +30,34 @@ impl Known {
         names.map(String::as_str).find(|name| !name.is_empty()).unwrap_or_else(|| short(&self.id))
     }
 
-    /// The control socket of a running container.
+    /// The control socket that answers for a running container: its own, or that of the container whose supervisor
+    /// serves the network namespace they share.
     pub(crate) fn socket(&self) -> Option<PathBuf> {
-        self.run.as_ref().map(|run| run.join(layout::CONTROL))
+        let run = self.run.as_ref()?;
+        match self.served_by() {
+            Some(guard) => Some(run.parent()?.join(guard).join(layout::CONTROL)),
+            None => Some(run.join(layout::CONTROL)),
+        }
+    }
+
+    /// Id of the container whose supervisor serves this one, where that is not its own.
+    pub(crate) fn served_by(&self) -> Option<&str> {
+        let guard = self.record.as_ref()?.served_by.as_deref()?;
+        layout::is_container_id(guard).then_some(guard)
+    }
+
+    /// Its audit log: that of the container whose supervisor serves it, where that is not its own.
+    pub(crate) fn audit_log(&self) -> PathBuf {
+        let state = match (self.served_by(), self.state.parent()) {
+            (Some(guard), Some(folder)) => folder.join(guard),
+            _ => self.state.clone(),
+        };
+        state.join(layout::AUDIT)
+    }
+
+    /// Its network, where `create` recorded it.
+    pub(crate) fn network(&self) -> Option<Network> {
+        self.record.as_ref()?.network
     }
 
     /// With the name that the engine gives it.
@@ -166,6 +192,11 @@ fn ids(folder: &Path) -> anyhow::Result<Vec<String>> {
     Ok(names.filter(|name| layout::is_container_id(name)).collect())
 }
 
+/// Whether the first process of a container that ran a moment ago still does.
+pub(crate) fn lives(known: &Known) -> bool {
+    known.record.as_ref().is_some_and(|record| is_alive(record.pid))
+}
+
 /// Whether there is a process `pid`. A runtime folder outlives its container where supervisor and all were killed.
 fn is_alive(pid: i32) -> bool {
     Path::new("/proc").join(pid.to_string()).exists()
@@ -237,6 +268,17 @@ mod tests {
         assert!(error.contains("plain is not protected"), "{error}");
         let error = named(vec![refused], "nobody", engine).unwrap_err().to_string();
         assert!(error.contains("terok ps --all"), "{error}");
+    }
+
+    #[test]
+    fn orders_to_a_member_of_a_pod_go_to_the_supervisor_that_serves_it() {
+        let mut member = known("abd222", "member", "", 1);
+        member.run = Some("/run/terok/abd222".into());
+        assert_eq!(member.socket().unwrap(), Path::new("/run/terok/abd222/control.sock"));
+        member.record.as_mut().unwrap().served_by = Some("abc111".into());
+        assert_eq!(member.socket().unwrap(), Path::new("/run/terok/abc111/control.sock"));
+        member.record.as_mut().unwrap().served_by = Some("../elsewhere".into());
+        assert_eq!(member.socket().unwrap(), Path::new("/run/terok/abd222/control.sock"));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use anyhow::{Context as _, anyhow, bail};
 use serde::Deserialize;
 use std::time::Duration;
 use terok_policy::audit::Line;
-use terok_policy::control::{Applied, Status};
+use terok_policy::control::{Applied, Scope, Status};
 use terok_policy::policy::Shield;
 use zlink::futures_util::stream::{Stream, StreamExt};
 use zlink::tokio::unix;
@@ -31,6 +31,15 @@ struct AppliedReply {
     applied: Applied,
 }
 
+/// What a verdict did.
+#[derive(Debug, Deserialize)]
+pub(crate) struct VerdictReply {
+    /// Live rules that changed, flows that were cut.
+    pub(crate) applied: Applied,
+    /// The rule that the verdict is about.
+    pub(crate) rule: String,
+}
+
 #[derive(Debug, Deserialize)]
 struct EventReply {
     event: Line,
@@ -47,6 +56,12 @@ trait Supervisor {
         state: Shield,
         seconds: Option<u64>,
     ) -> zlink::Result<Result<AppliedReply, Fault>>;
+    async fn verdict(
+        &mut self,
+        id: u64,
+        allow: bool,
+        scope: Scope,
+    ) -> zlink::Result<Result<VerdictReply, Fault>>;
     #[zlink(more)]
     async fn subscribe(
         &mut self,
@@ -103,6 +118,20 @@ pub(crate) async fn give(known: &Known, order: Order<'_>) -> anyhow::Result<Appl
             Order::State(state, time) => connection.set_state(state, time.map(|time| time.as_secs())).await?,
         };
         Ok(reply.map_err(Fault::into_error)?.applied)
+    };
+    in_time(known, ask).await
+}
+
+/// Decides about the connections that wait under `id`.
+pub(crate) async fn verdict(
+    known: &Known,
+    id: u64,
+    allow: bool,
+    scope: Scope,
+) -> anyhow::Result<VerdictReply> {
+    let ask = async {
+        let mut connection = connect(known).await?;
+        connection.verdict(id, allow, scope).await?.map_err(Fault::into_error)
     };
     in_time(known, ask).await
 }
@@ -192,6 +221,18 @@ mod tests {
         let (known, server, _folder) = answering(reply);
         block_on(give(&known, Order::State(Shield::Block, None))).unwrap().unwrap();
         assert_eq!(server.join().unwrap()["parameters"], serde_json::json!({"state": "block"}));
+    }
+
+    #[test]
+    fn a_verdict_names_the_waiting_connection_and_how_long_it_holds() {
+        let (known, server, _folder) = answering(
+            r#"{"parameters":{"applied":{"changed":["a.example:443"],"cut":0},"rule":"a.example:443"}}"#,
+        );
+        let reply = block_on(verdict(&known, 7, true, Scope::Always)).unwrap().unwrap();
+        assert_eq!((reply.rule.as_str(), reply.applied.changed.len()), ("a.example:443", 1));
+        let call = server.join().unwrap();
+        assert_eq!(call["method"], format!("{}.Verdict", terok_policy::control::INTERFACE));
+        assert_eq!(call["parameters"], serde_json::json!({"id": 7, "allow": true, "scope": "always"}));
     }
 
     #[test]

@@ -14,10 +14,12 @@ mod explain;
 mod generate;
 mod maintain;
 mod operate;
+mod panic;
 mod past;
 mod profiles;
 mod run;
 mod show;
+mod verdict;
 mod watch;
 
 fn main() -> std::process::ExitCode {

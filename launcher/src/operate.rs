@@ -3,8 +3,8 @@
 use crate::cli::{Json, One, Rules};
 use crate::containers::{self, Known, short};
 use crate::control::{self, Order};
-use crate::past;
 use crate::show::{self, Tone};
+use crate::{past, verdict};
 use anyhow::bail;
 use std::time::Duration;
 use terok_install::host::Host;
@@ -23,6 +23,13 @@ pub(crate) fn ps(host: &Host, every: bool, json: Json) -> anyhow::Result<()> {
             Ok(status) => serde_json::json!(status),
             Err(error) => serde_json::json!({"container": known.record, "error": format!("{error:#}")}),
         });
+        // The status is the guard's; the container is the one that was found.
+        let rows = answers.iter().zip(rows).map(|((known, _), mut row)| {
+            if known.served_by().is_some() {
+                row["container"] = serde_json::json!(known.record);
+            }
+            row
+        });
         let rows: Vec<_> = rows.chain(gone.iter().map(past::Past::json)).collect();
         say!("{}", serde_json::to_string(&rows)?)?;
         return Ok(());
@@ -33,28 +40,36 @@ pub(crate) fn ps(host: &Host, every: bool, json: Json) -> anyhow::Result<()> {
         return Ok(());
     }
     say!(
-        "{:12}  {:20} {:16} {:6} {:>6} {:>8} {:>8}  UP",
+        "{:12}  {:20} {:16} {:8} {:8} {:>6} {:>8} {:>8} {:>7}  UP",
         "ID",
         "NAME",
         "PROJECT",
+        "NETWORK",
         "SHIELD",
         "OPEN",
         "ALLOWED",
-        "REFUSED"
+        "REFUSED",
+        "WAITING"
     )?;
     for (known, status) in &answers {
         let name = show::printable(known.name());
         match status {
             Ok(status) => {
-                let container = &status.container;
+                let container = known.record.as_ref().unwrap_or(&status.container);
+                let (shield, plain) = match status.tampered {
+                    Some(_) => (show::toned(Tone::Bad, "tampered"), "tampered".to_owned()),
+                    None => (show::shield(status.state), show::word(&status.state)),
+                };
                 say!(
-                    "{:12}  {name:20} {:16} {} {:>6} {:>8} {:>8}  {}",
+                    "{:12}  {name:20} {:16} {:8} {} {:>6} {:>8} {:>8} {:>7}  {}",
                     short(&known.id),
                     show::printable(&container.labels.project),
-                    pad(&show::shield(status.state), &show::word(&status.state), 6),
+                    known.network().map_or_else(|| "-".to_owned(), |network| show::word(&network)),
+                    pad(&shield, &plain, 8),
                     status.connections,
                     status.allowed,
                     status.refused,
+                    status.waiting.len(),
                     show::span(show::now().saturating_sub(container.started)),
                 )?;
             }
@@ -75,11 +90,15 @@ pub(crate) fn status(host: &Host, container: &str, json: Json) -> anyhow::Result
     if known.run.is_none() {
         return not_running(&known);
     }
-    let status = control::block_on(control::status(&known))??;
+    let mut status = control::block_on(control::status(&known))??;
+    let guard = known.served_by().map(|guard| guard_name(host, guard));
+    if let (Some(_), Some(record)) = (&guard, &known.record) {
+        status.container = record.clone();
+    }
     if json.json {
         say!("{}", serde_json::to_string(&status)?)?;
     } else {
-        print_status(&status)?;
+        print_status(&known, &status, guard.as_deref())?;
     }
     Ok(())
 }
@@ -142,7 +161,13 @@ fn not_running(known: &Known) -> anyhow::Result<()> {
     }
 }
 
-fn print_status(status: &Status) -> anyhow::Result<()> {
+/// What the container is called whose supervisor serves another one as well.
+fn guard_name(host: &Host, id: &str) -> String {
+    let known = containers::find(host, id);
+    known.map_or_else(|_| short(id).to_owned(), |known| format!("{} ({})", known.name(), short(id)))
+}
+
+fn print_status(known: &Known, status: &Status, guard: Option<&str>) -> anyhow::Result<()> {
     let container = &status.container;
     let line = |key: &str, value: &str| {
         if value.is_empty() { Ok(()) } else { say!("{key:12} {}", show::printable(value)) }
@@ -154,6 +179,16 @@ fn print_status(status: &Status) -> anyhow::Result<()> {
     line("task", &container.labels.task)?;
     line("pid", &container.pid.to_string())?;
     line("up", &show::span(show::now().saturating_sub(container.started)))?;
+    line("network", &known.network().map(|network| show::word(&network)).unwrap_or_default())?;
+    line("served by", &guard.map(|guard| format!("the supervisor of {guard}")).unwrap_or_default())?;
+    if let Some(how) = &status.tampered {
+        let how = show::printable(how);
+        say!(
+            "{:12} {}",
+            "tampered",
+            show::toned(Tone::Bad, &format!("{how}: cut off until it is started again"))
+        )?;
+    }
     let until = status.until.map_or_else(String::new, |until| {
         format!(", up again in {}", show::span(until.saturating_sub(show::now())))
     });
@@ -163,7 +198,13 @@ fn print_status(status: &Status) -> anyhow::Result<()> {
     line("restarts", &status.restarts.to_string())?;
     line("confinement", &status.confinement.join(", "))?;
     rules("allow", &status.allow)?;
-    rules("deny", &status.deny)
+    rules("deny", &status.deny)?;
+    let waiting = verdict::lines(known, &status.waiting, show::now().saturating_mul(1000));
+    for (at, waiting) in waiting.iter().enumerate() {
+        let title = if at == 0 { "waiting" } else { "" };
+        say!("{title:12} {}", show::toned(Tone::Notice, waiting))?;
+    }
+    Ok(())
 }
 
 fn rules(title: &str, rules: &[Sourced]) -> anyhow::Result<()> {

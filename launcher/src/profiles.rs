@@ -1,10 +1,12 @@
 //! `terok profile`: the egress lists that ship with terok and the person's own.
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use terok_install::host::Host;
-use terok_policy::profile::{Catalog, is_profile_name};
+use terok_install::setup;
+use terok_policy::layout;
+use terok_policy::profile::{Catalog, Entry, is_profile_name, parse};
 use terok_policy::rule::Rule;
 
 /// The bundled profiles, and those in the profile folders: `NAME.txt`, a later folder replaces an earlier one's.
@@ -83,6 +85,75 @@ pub(crate) fn check(host: &Host, files: &[PathBuf]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A profile file of the person's own, which need not exist yet.
+#[derive(Debug)]
+pub(crate) struct Own {
+    path: PathBuf,
+    name: String,
+    text: Option<String>,
+}
+
+impl Own {
+    /// Opens `NAME.txt` in the person's own folder. A name that another profile has already is refused: the file would
+    /// take its place.
+    pub(crate) fn open(host: &Host, name: &str) -> anyhow::Result<Self> {
+        if !is_profile_name(name) {
+            bail!(
+                "{name:?} is no profile name: 1 to 64 of a-z, 0-9, - and _, beginning with a letter or digit"
+            );
+        }
+        let path = host.at(host.home.join(layout::PROFILES_USER)).join(format!("{name}.txt"));
+        // Where the file is a link to another place, that one is written.
+        let path = path.canonicalize().unwrap_or(path);
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => Some(text),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error).with_context(|| path.display().to_string()),
+        };
+        if let Some(text) = &text {
+            parse(name, text)?;
+        } else if catalog(host)?.0.contains_key(name) {
+            bail!(
+                "profile {name} is not yours, and a file of yours of that name would take its place: choose another name, and put `include {name}` into it"
+            );
+        }
+        Ok(Own { path, name: name.to_owned(), text })
+    }
+
+    /// Where it is, or will be.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the file is there.
+    pub(crate) fn exists(&self) -> bool {
+        self.text.is_some()
+    }
+
+    /// Adds `rule` with a comment before it; returns whether it was not there.
+    pub(crate) fn add(&mut self, rule: &Rule, comment: &str) -> anyhow::Result<bool> {
+        let head = format!("# {}: what you allowed.\n", self.name);
+        let mut text = self.text.clone().unwrap_or(head);
+        if parse(&self.name, &text)?.iter().any(|(_, entry)| *entry == Entry::Rule(rule.clone())) {
+            return Ok(false);
+        }
+        if !text.is_empty() && !text.ends_with('\n') {
+            text.push('\n');
+        }
+        text += &format!("# {}\n{rule}\n", comment.replace(['\n', '\r'], " "));
+        self.write(text)?;
+        Ok(true)
+    }
+
+    /// Writes the whole file anew.
+    pub(crate) fn write(&mut self, text: String) -> anyhow::Result<()> {
+        parse(&self.name, &text)?;
+        setup::put(&self.path, text.as_bytes(), 0o644).with_context(|| self.path.display().to_string())?;
+        self.text = Some(text);
+        Ok(())
+    }
+}
+
 fn own(host: &Host) -> anyhow::Result<BTreeMap<String, PathBuf>> {
     let mut own = BTreeMap::new();
     for folder in host.profile_dirs() {
@@ -110,4 +181,53 @@ fn profile_name(path: &Path) -> Option<String> {
 fn summary(name: &str, text: &str) -> String {
     let first = text.lines().find_map(|line| line.strip_prefix('#')).unwrap_or_default().trim();
     first.strip_prefix(name).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(first).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(root: &Path) -> Host {
+        Host {
+            root: root.into(),
+            uid: 1001,
+            home: "/home/u".into(),
+            config_home: "/home/u/.config".into(),
+            conf: None,
+            conf_override: None,
+            remote: None,
+        }
+    }
+
+    #[test]
+    fn a_rule_is_written_once_and_what_stood_there_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let host = host(root.path());
+        let rule: Rule = "api.example.com:443".parse().unwrap();
+        let mut own = Own::open(&host, "mine").unwrap();
+        assert!(!own.exists());
+        assert!(own.add(&rule, "allowed for a\n*.evil.example").unwrap());
+        assert!(!own.add(&rule, "again").unwrap());
+        std::fs::write(own.path(), "# by hand\ninclude base\nb.example").unwrap();
+        let mut own = Own::open(&host, "mine").unwrap();
+        assert!(own.add(&rule, "allowed for a").unwrap());
+        let text = std::fs::read_to_string(own.path()).unwrap();
+        assert_eq!(text, "# by hand\ninclude base\nb.example\n# allowed for a\napi.example.com:443\n");
+        assert_eq!(catalog(&host).unwrap().resolve(&["mine".to_owned()]).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_profile_of_somebody_else_is_not_replaced_and_a_broken_one_not_written_to() {
+        let root = tempfile::tempdir().unwrap();
+        let host = host(root.path());
+        let error = Own::open(&host, "dev-python").unwrap_err().to_string();
+        assert!(error.contains("include dev-python"), "{error}");
+        for name in ["", "../x", "A", "a/b"] {
+            assert!(Own::open(&host, name).unwrap_err().to_string().contains("no profile name"), "{name}");
+        }
+        let folder = host.at("/home/u/.config/terok/profiles");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("bad.txt"), "a.example:99999\n").unwrap();
+        assert!(Own::open(&host, "bad").unwrap_err().to_string().contains("line 1"));
+    }
 }

@@ -58,6 +58,13 @@ pub(crate) fn run(host: &Host, args: &RunArgs) -> anyhow::Result<()> {
         )?;
         return Ok(());
     }
+    if let Some(marker) = host.panics().first() {
+        let sudo = if *marker == host.panic_marker() { "" } else { "sudo " };
+        bail!(
+            "no container starts while {} is there: lift it with: {sudo}terok panic --clear",
+            marker.display()
+        );
+    }
     consulted::consulted(host)?;
     let podman = podman::find()?;
     let error = std::process::Command::new(&podman).args(&start.arguments).exec();

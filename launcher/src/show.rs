@@ -45,7 +45,8 @@ pub(crate) fn event(event: &Event) -> String {
     let tone = match event.action.as_str() {
         "refuse" | "refused" => Tone::Bad,
         "allow" | "answer" | "ready" => Tone::Good,
-        "deny" | "cut" | "state" | "worker-restart" => Tone::Notice,
+        "tampered" => Tone::Bad,
+        "deny" | "cut" | "state" | "worker-restart" | "wait" | "timeout" => Tone::Notice,
         _ => Tone::Faint,
     };
     let kind = word(&event.kind);
@@ -114,6 +115,11 @@ pub(crate) fn time(ms: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{ms:03}Z")
 }
 
+/// Unix seconds as `2026-01-02`.
+pub(crate) fn day(seconds: u64) -> String {
+    time(seconds.saturating_mul(1000)).split('T').next().unwrap_or_default().to_owned()
+}
+
 /// A span as its two largest units: `3d 4h`, `5m 2s`.
 pub(crate) fn span(seconds: u64) -> String {
     let parts =
@@ -176,6 +182,7 @@ mod tests {
         assert_eq!(time(0), "1970-01-01T00:00:00.000Z");
         assert_eq!(time(951_782_400_123), "2000-02-29T00:00:00.123Z");
         assert_eq!(time(1_795_217_943_007), "2026-11-20T23:39:03.007Z");
+        assert_eq!(day(1_795_217_943), "2026-11-20");
     }
 
     #[test]
