@@ -41,6 +41,8 @@ pub(crate) fn start(handover: Handover<'_>, inside: &Inside) -> Result<(), Refus
         facts: inside.facts.clone(),
         wiring: inside.wiring,
         upstream: None,
+        sockets: Vec::new(),
+        missing: Vec::new(),
         run_dir: handover.runtime.path().display().to_string(),
         state_dir: handover.state.path().display().to_string(),
         fds: named.iter().map(|(name, _)| *name).collect(),

@@ -67,7 +67,7 @@ pub(crate) fn run(turn: &Turn) -> anyhow::Result<()> {
     });
     drop(around);
     crate::report(&layers)?;
-    let confinement = layers.iter().map(ToString::to_string).collect();
+    let confinement = layers.iter().map(ToString::to_string).chain(config.missing.iter().cloned()).collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     tokio::task::LocalSet::new()
         .block_on(&runtime, serve(turn, inherited, config, run_dir, state_dir, confinement))
@@ -190,6 +190,9 @@ fn announce(turn: &Turn, context: &Context, confinement: &[String]) -> anyhow::R
     let mut line = event(Kind::Lifecycle, action, "")
         .with("state", format!("{:?}", context.shield()).to_lowercase())
         .with("confinement", confinement.to_vec());
+    if !context.config.sockets.is_empty() {
+        line = line.with("sockets", context.config.sockets.clone());
+    }
     if turn.restarts > 0 {
         line = line.with("restarts", turn.restarts).with("why", turn.why.as_str());
         // A full disk must not keep the rest from being served: what it refuses is refused one by one.

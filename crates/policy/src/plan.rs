@@ -255,6 +255,12 @@ pub struct SupervisorConfig {
     /// The proxy of the host's own network, where the configuration names one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upstream: Option<Upstream>,
+    /// Unix sockets of the host that are mounted into the container: doors of the operator's own (L8), for the audit log.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sockets: Vec<String>,
+    /// Layers that this kernel lacks, as [`crate::control::Status::confinement`] names them: `no-egress: reason`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
     /// Absolute runtime folder of this container.
     pub run_dir: String,
     /// Absolute state folder of this container.

@@ -33,6 +33,8 @@ impl Rig {
             policy: Policy { allow: allow.collect(), ..Policy::default() },
             facts: HostFacts::sealed(true),
             upstream: None,
+            sockets: Vec::new(),
+            missing: Vec::new(),
             wiring: Wiring { dns_udp: 1, dns_tcp: 2, proxy: 3, peers: 0, mark: 1 },
             run_dir: dir.path().display().to_string(),
             state_dir: dir.path().display().to_string(),

@@ -116,6 +116,8 @@ impl Rig {
             facts: inside.facts,
             wiring: inside.wiring,
             upstream: None,
+            sockets: Vec::new(),
+            missing: Vec::new(),
             run_dir: run.path().display().to_string(),
             state_dir: state.path().display().to_string(),
             fds: fds.iter().map(|(fd, _)| *fd).chain([Fd::RunDir, Fd::StateDir]).collect(),
