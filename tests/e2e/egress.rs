@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use std::time::Duration;
-use terok_tests::{AT_ONCE, Mode, Sealed, bad_addresses, both_modes, queries, seen_at, site};
+use terok_tests::{AT_ONCE, Mode, Recipe, bad_addresses, both_modes, queries, seen_at, site};
 
 /// EPERM, EACCES, ECONNREFUSED, ECONNRESET, ENETUNREACH, EHOSTUNREACH, EAFNOSUPPORT, EPROTONOSUPPORT, ENOSYS
 const REFUSALS: [i64; 9] = [1, 13, 111, 104, 101, 113, 97, 93, 38];
@@ -42,7 +42,7 @@ fn each_refusal_takes_less_than_fifty_milliseconds(mode: Mode) {
         "io_uring".to_owned(),
     ];
     let steps: Vec<&str> = kinds.iter().flat_map(|kind| [kind.as_str(); 5]).collect();
-    let (_gone, lines) = Sealed::new(mode, host).probe(&steps);
+    let (_gone, lines) = Recipe::sealed(mode, host).probe(&steps);
     for (kind, attempts) in kinds.iter().zip(lines.chunks(5)) {
         let mut times: Vec<f64> = attempts.iter().filter_map(|line| line["ms"].as_f64()).collect();
         times.sort_by(f64::total_cmp);
@@ -78,7 +78,7 @@ both_modes! {
         let site = site();
         let url = format!("https://{}/both", site.name);
         for family in ["-4", "-6"] {
-            let (_gone, ended) = Sealed::new(mode, &site.name).debian().run(&["curl", "-sS", family, "--max-time", "10", &url]);
+            let (_gone, ended) = Recipe::sealed(mode, &site.name).debian().run(&["curl", "-sS", family, "--max-time", "10", &url]);
             // The proxy picks the family on the host's side; inside, each one leads there.
             assert!(ended.succeeded().contains("path=/both"));
         }
@@ -90,7 +90,7 @@ both_modes! {
     fn an_allowed_connection_is_audited_with_its_rule_before_and_its_bytes_after(mode: Mode) {
         let site = site();
         let (container, lines) =
-            Sealed::new(mode, &site.name).probe(&[&format!("http {0} 80 {0} /audited", site.name)]);
+            Recipe::sealed(mode, &site.name).probe(&[&format!("http {0} 80 {0} /audited", site.name)]);
         assert_eq!(lines[0]["answers"][0]["status"], 200, "{lines:?}");
         let allowed = container.audited("connect", "allow", &site.name);
         assert!(allowed["rule"].as_str().is_some_and(|rule| rule.starts_with(&site.name)), "{allowed}");
@@ -100,13 +100,13 @@ both_modes! {
     /// A10: an upstream that only IPv6 reaches, from a client that asks either family.
     fn an_upstream_with_ipv6_only_is_reached(mode: Mode) {
         let step = "http v6only.example.com 80 v6only.example.com /v6";
-        let (_gone, lines) = Sealed::new(mode, "v6only.example.com").probe(&[step]);
+        let (_gone, lines) = Recipe::sealed(mode, "v6only.example.com").probe(&[step]);
         assert_eq!(lines[0]["answers"][0]["status"], 200, "{lines:?}");
     }
 
     fn an_upstream_whose_ipv6_is_dead_is_reached_over_ipv4(mode: Mode) {
         let step = "http halfdead.example.com 80 halfdead.example.com /v4";
-        let (_gone, lines) = Sealed::new(mode, "halfdead.example.com").probe(&[step]);
+        let (_gone, lines) = Recipe::sealed(mode, "halfdead.example.com").probe(&[step]);
         assert_eq!(lines[0]["answers"][0]["status"], 200, "{lines:?}");
         assert!(lines[0]["ms"].as_f64().is_some_and(|ms| ms < 2000.0), "no happy eyeballs: {lines:?}");
     }
@@ -114,7 +114,7 @@ both_modes! {
     /// A1: asked of nobody.
     fn an_unlisted_name_is_refused_and_asked_of_nobody(mode: Mode) {
         let (allowed, unlisted) = (site(), site());
-        let (container, lines) = Sealed::new(mode, &allowed.name).probe(&[
+        let (container, lines) = Recipe::sealed(mode, &allowed.name).probe(&[
             &format!("tcp {} 443", unlisted.name),
             &format!("dns - {} A", unlisted.name),
             &format!("dns - {} AAAA tcp", unlisted.name),
@@ -130,8 +130,8 @@ both_modes! {
 
     /// A1: the question itself is the data.
     fn a_dns_tunnel_carries_nothing_out(mode: Mode) {
-        let zone = format!("c{}.tunnel.example.net", site().v4.octets()[3]);
-        let (container, lines) = Sealed::new(mode, "api.example.com").probe(&[&format!("labels 100 {zone}")]);
+        let zone = format!("c{}.tunnel.example.net", site().number);
+        let (container, lines) = Recipe::sealed(mode, "api.example.com").probe(&[&format!("labels 100 {zone}")]);
         assert_eq!(lines[0]["rcodes"]["3"], 100, "{lines:?}");
         assert!(lines[0]["slowest"].as_f64().is_some_and(|ms| ms < 1000.0), "{lines:?}");
         assert_eq!(queries(&zone), [""; 0]);
@@ -145,8 +145,8 @@ both_modes! {
 
     /// A2: whatever resolver it names, it is ours that answers.
     fn a_resolver_of_its_own_is_ours(mode: Mode) {
-        let zone = format!("own-{}.evil.example.net", site().v4.octets()[3]);
-        let (_gone, lines) = Sealed::new(mode, "api.example.com").probe(&[
+        let zone = format!("own-{}.evil.example.net", site().number);
+        let (_gone, lines) = Recipe::sealed(mode, "api.example.com").probe(&[
             &format!("dns 203.0.113.53 {zone} A"),
             &format!("dns 203.0.113.53 {zone} A tcp"),
             &format!("dns 2001:db8:bad::53 {zone} AAAA"),
@@ -179,7 +179,7 @@ both_modes! {
             })
             .collect();
         let steps: Vec<&str> = steps.iter().map(String::as_str).collect();
-        let (container, lines) = Sealed::new(mode, "api.example.com").probe(&steps);
+        let (container, lines) = Recipe::sealed(mode, "api.example.com").probe(&steps);
         assert_eq!(lines.len(), steps.len());
         lines.iter().for_each(refused_at_once);
         nothing_arrived(&[v4.to_string(), v6.to_string()]);
@@ -192,7 +192,7 @@ both_modes! {
     fn a_server_name_that_is_not_the_name_is_refused(mode: Mode) {
         let site = site();
         let host = &site.name;
-        let (container, lines) = Sealed::new(mode, host).probe(&[
+        let (container, lines) = Recipe::sealed(mode, host).probe(&[
             &format!("tls {host} 443 evil.example.net"),
             &format!("tls {host} 443 -"),
             &format!("tls {host}%6 443 evil.example.net"),
@@ -204,7 +204,7 @@ both_modes! {
         let line = container.audited("connect", "refuse", host);
         assert!(["sni-mismatch", "sni-missing"].contains(&line["reason"].as_str().unwrap_or_default()), "{line}");
 
-        let (_gone, lines) = Sealed::new(mode, host).probe(&[&format!("tls {host} 443 {host}"), &format!("tls {host}%6 443 {}", host.to_uppercase())]);
+        let (_gone, lines) = Recipe::sealed(mode, host).probe(&[&format!("tls {host} 443 {host}"), &format!("tls {host}%6 443 {}", host.to_uppercase())]);
         assert!(lines.iter().all(|line| line["ok"] == true), "the right name is let through: {lines:?}");
         assert!(!site.seen().is_empty());
     }
@@ -213,7 +213,7 @@ both_modes! {
     fn a_second_request_with_another_host_is_refused(mode: Mode) {
         let site = site();
         let host = &site.name;
-        let (container, lines) = Sealed::new(mode, host).probe(&[
+        let (container, lines) = Recipe::sealed(mode, host).probe(&[
             &format!("http {host} 80 {host} /first evil.example.net /second"),
             &format!("http {host} 80 evil.example.net /alone"),
             &format!("http {host} 80 {host} http://evil.example.net/absolute"),
@@ -232,7 +232,7 @@ both_modes! {
     /// A port that no rule names, on a name that one does.
     fn a_port_that_is_not_listed_is_refused(mode: Mode) {
         let site = site();
-        let (container, lines) = Sealed::new(mode, &format!("{}:8443", site.name)).probe(&[
+        let (container, lines) = Recipe::sealed(mode, &format!("{}:8443", site.name)).probe(&[
             &format!("tls {0} 443 {0}", site.name),
             &format!("tcp {} 22 SSH-2.0-x", site.name),
             &format!("tls {0} 8443 {0}", site.name),
@@ -247,7 +247,7 @@ both_modes! {
 
     /// A5: no hint of another way, no key for a hidden name.
     fn service_records_of_an_allowed_name_are_empty(mode: Mode) {
-        let (_gone, lines) = Sealed::new(mode, "api.example.com")
+        let (_gone, lines) = Recipe::sealed(mode, "api.example.com")
             .probe(&["dns - api.example.com HTTPS", "dns - api.example.com SVCB", "dns - api.example.com TXT", "dns - api.example.com A"]);
         for line in &lines[..3] {
             assert_eq!((line["rcode"].as_i64(), line["records"].as_i64()), (Some(0), Some(0)), "{line}");
@@ -257,7 +257,7 @@ both_modes! {
 
     /// A4: an alias gains nothing; the name asked is the name dialled, not where its record points.
     fn an_unlisted_name_behind_an_allowed_alias_stays_unlisted(mode: Mode) {
-        let (_gone, lines) = Sealed::new(mode, "alias.example.com")
+        let (_gone, lines) = Recipe::sealed(mode, "alias.example.com")
             .probe(&["dns - evil.example.net A", "dns - alias.example.com A"]);
         assert_eq!(lines[0]["rcode"], 3, "{lines:?}");
         assert!(lines[1]["addresses"][0].as_str().is_some_and(|ip| ip.starts_with("198.18.")), "{lines:?}");
@@ -278,20 +278,20 @@ both_modes! {
             "socket 44 3 0", // AF_XDP
             "io_uring",
         ];
-        let (container, lines) = Sealed::new(mode, "api.example.com").probe(&steps);
+        let (container, lines) = Recipe::sealed(mode, "api.example.com").probe(&steps);
         lines.iter().for_each(refused_at_once);
-        let idle = Sealed::new(mode, "api.example.com").idle();
+        let idle = Recipe::sealed(mode, "api.example.com").idle();
         idle.probe(&steps).iter().for_each(refused_at_once); // L9 survives exec
         drop(container);
 
-        let (_gone, lines) = Sealed::bare(mode).probe(&["socket 40 1 0"]);
+        let (_gone, lines) = Recipe::bare(mode).probe(&["socket 40 1 0"]);
         assert_eq!(lines[0]["ok"], true, "without terok the family is there: {lines:?}");
     }
 
     /// A35: Multipath TCP is judged as TCP is.
     fn multipath_tcp_gets_the_verdict_of_tcp(mode: Mode) {
         let (v4, _) = bad_addresses();
-        let (_gone, lines) = Sealed::new(mode, "api.example.com")
+        let (_gone, lines) = Recipe::sealed(mode, "api.example.com")
             .probe(&["mptcp api.example.com 80", &format!("mptcp {v4} 80"), "mptcp api.example.com%6 80"]);
         assert_eq!((&lines[0]["ok"], &lines[2]["ok"]), (&Value::Bool(true), &Value::Bool(true)), "{lines:?}");
         refused_at_once(&lines[1]);
@@ -304,47 +304,15 @@ both_modes! {
         let script = format!(
             "ip route flush table all; ip route add default dev lo; /run/terok-probe 'tcp {v4} 80' 'udp {v4} 123 x' 'tcp {v6} 80'"
         );
-        let (_gone, ended) = Sealed::new(mode, "api.example.com").option("--cap-add=NET_ADMIN,NET_RAW").run(&["sh", "-c", &script]);
+        let (_gone, ended) = Recipe::sealed(mode, "api.example.com").option("--cap-add=NET_ADMIN,NET_RAW").run(&["sh", "-c", &script]);
         assert!(!ended.stdout.contains("\"ok\":true") , "{}", ended.stdout);
         nothing_arrived(&[v4.to_string(), v6.to_string()]);
-    }
-
-    /// The probes can tell: what is refused above arrives where terok is not.
-    fn without_terok_the_same_attempts_arrive(mode: Mode) {
-        let site = site();
-        let host = &site.name;
-        let (v4, v6) = bad_addresses();
-        let zone = format!("open{}.tunnel.example.net", site.v4.octets()[3]);
-        let (_gone, lines) = Sealed::unprotected(mode).probe(&[
-            &format!("tls {host}%4 443 evil.example.net"),
-            &format!("tls {host}%4 443 -"),
-            &format!("http {host}%4 80 {host} /first evil.example.net /second"),
-            &format!("tcp {host}%4 80 GET /two HTTP/1.1\\r\\nHost: {host}\\r\\nHost: evil.example.net\\r\\n\\r\\n"),
-            &format!("tcp {v4} 443"),
-            &format!("fastopen {v4} 80 hello"),
-            &format!("mptcp {v4} 443"),
-            &format!("udp {v4} 123 ntp"),
-            &format!("dns 203.0.113.53 {zone} A"),
-            "dns - r.rebind-private.example.com A",
-            "http r.rebind-private.example.com 80 private /private",
-        ]);
-        for line in &lines {
-            assert_eq!(line["ok"], true, "{line}");
-        }
-        assert_eq!(site.paths(), ["/first", "/second", "/two"]);
-        assert_eq!(queries(&zone), [zone]);
-        assert!(seen_at(v4).iter().any(|line| line["proto"] == "udp"));
-        assert!(seen_at("10.66.0.1").iter().any(|line| line["path"] == "/private"));
-        if mode == Mode::Rootless {
-            let (_gone, lines) = Sealed::unprotected(mode).probe(&[&format!("tcp {v6} 80")]);
-            assert_eq!(lines[0]["ok"], true, "{lines:?}");
-        }
     }
 
     fn a_literal_rule_reaches_that_address_and_port_only(mode: Mode) {
         let ((v4, v6), (other, _)) = (bad_addresses(), bad_addresses());
         let rules = format!("{v4}:80 [{v6}]:80 10.66.7.7:80");
-        let (container, lines) = Sealed::new(mode, &rules).probe(&[
+        let (container, lines) = Recipe::sealed(mode, &rules).probe(&[
             &format!("http {v4} 80 anything.example /v4"),
             &format!("http {v6} 80 anything.example /v6"),
             "http 10.66.7.7 80 anything.example /private",
@@ -363,7 +331,7 @@ both_modes! {
 
     /// E2, E1: a denied name below an allowed wildcard; the wildcard is not its own apex.
     fn deny_beats_allow_and_a_wildcard_is_its_subdomains_only(mode: Mode) {
-        let sealed = Sealed::new(mode, "*.any.example.com").annotate("shield.deny", "no.any.example.com");
+        let sealed = Recipe::sealed(mode, "*.any.example.com").annotate("shield.deny", "no.any.example.com");
         let (container, lines) = sealed.probe(&[
             "http yes.any.example.com 80 yes.any.example.com /wild",
             "tcp no.any.example.com 80",
@@ -379,7 +347,7 @@ both_modes! {
 
     /// E7, A4: a wildcard's labels are a channel, too.
     fn a_wildcard_has_a_budget_of_names(mode: Mode) {
-        let (container, lines) = Sealed::new(mode, "*.wild.example.com").probe(&["labels 200 wild.example.com"]);
+        let (container, lines) = Recipe::sealed(mode, "*.wild.example.com").probe(&["labels 200 wild.example.com"]);
         let refused = lines[0]["rcodes"]["5"].as_u64().unwrap_or(0) + lines[0]["rcodes"]["3"].as_u64().unwrap_or(0);
         assert!((100..200).contains(&refused), "{lines:?}");
         let line = container.audited("dns", "refuse", "");
@@ -389,7 +357,7 @@ both_modes! {
 
     /// The host's loopback, by rule and port only.
     fn the_hosts_loopback_is_reached_by_its_rule_only(mode: Mode) {
-        let (_gone, lines) = Sealed::new(mode, "host:8000").probe(&[
+        let (_gone, lines) = Recipe::sealed(mode, "host:8000").probe(&[
             "http host.terok.internal 8000 host.terok.internal:8000 /host",
             "tcp host.terok.internal 80 GET",
             "tcp 192.0.2.10 8000",
@@ -397,7 +365,7 @@ both_modes! {
         assert_eq!(lines[0]["answers"][0]["status"], 200, "{lines:?}");
         refused_at_once(&lines[1]);
         refused_at_once(&lines[2]);
-        let (_gone, lines) = Sealed::new(mode, "api.example.com").probe(&["tcp host.terok.internal 8000", "dns - host.terok.internal A"]);
+        let (_gone, lines) = Recipe::sealed(mode, "api.example.com").probe(&["tcp host.terok.internal 8000", "dns - host.terok.internal A"]);
         refused_at_once(&lines[0]);
     }
 }

@@ -1,6 +1,6 @@
 //! `terok run`: what it starts is protected and has few privileges, and ordinary tools still do their work in it.
 
-use terok_tests::{Mode, Sealed, both_modes};
+use terok_tests::{Mode, Recipe, both_modes};
 
 const STATUS: &str = "grep -E '^(NoNewPrivs|Seccomp|CapEff|CapBnd):' /proc/self/status | tr -d '\\t'";
 
@@ -41,7 +41,7 @@ both_modes! {
     /// `terok.restricted`: no capability, no way to get one.
     fn a_restricted_container_has_no_privileges_and_no_namespaces(mode: Mode) {
         let script = format!("{STATUS}; unshare -U true 2>&1; echo user namespace: $?");
-        let plain = Sealed::new(mode, "api.example.com");
+        let plain = Recipe::sealed(mode, "api.example.com");
         let (_gone, ended) = plain.clone().annotate("restricted", "true").run(&["sh", "-c", &script]);
         let said = ended.succeeded();
         for line in ["NoNewPrivs:1\n", "CapEff:0000000000000000\n", "CapBnd:0000000000000000\n", "Seccomp:2\n"] {

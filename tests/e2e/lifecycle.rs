@@ -1,7 +1,7 @@
 //! However a container starts, stops or loses a process: protected again, or gone. And nothing is left over.
 
 use std::collections::BTreeSet;
-use terok_tests::{Container, Mode, Sealed, bad_addresses, both_modes, eventually, seen_at, site};
+use terok_tests::{Container, Mode, Recipe, bad_addresses, both_modes, eventually, seen_at, site};
 
 #[track_caller]
 fn is_protected(container: &Container, allowed: &str) {
@@ -44,7 +44,7 @@ fn leftovers(mode: Mode) -> [BTreeSet<String>; 4] {
 both_modes! {
     fn stop_and_start_protect_again(mode: Mode) {
         let site = site();
-        let container = Sealed::new(mode, &site.name).idle();
+        let container = Recipe::sealed(mode, &site.name).idle();
         is_protected(&container, &site.name);
         for verb in [&["stop", "--time=0"][..], &["restart", "--time=0"], &["kill"]] {
             container.podman(verb).succeeded();
@@ -58,7 +58,7 @@ both_modes! {
 
     fn the_restart_policy_protects_again(mode: Mode) {
         let site = site();
-        let container = Sealed::new(mode, &site.name).option("--restart=always").idle();
+        let container = Recipe::sealed(mode, &site.name).option("--restart=always").idle();
         let pid = container.pid();
         kill("-KILL", pid);
         eventually("podman restarts it", || {
@@ -72,7 +72,7 @@ both_modes! {
     }
 
     fn kill_and_forced_removal_end_everything(mode: Mode) {
-        let container = Sealed::new(mode, "api.example.com").idle();
+        let container = Recipe::sealed(mode, "api.example.com").idle();
         assert!(container.supervisors().len() >= 2, "{:?}", container.supervisors());
         container.podman(&["rm", "--force", "--time=0"]).succeeded();
         container.is_left_alone();
@@ -80,7 +80,7 @@ both_modes! {
     }
 
     fn a_container_that_removes_itself_leaves_its_audit_log_only(mode: Mode) {
-        let container = Sealed::new(mode, "api.example.com").option("--rm").idle();
+        let container = Recipe::sealed(mode, "api.example.com").option("--rm").idle();
         container.podman(&["stop", "--time=0"]).succeeded();
         eventually("it is removed", || container.podman(&["inspect"]).code != 0);
         container.is_left_alone();
@@ -91,7 +91,7 @@ both_modes! {
     /// L5: one crash is an event, not an outage.
     fn a_killed_worker_comes_back_on_the_same_sockets(mode: Mode) {
         let site = site();
-        let container = Sealed::new(mode, &site.name).idle();
+        let container = Recipe::sealed(mode, &site.name).idle();
         for _ in 0..3 {
             let worker = *container.supervisors().last().expect("a worker");
             kill("-KILL", worker);
@@ -104,7 +104,7 @@ both_modes! {
 
     fn a_killed_parent_leaves_the_container_served_and_protected(mode: Mode) {
         let site = site();
-        let container = Sealed::new(mode, &site.name).idle();
+        let container = Recipe::sealed(mode, &site.name).idle();
         kill("-KILL", container.supervisors()[0]);
         is_protected(&container, &site.name);
         container.podman(&["rm", "--force", "--time=0"]).succeeded();
@@ -113,7 +113,7 @@ both_modes! {
 
     fn killed_parent_and_worker_leave_it_shut(mode: Mode) {
         let site = site();
-        let container = Sealed::new(mode, &site.name).idle();
+        let container = Recipe::sealed(mode, &site.name).idle();
         let (v4, v6) = bad_addresses();
         for pid in container.supervisors() {
             kill("-KILL", pid);
@@ -128,7 +128,7 @@ both_modes! {
 
     fn a_killed_conmon_does_not_open_anything(mode: Mode) {
         let site = site();
-        let container = Sealed::new(mode, &site.name).idle();
+        let container = Recipe::sealed(mode, &site.name).idle();
         let conmon = container.podman(&["inspect", "--format={{.State.ConmonPid}}"]).succeeded();
         let init = container.pid();
         kill("-KILL", conmon.trim().parse().expect("a pid"));
@@ -141,9 +141,9 @@ both_modes! {
 
     fn a_refused_start_leaves_nothing(mode: Mode) {
         let attempts = [
-            (Sealed::new(mode, "api.example.com").annotate("shield.alow", "x"), "true"),
-            (Sealed::new(mode, "api.example.com:99999"), "true"),
-            (Sealed::new(mode, "api.example.com"), "/no/such/program"),
+            (Recipe::sealed(mode, "api.example.com").annotate("shield.alow", "x"), "true"),
+            (Recipe::sealed(mode, "api.example.com:99999"), "true"),
+            (Recipe::sealed(mode, "api.example.com"), "/no/such/program"),
         ];
         for (sealed, program) in attempts {
             let (container, ended) = sealed.run(&[program]);
@@ -156,11 +156,11 @@ both_modes! {
 
 /// Alone, because it counts what is on the machine.
 fn fifty_cycles_leave_nothing_over(mode: Mode) {
-    let warm = Sealed::new(mode, "api.example.com").idle();
+    let warm = Recipe::sealed(mode, "api.example.com").idle();
     drop(warm);
     eventually("quiet before", || leftovers(mode)[0].iter().all(|line| !line.contains("terok-supervisor")));
     let before = leftovers(mode);
-    let container = Sealed::new(mode, "api.example.com").idle();
+    let container = Recipe::sealed(mode, "api.example.com").idle();
     for cycle in 0..50 {
         match cycle % 3 {
             0 => drop(container.podman(&["restart", "--time=0"]).succeeded()),
@@ -212,7 +212,7 @@ fn a_full_disk_refuses_connections_until_there_is_room() {
     Mode::Rootful.run("mkdir", &["-p", folder]).succeeded();
     Mode::Rootful.run("mount", &["-t", "tmpfs", "-o", "size=256k,mode=700", "tmpfs", folder]).succeeded();
     let small = Unmounted(folder);
-    let container = Sealed::new(Mode::Rootful, &site.name).idle();
+    let container = Recipe::sealed(Mode::Rootful, &site.name).idle();
     let step = format!("http {0} 80 {0} /disk", site.name);
     assert_eq!(container.try_step(&step)["ok"], true);
     Mode::Rootful.run("sh", &["-c", &format!("cat /dev/zero > {full} 2>/dev/null; true")]).succeeded();

@@ -3,7 +3,7 @@
 use serde_json::Value;
 use std::time::Duration;
 use terok_tests::{
-    Container, Mode, Running, Sealed, bad_addresses, both_modes, eventually, seen_at, site, within,
+    Container, Mode, Recipe, Running, bad_addresses, both_modes, eventually, seen_at, site, within,
 };
 
 /// Long enough that only a cut ends it within a test.
@@ -53,7 +53,7 @@ both_modes! {
     /// A8: the flow goes with its rule; the other name on the same address stays.
     fn deny_cuts_a_live_download_and_only_that(mode: Mode) {
         // api.example.com and shared.example.org are one address.
-        let container = Sealed::new(mode, "api.example.com shared.example.org").idle();
+        let container = Recipe::sealed(mode, "api.example.com shared.example.org").idle();
         let cut = download(&container, &format!("hold api.example.com 80 {FOREVER}"));
         let mut kept = download(&container, "hold shared.example.org 80 /drip/40");
         terok(&container, &["deny", "api.example.com"]);
@@ -69,7 +69,7 @@ both_modes! {
     /// E1: a denied address is denied under every name that leads to it, a flow that is open included.
     fn denying_an_address_cuts_the_names_that_lead_to_it(mode: Mode) {
         let (denied, other) = (site(), site());
-        let container = Sealed::new(mode, &format!("{} {}", denied.name, other.name)).idle();
+        let container = Recipe::sealed(mode, &format!("{} {}", denied.name, other.name)).idle();
         let cut = download(&container, &format!("hold {} 80 {FOREVER}", denied.name));
         terok(&container, &["deny", &denied.v4.to_string(), &denied.v6.to_string()]);
         cut_within_a_second(cut);
@@ -81,7 +81,7 @@ both_modes! {
 
     fn deny_survives_stop_and_start_and_a_crash_of_the_worker(mode: Mode) {
         let (denied, other) = (site(), site());
-        let container = Sealed::new(mode, &format!("{} {}", denied.name, other.name)).idle();
+        let container = Recipe::sealed(mode, &format!("{} {}", denied.name, other.name)).idle();
         reaches(&container, &denied.name);
         terok(&container, &["deny", &denied.name]);
         is_refused(&container, &denied.name);
@@ -102,7 +102,7 @@ both_modes! {
     fn a_live_allow_opens_at_once_and_lasts(mode: Mode) {
         let site = site();
         let (v4, _) = bad_addresses();
-        let container = Sealed::new(mode, "").idle();
+        let container = Recipe::sealed(mode, "").idle();
         is_refused(&container, &site.name);
         terok(&container, &["allow", &site.name, &format!("{v4}:80")]);
         reaches(&container, &site.name);
@@ -118,7 +118,7 @@ both_modes! {
     fn block_cuts_everything_and_lasts(mode: Mode) {
         let site = site();
         let (v4, _) = bad_addresses();
-        let container = Sealed::new(mode, &format!("{} {v4}:80", site.name)).idle();
+        let container = Recipe::sealed(mode, &format!("{} {v4}:80", site.name)).idle();
         let named = download(&container, &format!("hold {} 80 {FOREVER}", site.name));
         let literal = download(&container, &format!("hold {v4} 80 {FOREVER}"));
         terok(&container, &["block"]);
@@ -142,7 +142,7 @@ both_modes! {
     fn down_opens_all_but_the_floor_and_the_denies_for_its_time(mode: Mode) {
         let site = site();
         let ((open, _), (denied, _)) = (bad_addresses(), bad_addresses());
-        let container = Sealed::new(mode, "api.example.com").annotate("shield.deny", &format!("{denied}:80")).idle();
+        let container = Recipe::sealed(mode, "api.example.com").annotate("shield.deny", &format!("{denied}:80")).idle();
         is_refused(&container, &site.name);
         // Long enough for everything below on a busy machine.
         terok(&container, &["down", "--for", "15s"]);
@@ -164,7 +164,7 @@ both_modes! {
     }
 
     fn status_and_ps_tell_what_is_in_force(mode: Mode) {
-        let container = Sealed::new(mode, "api.example.com").idle();
+        let container = Recipe::sealed(mode, "api.example.com").idle();
         let status: Value = serde_json::from_str(&terok(&container, &["status", "--json"])).expect("JSON");
         assert_eq!(status["state"], "up", "{status}");
         assert!(status.to_string().contains("api.example.com"), "{status}");
@@ -173,7 +173,7 @@ both_modes! {
     }
 
     fn the_audit_log_verifies_and_shows_a_change(mode: Mode) {
-        let container = Sealed::new(mode, "api.example.com").idle();
+        let container = Recipe::sealed(mode, "api.example.com").idle();
         reaches(&container, "api.example.com");
         terok(&container, &["audit", "--verify"]);
         let path = mode.state(&container.id).join("audit.jsonl");
@@ -187,7 +187,7 @@ both_modes! {
     /// A29: what cannot be written down does not happen.
     fn while_no_worker_runs_everything_waits_or_is_refused(mode: Mode) {
         let site = site();
-        let container = Sealed::new(mode, &site.name).idle();
+        let container = Recipe::sealed(mode, &site.name).idle();
         let (v4, _) = bad_addresses();
         let supervisors = container.supervisors();
         for pid in &supervisors {

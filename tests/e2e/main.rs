@@ -6,5 +6,6 @@ mod install;
 mod launcher;
 mod lifecycle;
 mod live;
+mod networks;
 mod rebinding;
 mod tools;

@@ -1,12 +1,12 @@
 //! Real tools in a real Debian image, unmodified, through the proxy.
 
-use terok_tests::{Mode, Sealed, both_modes, site};
+use terok_tests::{Mode, Recipe, both_modes, site};
 
 const RULES: &str = "git.example.com ssh.example.com:22 pypi.example.com deb.example.com:80 echo.example.com";
 
 #[track_caller]
 fn debian(mode: Mode, script: &str) -> String {
-    let sealed = Sealed::new(mode, RULES)
+    let sealed = Recipe::sealed(mode, RULES)
         .debian()
         .option("--volume=/run/inet/client_key.shared:/run/key:ro")
         .option("--volume=/run/inet/known_hosts:/run/known_hosts:ro");
@@ -49,7 +49,7 @@ both_modes! {
 
     fn python_and_node_fetch_over_https(mode: Mode) {
         let site = site();
-        let sealed = Sealed::new(mode, &site.name).debian();
+        let sealed = Recipe::sealed(mode, &site.name).debian();
         let python = format!("import urllib.request as u; print(u.urlopen('https://{}/python').read().decode())", site.name);
         let (_gone, ended) = sealed.run(&["python3", "-c", &python]);
         assert!(ended.succeeded().contains("path=/python"));
@@ -62,7 +62,7 @@ both_modes! {
 
     fn curl_uploads_and_downloads_unchanged(mode: Mode) {
         let site = site();
-        let sealed = Sealed::new(mode, &site.name).debian();
+        let sealed = Recipe::sealed(mode, &site.name).debian();
         let script = format!("head -c 5000001 /dev/urandom > /tmp/f; sha256sum < /tmp/f | cut -d' ' -f1
             curl -sS --data-binary @/tmp/f https://{0}/sha; echo
             curl -sS -H 'Transfer-Encoding: chunked' --data-binary @/tmp/f http://{0}/echo | sha256sum | cut -d' ' -f1", site.name);
@@ -86,7 +86,7 @@ for tls in (False, True):
     assert head.startswith(b'HTTP/1.1 101'), head
     s.sendall(b'\\x81\\x85\\0\\0\\0\\0hello')
     print(s.recv(7, 0 if tls else socket.MSG_WAITALL))", site.name);
-        let (_gone, ended) = Sealed::new(mode, &site.name).debian().run(&["python3", "-c", &script]);
+        let (_gone, ended) = Recipe::sealed(mode, &site.name).debian().run(&["python3", "-c", &script]);
         assert_eq!(ended.succeeded().matches("hello").count(), 2);
     }
 }

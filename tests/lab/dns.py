@@ -46,7 +46,7 @@ def look_up(name, kind, hostile):
         return (["198.51.100.10"] if turn < 1 else ["127.0.0.1"]), 0
     labels = name.split(".")
     if len(labels) == 3 and labels[0].startswith("site-") and labels[1:] == ["example", "com"] and labels[0][5:].isdigit():
-        n = int(labels[0][5:]); return [f"198.51.100.{n % 256}", f"2001:db8:1::{n:x}"], 60  # a site for each test
+        n = int(labels[0][5:]); return [f"198.52.{n >> 8 & 255}.{n & 255}", f"2001:db8:1::{n:x}"], 60  # a site for each test
     for n in range(len(labels)):
         key = ".".join(labels[n:]) if n == 0 else "*." + ".".join(labels[n:])
         if key in ZONE: return ZONE[key], (5 if name == "cdn.example.com" else 60)

@@ -1,7 +1,7 @@
 #!/bin/bash
 # inet.sh up: inside a lab, a fake internet behind one veth. The lab is "the host": 192.0.2.10, 2001:db8:ffff::10.
-#   198.51.100.0/24, 2001:db8:1::/64    the good part: every address answers (names: dns.py)
-#   203.0.113.0/24, 2001:db8:bad::/64   the bad part: every address answers, too; a hostile DNS server at 203.0.113.53
+#   198.51.100.0/24, 198.52.0.0/16, 2001:db8:1::/64   the good part: every address answers (names: dns.py)
+#   203.0.113.0/24, 203.1.0.0/16, 2001:db8:bad::/64   the bad part: every address answers, too; a hostile DNS server at 203.0.113.53
 #   10.66.0.0/16, 169.254.169.254       private and metadata addresses that answer, so that reaching them would show
 # What the servers really saw is in /run/inet/seen.jsonl; on the host itself (ports 80, 443, 8000) in the same file with "on":"host".
 set -e
@@ -12,10 +12,14 @@ ip link add up0 type veth peer name gw0 netns inet
 ip addr add 192.0.2.10/24 dev up0; ip -6 addr add 2001:db8:ffff::10/64 dev up0 nodad; ip link set up0 up
 ip -n inet addr add 192.0.2.1/24 dev gw0; ip -n inet -6 addr add 2001:db8:ffff::1/64 dev gw0 nodad
 ip -n inet link set gw0 up; ip -n inet link set lo up
-for p in 198.51.100.0/24 203.0.113.0/24 10.66.0.0/16 169.254.169.254/32; do ip -n inet route add local $p dev lo; done
+for p in 198.51.100.0/24 198.52.0.0/16 203.0.113.0/24 203.1.0.0/16 10.66.0.0/16 169.254.169.254/32; do ip -n inet route add local $p dev lo; done
 for p in 2001:db8:1::/64 2001:db8:bad::/64; do ip -n inet -6 route add local $p dev lo; done
 # IPv6 servers that bind one address need it on a link; a route is not enough.
 for a in 2001:db8:1::53 2001:db8:1::22 2001:db8:bad::53; do ip -n inet -6 addr add $a/128 dev lo nodad; done
+# UDP answers leave from the address that was asked, one of a routed block.
+nsenter --net=/run/netns/inet sh -c 'echo 1 > /proc/sys/net/ipv6/ip_nonlocal_bind'
+# slirp4netns forwards pings by the host's own ping sockets.
+echo '0 2147483647' > /proc/sys/net/ipv4/ping_group_range
 ip route add default via 192.0.2.1; ip -6 route add default via 2001:db8:ffff::1
 echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
 rm -f /etc/resolv.conf; printf 'nameserver 198.51.100.53\n' > /etc/resolv.conf

@@ -29,6 +29,9 @@ storage() { printf '[storage]\ndriver = "overlay"\nrunroot = "%s"\ngraphroot = "
 storage /run/containers/storage /var/lib/containers/storage > /etc/containers/storage.conf
 install -d -o tester -g tester /run/home/tester/.config /run/home/tester/.config/containers
 storage /run/user/1001/containers /run/home/tester/.local/share/containers/storage > /run/home/tester/.config/containers/storage.conf
+# Podman 4 hides the parent of /var/lib/cni and the user's home below /run from itself when it sets up a rootless bridge.
+install -d /var/lib/cni; install -d -o tester -g tester /var/lib/lab/networks
+printf '[network]\nnetwork_config_dir = "/var/lib/lab/networks"\n' > /run/home/tester/.config/containers/containers.conf
 [ -e /etc/containers/policy.json ] || echo '{"default":[{"type":"insecureAcceptAnything"}]}' > /etc/containers/policy.json
 [ ! -c /dev/net/tun ] || chmod 666 /dev/net/tun
 

@@ -124,7 +124,50 @@ def udp_echo(port):  # packet info, so that the answer leaves from the address t
             except OSError: pass
     threading.Thread(target=serve, daemon=True).start()
 
+def relay(a, b):
+    def pump(x, y):
+        try:
+            while data := x.recv(65536): y.sendall(data)
+        except OSError: pass
+        for end in (x, y):
+            try: end.shutdown(socket.SHUT_RDWR)
+            except OSError: pass
+    threading.Thread(target=pump, args=(b, a), daemon=True).start(); pump(a, b)
+
+def http_proxy(c, peer):  # CONNECT alone (RFC 9110 9.3.6)
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        if not (byte := c.recv(1)): return
+        head += byte
+    lines = head.decode("latin-1").split("\r\n"); method, target, _ = lines[0].split(" "); host, _, port = target.rpartition(":")
+    log(proto="proxy", kind="http", method=method, target=target, headers=lines[1:-2], **ends(c, peer))
+    if method != "CONNECT": return c.sendall(b"HTTP/1.1 405 CONNECT only\r\nContent-Length: 0\r\n\r\n")
+    if host.startswith("refused"): return c.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+    with socket.create_connection((host.strip("[]"), int(port)), 5) as s: s.settimeout(None); c.sendall(b"HTTP/1.1 200 OK\r\n\r\n"); relay(c, s)
+
+def socks_proxy(c, peer):  # RFC 1928, RFC 1929
+    take = lambda n: c.recv(n, socket.MSG_WAITALL)
+    _, n = take(2); methods = take(n); login = None
+    if 2 in methods: c.sendall(b"\5\2"); take(1); user = take(take(1)[0]); word = take(take(1)[0]); login = (user + b":" + word).decode(); c.sendall(b"\1\0")
+    else: c.sendall(b"\5\0")
+    _, command, _, kind = take(4)
+    host = take(take(1)[0]).decode() if kind == 3 else socket.inet_ntop(*((socket.AF_INET, take(4)) if kind == 1 else (socket.AF_INET6, take(16))))
+    port, = struct.unpack("!H", take(2)); log(proto="proxy", kind="socks5", method=command, target=f"{host}:{port}", login=login, **ends(c, peer))
+    with socket.create_connection((host, port), 5) as s: s.settimeout(None); c.sendall(b"\5\0\0\1" + bytes(6)); relay(c, s)
+
+def proxy(port, speak):
+    s = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=64)
+    def one(c, peer):
+        with c:
+            try: speak(c, peer)
+            except (OSError, ValueError, IndexError, struct.error) as e: log(proto="proxy-fail", error=str(e)[:80], **ends(c, peer))
+    def serve():
+        while True:
+            c, peer = s.accept(); threading.Thread(target=one, args=(c, peer), daemon=True).start()
+    threading.Thread(target=serve, daemon=True).start()
+
 if WHERE == "inet":
+    proxy(3128, http_proxy); proxy(1080, socks_proxy)
     plain_ports, tls_ports, tcp_ports, udp_ports = [80, 8080], [443, 853, 8443], [7, 4444, 6667], [7, 123, 443, 4444, 5353]
 else:
     plain_ports, tls_ports, tcp_ports, udp_ports = [80, 8000], [443], [], [123]

@@ -1,6 +1,6 @@
 //! Containers of the tests: started as a user would, gone when the test is.
 
-use crate::{Mode, eventually};
+use crate::{Mode, Net, eventually};
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -60,34 +60,44 @@ impl Ended {
     }
 }
 
-/// A container without a network card and with annotations, to be started.
+/// A container to be started: whose, on which network, with which annotations and options.
 #[derive(Debug, Clone)]
-pub struct Sealed {
+pub struct Recipe {
     mode: Mode,
     image: String,
-    network: String,
+    networks: Vec<String>,
     options: Vec<String>,
 }
 
-impl Sealed {
-    /// A container that may reach `allow` (rules), busybox unless another image is named.
-    pub fn new(mode: Mode, allow: &str) -> Self {
-        let sealed = Self::bare(mode);
+impl Recipe {
+    /// A container on `net` that may reach `allow` (rules), busybox unless another image is named.
+    pub fn on(net: Net, allow: &str) -> Self {
+        let recipe = Recipe { networks: vec![net.network().to_owned()], ..Self::bare(net.mode()) };
         if allow.is_empty() {
-            sealed.annotate("shield", "up")
+            recipe.annotate("shield", "up")
         } else {
-            sealed.annotate("shield.allow", allow)
+            recipe.annotate("shield.allow", allow)
         }
     }
 
-    /// Without any annotation.
+    /// A container without a card that may reach `allow`.
+    pub fn sealed(mode: Mode, allow: &str) -> Self {
+        Self::on(Net::sealed(mode), allow)
+    }
+
+    /// Without a card and without any annotation.
     pub fn bare(mode: Mode) -> Self {
-        Sealed { mode, image: "localhost/bb".to_owned(), network: "none".to_owned(), options: Vec::new() }
+        Recipe {
+            mode,
+            image: "localhost/bb".to_owned(),
+            networks: vec!["none".to_owned()],
+            options: Vec::new(),
+        }
     }
 
     /// What Podman gives without terok: proof that the same attempts get out.
-    pub fn unprotected(mode: Mode) -> Self {
-        Sealed { network: mode.plain_network().to_owned(), ..Self::bare(mode) }
+    pub fn unprotected(net: Net) -> Self {
+        Recipe { networks: vec![net.network().to_owned()], ..Self::bare(net.mode()) }
     }
 
     /// Adds the annotation `terok.KEY`.
@@ -124,11 +134,25 @@ impl Sealed {
         self
     }
 
-    /// Another network.
+    /// Another network in place of its own.
     #[must_use]
     pub fn network(mut self, network: &str) -> Self {
-        self.network = network.to_owned();
+        self.networks = vec![network.to_owned()];
         self
+    }
+
+    /// A further network.
+    #[must_use]
+    pub fn also(mut self, network: &str) -> Self {
+        self.networks.push(network.to_owned());
+        self
+    }
+
+    /// As member of a pod, whose network it has.
+    #[must_use]
+    pub fn pod(mut self, pod: &Pod) -> Self {
+        self.networks.clear();
+        self.option(&format!("--pod={}", pod.name))
     }
 
     /// Runs the steps of the probe as the container's first program; the container is removed by the end of the test.
@@ -168,20 +192,52 @@ impl Sealed {
     }
 
     fn named(&self) -> Container {
-        static NEXT: AtomicU32 = AtomicU32::new(1);
-        let name = format!("t{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        Container { mode: self.mode, name, id: String::new() }
+        Container { mode: self.mode, name: a_name(), id: String::new() }
     }
 
     fn podman(&self, name: &str, more: &[&str]) -> Command {
         let mut command = self.mode.command("podman");
         command
-            .args(["run", "--name", name, "--network", &self.network])
+            .args(["run", "--name", name])
+            .args(self.networks.iter().map(|network| format!("--network={network}")))
             .arg(format!("--volume=/run/lab/bin/terok-probe:{PROBE}:ro"))
             .args(more)
             .args(&self.options)
             .arg(&self.image);
         command
+    }
+}
+
+/// A name no other container or pod has.
+fn a_name() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    format!("t{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A pod; removed by force, with its members, at the end of the test.
+#[derive(Debug)]
+pub struct Pod {
+    /// Whose it is.
+    pub mode: Mode,
+    /// Its name.
+    pub name: String,
+}
+
+impl Pod {
+    /// A pod on `network` with more options of `podman pod create`.
+    #[track_caller]
+    pub fn new(mode: Mode, network: &str, options: &[&str]) -> Self {
+        crate::engine::networks(mode);
+        let pod = Pod { mode, name: a_name() };
+        let network = format!("--network={network}");
+        mode.podman(&[&["pod", "create", "--name", &pod.name, &network], options].concat()).succeeded();
+        pod
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        let _ = self.mode.podman(&["pod", "rm", "--force", "--time=0", &self.name]);
     }
 }
 
@@ -201,6 +257,38 @@ impl Container {
     #[track_caller]
     pub fn probe(&self, steps: &[&str]) -> Vec<Value> {
         self.mode.podman(&[&["exec", &self.name, PROBE], steps].concat()).lines()
+    }
+
+    /// Waits until the container has an address and a way out on both families, which a card's own services may give it only after
+    /// the start; sealed containers and cards without IPv6 have nothing to wait for.
+    #[track_caller]
+    #[must_use]
+    pub fn settled(self) -> Self {
+        let lines = self.probe(&["settle"]);
+        assert_eq!(lines[0]["ok"], true, "IPv6 never came up: {lines:?}");
+        self
+    }
+
+    /// An address of one of its cards, of the wanted family.
+    #[track_caller]
+    pub fn address(&self, v6: bool) -> std::net::IpAddr {
+        let net = format!("--net=/proc/{}/ns/net", self.pid());
+        let family = if v6 { "-6" } else { "-4" };
+        let text = Mode::Rootful
+            .run("nsenter", &[&net, "ip", "-o", family, "addr", "show", "scope", "global"])
+            .succeeded();
+        let cards = text.lines().filter(|line| !line.contains(": lo "));
+        let address = cards.filter_map(|line| {
+            let (_, rest) = line.split_once("inet6 ").or_else(|| line.split_once("inet "))?;
+            rest.split('/').next()?.parse().ok()
+        });
+        address.into_iter().next().unwrap_or_else(|| panic!("no address: {text}"))
+    }
+
+    /// Runs a command in its network namespace as the host's root, past everything that Podman would refuse.
+    pub fn nsenter(&self, command: &[&str]) -> Ended {
+        let net = format!("--net=/proc/{}/ns/net", self.pid());
+        Mode::Rootful.run("nsenter", &[&[net.as_str()], command].concat())
     }
 
     /// One step of the probe.
@@ -232,8 +320,7 @@ impl Container {
     /// The ruleset in its network namespace, as nft prints it.
     #[track_caller]
     pub fn ruleset(&self) -> String {
-        let net = format!("--net=/proc/{}/ns/net", self.pid());
-        Mode::Rootful.run("nsenter", &[&net, "nft", "list", "ruleset"]).succeeded()
+        self.nsenter(&["nft", "list", "ruleset"]).succeeded()
     }
 
     /// The audit lines so far.

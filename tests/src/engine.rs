@@ -3,6 +3,7 @@
 use crate::container::Ended;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 /// Who runs Podman.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,12 +65,87 @@ impl Mode {
             Mode::Rootless => PathBuf::from("/run/user/1001").join(terok_policy::layout::RUN_USER).join(id),
         }
     }
+}
 
-    /// The network this user's Podman gives a container without terok.
-    pub fn plain_network(self) -> &'static str {
+/// Who runs Podman, and on which network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Net {
+    /// No card, a user without privileges.
+    Sealed,
+    /// No card, root.
+    SealedRootful,
+    /// slirp4netns, with IPv6.
+    Slirp,
+    /// A user's own bridge, with IPv6 and names.
+    Bridge,
+    /// Root's bridge, with IPv6 and names.
+    RootfulBridge,
+    /// pasta, from Podman 4.4 on.
+    Pasta,
+}
+
+impl Net {
+    /// Without a card.
+    pub fn sealed(mode: Mode) -> Self {
+        if mode == Mode::Rootful { Net::SealedRootful } else { Net::Sealed }
+    }
+
+    /// Whose Podman.
+    pub fn mode(self) -> Mode {
         match self {
-            Mode::Rootful => "bridge",
-            Mode::Rootless => "slirp4netns:enable_ipv6=true",
+            Net::SealedRootful | Net::RootfulBridge => Mode::Rootful,
+            Net::Sealed | Net::Slirp | Net::Bridge | Net::Pasta => Mode::Rootless,
         }
     }
+
+    /// Whether its containers have no card.
+    pub fn is_sealed(self) -> bool {
+        matches!(self, Net::Sealed | Net::SealedRootful)
+    }
+
+    /// Podman's word for it.
+    pub fn network(self) -> &'static str {
+        match self {
+            Net::Sealed | Net::SealedRootful => "none",
+            Net::Slirp => "slirp4netns:enable_ipv6=true",
+            Net::Bridge | Net::RootfulBridge => {
+                networks(self.mode());
+                "duo"
+            }
+            Net::Pasta => "pasta",
+        }
+    }
+
+    /// The networks with a card that this machine's Podman has.
+    pub fn cards() -> Vec<Self> {
+        let mut all = vec![Net::Slirp, Net::Bridge, Net::RootfulBridge];
+        all.extend((major() >= 5).then_some(Net::Pasta));
+        all
+    }
+
+    /// Whether this machine's Podman has it; said aloud where not.
+    pub fn exists(self) -> bool {
+        let exists = self != Net::Pasta || major() >= 5;
+        if !exists {
+            eprintln!("skipped: this Podman has no pasta (cargo xtask test --podman5)");
+        }
+        exists
+    }
+}
+
+/// Podman's major version.
+pub fn major() -> u32 {
+    static MAJOR: OnceLock<u32> = OnceLock::new();
+    *MAJOR.get_or_init(|| {
+        let version = Mode::Rootful.podman(&["version", "--format={{.Client.Version}}"]).succeeded();
+        version.split('.').next().and_then(|major| major.trim().parse().ok()).unwrap_or(0)
+    })
+}
+
+/// Makes this user's networks, once (lab/networks.sh).
+pub fn networks(mode: Mode) {
+    static DONE: [OnceLock<()>; 2] = [OnceLock::new(), OnceLock::new()];
+    DONE[usize::from(mode == Mode::Rootful)].get_or_init(|| {
+        mode.run("/run/lab/scripts/networks.sh", &[]).succeeded();
+    });
 }

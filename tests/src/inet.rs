@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU16, Ordering};
 /// A web site that only the test that asked for it knows.
 #[derive(Debug, Clone)]
 pub struct Site {
+    /// Its number, for whatever else must be the test's own.
+    pub number: u16,
     /// Its name.
     pub name: String,
     /// Its IPv4 address.
@@ -17,23 +19,23 @@ pub struct Site {
 
 /// A site of the test's own.
 pub fn site() -> Site {
-    static NEXT: AtomicU16 = AtomicU16::new(64);
-    let n = NEXT.fetch_add(1, Ordering::Relaxed);
-    let low =
-        u8::try_from(n).ok().filter(|n| *n < 255).expect("more tests than sites: widen the range in dns.py");
+    static NEXT: AtomicU16 = AtomicU16::new(300);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let [high, low] = number.to_be_bytes();
     Site {
-        name: format!("site-{n}.example.com"),
-        v4: Ipv4Addr::new(198, 51, 100, low),
-        v6: Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, n),
+        number,
+        name: format!("site-{number}.example.com"),
+        v4: Ipv4Addr::new(198, 52, high, low),
+        v6: Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, number),
     }
 }
 
 /// Addresses that answer and that no name leads to, of the test's own.
 pub fn bad_addresses() -> (Ipv4Addr, Ipv6Addr) {
-    static NEXT: AtomicU16 = AtomicU16::new(100);
-    let n = NEXT.fetch_add(1, Ordering::Relaxed);
-    let low = u8::try_from(n).expect("more tests than bad addresses");
-    (Ipv4Addr::new(203, 0, 113, low), Ipv6Addr::new(0x2001, 0xdb8, 0xbad, 0, 0, 0, 0, n))
+    static NEXT: AtomicU16 = AtomicU16::new(300);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let [high, low] = number.to_be_bytes();
+    (Ipv4Addr::new(203, 1, high, low), Ipv6Addr::new(0x2001, 0xdb8, 0xbad, 0, 0, 0, 0, number))
 }
 
 /// Everything the servers saw so far.

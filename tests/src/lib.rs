@@ -5,8 +5,8 @@ mod container;
 mod engine;
 mod inet;
 
-pub use container::{Container, Ended, Running, Sealed};
-pub use engine::Mode;
+pub use container::{Container, Ended, Pod, Recipe, Running};
+pub use engine::{Mode, Net, major, networks};
 pub use inet::{Site, bad_addresses, queries, seen, seen_at, site};
 
 use std::sync::{OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -105,6 +105,46 @@ macro_rules! both_modes {
             fn rootful() {
                 let Some(_lab) = $crate::Lab::open() else { return };
                 test($crate::Mode::Rootful);
+            }
+        }
+    )*};
+}
+
+/// Writes one test as one for each network, `NAME::sealed`, `NAME::sealed_rootful` and those of [`every_card!`].
+#[macro_export]
+macro_rules! every_network {
+    ($($(#[$doc:meta])* fn $name:ident($net:ident: $kind:ty) $body:block)*) => {$(
+        $(#[$doc])*
+        mod $name {
+            use super::*;
+            fn test($net: $kind) $body
+            $crate::on_networks! { sealed Sealed sealed_rootful SealedRootful slirp Slirp bridge Bridge rootful_bridge RootfulBridge pasta Pasta }
+        }
+    )*};
+}
+
+/// Writes one test as one for each network with a card, `NAME::slirp`, `NAME::bridge`, `NAME::rootful_bridge` and `NAME::pasta`.
+#[macro_export]
+macro_rules! every_card {
+    ($($(#[$doc:meta])* fn $name:ident($net:ident: $kind:ty) $body:block)*) => {$(
+        $(#[$doc])*
+        mod $name {
+            use super::*;
+            fn test($net: $kind) $body
+            $crate::on_networks! { slirp Slirp bridge Bridge rootful_bridge RootfulBridge pasta Pasta }
+        }
+    )*};
+}
+
+/// What [`every_network!`] and [`every_card!`] repeat: a test function for each network.
+#[macro_export]
+macro_rules! on_networks {
+    ($($name:ident $net:ident)*) => {$(
+        #[test]
+        fn $name() {
+            let Some(_lab) = $crate::Lab::open() else { return };
+            if $crate::Net::$net.exists() {
+                test($crate::Net::$net);
             }
         }
     )*};

@@ -16,12 +16,19 @@ tls HOST PORT SNI|-           connect, send a ClientHello with SNI or without on
 http HOST PORT HOST PATH …    keep-alive GETs with the given Host and path, pair by pair, on one connection
 hold HOST PORT [PATH]         connect (and GET PATH with Host HOST); print `open`, then read until the end and print why it ended
 udp HOST PORT TEXT            send, wait 200 ms for an answer
+udphold HOST PORT             send again and again; print `open` at the first answer, then why no further one came
+serve PORT [COUNT]            TCP and UDP on both families: print `open`, then one line for each peer, which is sent its own address
+settle                        wait until every card has its addresses and a default route of IPv6
 ping HOST                     one ICMP echo from a ping socket
 dns SERVER NAME TYPE [tcp]    one question
 labels COUNT SUFFIX           COUNT questions for random labels under SUFFIX to the resolver
 socket FAMILY TYPE PROTOCOL   create a socket, by number
 mptcp HOST PORT               connect with Multipath TCP
 fastopen HOST PORT TEXT       TEXT in the SYN
+mmsg HOST PORT TEXT           UDP by sendmmsg
+marked MARK HOST PORT         connect with SO_MARK
+raw ADDRESS PORT TEXT         UDP from a raw socket
+frame CARD MAC SOURCE ADDRESS PORT TEXT   UDP in a frame of its own, from a packet socket
 io_uring                      set up a ring
 burst COUNT HOST PORT …       COUNT connects at once, to each target in turn
 bulk HOST PORT PATH           GET PATH, bytes a second
@@ -55,6 +62,10 @@ fn run(words: &[&str]) -> Value {
         ["hold", host, port] => net::hold(host, port, None),
         ["hold", host, port, path] => net::hold(host, port, Some(path)),
         ["udp", host, port, text] => net::udp(host, port, text),
+        ["udphold", host, port] => net::udp_hold(host, port),
+        ["serve", port] => net::serve(port, "1000000"),
+        ["serve", port, count] => net::serve(port, count),
+        ["settle"] => odd::settle(),
         ["burst", count, ..] => net::burst(count, words.get(2..).unwrap_or_default()),
         ["dns", server, name, kind] => dns::ask_step(server, name, kind, false),
         ["dns", server, name, kind, "tcp"] => dns::ask_step(server, name, kind, true),
@@ -63,6 +74,12 @@ fn run(words: &[&str]) -> Value {
         ["socket", family, kind, protocol] => odd::socket(family, kind, protocol),
         ["mptcp", host, port] => odd::mptcp(host, port),
         ["fastopen", host, port, text] => odd::fastopen(host, port, text),
+        ["mmsg", host, port, text] => odd::sendmmsg(host, port, text),
+        ["marked", mark, host, port] => odd::marked(mark, host, port),
+        ["raw", address, port, text] => odd::raw(address, port, text),
+        ["frame", card, mac, source, address, port, text] => {
+            odd::frame(card, mac, source, address, port, text)
+        }
         ["io_uring"] => odd::io_uring(),
         ["bulk", host, port, path] => speed::bulk(host, port, path),
         ["rate", seconds, threads, host, port, path] => speed::rate(seconds, threads, host, port, path),

@@ -100,6 +100,67 @@ pub(crate) fn udp(host: &str, port: &str, text: &str) -> Value {
     attempt().unwrap_or_else(|error| failed(&error))
 }
 
+pub(crate) fn udp_hold(host: &str, port: &str) -> Value {
+    let mut answers = 0_u64;
+    let mut attempt = || -> io::Result<()> {
+        let target = SocketAddr::new(resolve(host)?, number(port)?);
+        let any: IpAddr = if target.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
+        let socket = UdpSocket::bind((any, 0))?;
+        socket.connect(target)?;
+        socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+        let mut block = [0; 64];
+        loop {
+            socket.send(b"again")?;
+            socket.recv(&mut block)?;
+            if answers == 0 {
+                say(&json!({"open": true}));
+            }
+            answers += 1;
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    let ended = attempt();
+    let mut line = ended.map_or_else(|error| failed(&error), |()| json!({"ok": true, "errno": 0}));
+    line["answers"] = json!(answers);
+    line
+}
+
+pub(crate) fn serve(port: &str, count: &str) -> Value {
+    let attempt = || -> io::Result<u64> {
+        let any = (std::net::Ipv6Addr::UNSPECIFIED, number(port)?); // dual-stack, as is Linux's default
+        let (listener, datagrams) = (std::net::TcpListener::bind(any)?, UdpSocket::bind(any)?);
+        say(&json!({"open": true}));
+        std::thread::spawn(move || {
+            let mut block = [0; 2048];
+            while let Ok((n, peer)) = datagrams.recv_from(&mut block) {
+                say(&json!({"udp": plain(peer), "got": String::from_utf8_lossy(&block[..n])}));
+                let _ = datagrams.send_to(format!("udp {}\n", plain(peer)).as_bytes(), peer);
+            }
+        });
+        let count = count.parse().unwrap_or(0);
+        for _ in 0..count {
+            let (mut stream, peer) = listener.accept()?;
+            say(&json!({"tcp": plain(peer)}));
+            std::thread::spawn(move || {
+                let _ = stream.write_all(format!("tcp {}\n", plain(peer)).as_bytes());
+                let mut block = [0; 2048];
+                while let Ok(n @ 1..) = stream.read(&mut block) {
+                    if stream.write_all(&block[..n]).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        Ok(count)
+    };
+    attempt().map_or_else(|error| failed(&error), |count| json!({"ok": true, "errno": 0, "count": count}))
+}
+
+/// A peer of a dual-stack socket, as people write it.
+fn plain(peer: SocketAddr) -> String {
+    SocketAddr::new(peer.ip().to_canonical(), peer.port()).to_string()
+}
+
 pub(crate) fn burst(count: &str, targets: &[&str]) -> Value {
     let started = Instant::now();
     let pairs: Vec<(String, String)> =

@@ -71,6 +71,150 @@ pub(crate) fn fastopen(host: &str, port: &str, text: &str) -> Value {
     attempt().unwrap_or_else(|error| failed(&error))
 }
 
+pub(crate) fn sendmmsg(host: &str, port: &str, text: &str) -> Value {
+    let attempt = || -> io::Result<Value> {
+        let target = SocketAddr::new(net::resolve(host)?, net::number(port)?);
+        let family = if target.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+        let socket = create(family, libc::SOCK_DGRAM, 0)?;
+        let (mut address, length) = native(target);
+        let mut part = libc::iovec { iov_base: text.as_ptr().cast_mut().cast(), iov_len: text.len() };
+        // SAFETY: all zeros is a valid mmsghdr.
+        let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
+        message.msg_hdr.msg_name = (&raw mut address).cast();
+        message.msg_hdr.msg_namelen = length;
+        message.msg_hdr.msg_iov = &raw mut part;
+        message.msg_hdr.msg_iovlen = 1;
+        // SAFETY: one message, whose address and buffer outlive the call.
+        check(unsafe { libc::sendmmsg(socket.as_raw_fd(), &raw mut message, 1, 0) })?;
+        Ok(json!({"ok": true, "errno": 0}))
+    };
+    attempt().unwrap_or_else(|error| failed(&error))
+}
+
+pub(crate) fn marked(mark: &str, host: &str, port: &str) -> Value {
+    let attempt = || -> io::Result<Value> {
+        let target = SocketAddr::new(net::resolve(host)?, net::number(port)?);
+        let family = if target.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+        let socket = create(family, libc::SOCK_STREAM, 0)?;
+        let mark: u32 = mark.parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "bad mark"))?;
+        let (value, size) = ((&raw const mark).cast(), size_of::<u32>() as libc::socklen_t);
+        // SAFETY: `value` points to four bytes, as `size` says.
+        check(unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_MARK, value, size) })?;
+        let (address, length) = native(target);
+        // SAFETY: `address` is a filled sockaddr_storage and `length` the size of what it holds.
+        check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length) })?;
+        Ok(json!({"ok": true, "errno": 0}))
+    };
+    attempt().unwrap_or_else(|error| failed(&error))
+}
+
+pub(crate) fn raw(address: &str, port: &str, text: &str) -> Value {
+    let attempt = || -> io::Result<Value> {
+        let target = SocketAddr::new(net::resolve(address)?, 0);
+        let family = if target.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+        let socket = create(family, libc::SOCK_RAW, libc::IPPROTO_UDP)?;
+        if target.is_ipv6() {
+            let offset: libc::c_int = 6; // IPv6 requires a checksum; the kernel puts it there (RFC 3542 3.1)
+            let size = size_of::<libc::c_int>() as libc::socklen_t;
+            // SAFETY: `offset` is an int, as `size` says.
+            check(unsafe {
+                libc::setsockopt(
+                    socket.as_raw_fd(),
+                    libc::IPPROTO_IPV6,
+                    libc::IPV6_CHECKSUM,
+                    (&raw const offset).cast(),
+                    size,
+                )
+            })?;
+        }
+        let datagram = datagram(net::number(port)?, text);
+        let (address, length) = native(target);
+        // SAFETY: buffer and address are valid for the lengths given.
+        let sent = unsafe {
+            let (data, size) = (datagram.as_ptr().cast(), datagram.len());
+            libc::sendto(socket.as_raw_fd(), data, size, 0, (&raw const address).cast(), length)
+        };
+        check(i32::try_from(sent).unwrap_or(-1))?;
+        Ok(json!({"ok": true, "errno": 0}))
+    };
+    attempt().unwrap_or_else(|error| failed(&error))
+}
+
+/// A UDP datagram without a checksum, which IPv4 allows.
+fn datagram(port: u16, text: &str) -> Vec<u8> {
+    let length = (8 + text.len()) as u16;
+    let source = 40_000_u16.to_be_bytes();
+    [&source[..], &port.to_be_bytes(), &length.to_be_bytes(), &[0, 0], text.as_bytes()].concat()
+}
+
+pub(crate) fn frame(card: &str, mac: &str, source: &str, address: &str, port: &str, text: &str) -> Value {
+    let attempt = || -> io::Result<Value> {
+        let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("bad {what}"));
+        let v4 = |text: &str| text.parse::<std::net::Ipv4Addr>().map_err(|_| bad("address"));
+        let mac: Vec<u8> = mac
+            .split(':')
+            .map(|byte| u8::from_str_radix(byte, 16).map_err(|_| bad("mac")))
+            .collect::<Result<_, _>>()?;
+        let datagram = datagram(net::number(port)?, text);
+        let mut packet = vec![0x45, 0];
+        packet.extend(((20 + datagram.len()) as u16).to_be_bytes());
+        packet.extend([0, 0, 0, 0, 64, 17, 0, 0]);
+        packet.extend(v4(source)?.octets());
+        packet.extend(v4(address)?.octets());
+        let sum: u32 = packet.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+        let folded = !(((sum & 0xffff) + (sum >> 16)) as u16);
+        packet[10..12].copy_from_slice(&folded.to_be_bytes());
+        packet.extend(datagram);
+
+        let protocol = (libc::ETH_P_IP as u16).to_be();
+        let socket = create(libc::AF_PACKET, libc::SOCK_DGRAM, i32::from(protocol))?;
+        let name = std::ffi::CString::new(card).map_err(|_| bad("card"))?;
+        // SAFETY: all zeros is a valid sockaddr_ll.
+        let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        to.sll_family = libc::AF_PACKET as u16;
+        to.sll_protocol = protocol;
+        // SAFETY: a string that ends with zero.
+        to.sll_ifindex = i32::try_from(unsafe { libc::if_nametoindex(name.as_ptr()) }).unwrap_or(0);
+        to.sll_halen = 6;
+        to.sll_addr[..6].copy_from_slice(mac.get(..6).ok_or_else(|| bad("mac"))?);
+        // SAFETY: buffer and address are valid for the lengths given.
+        let sent = unsafe {
+            let (data, size) = (packet.as_ptr().cast(), packet.len());
+            let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+            libc::sendto(socket.as_raw_fd(), data, size, 0, (&raw const to).cast(), length)
+        };
+        check(i32::try_from(sent).unwrap_or(-1))?;
+        Ok(json!({"ok": true, "errno": 0}))
+    };
+    attempt().unwrap_or_else(|error| failed(&error))
+}
+
+pub(crate) fn settle() -> Value {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let cards = read("/proc/net/dev")
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .any(|(name, _)| name.trim() != "lo");
+    // proc(5): flag 0x40 is an address whose duplicates are still looked for; a route of length 0 by a card is a default one.
+    let tentative = || {
+        let flags = |line: &str| u32::from_str_radix(line.split_whitespace().nth(4)?, 16).ok();
+        read("/proc/net/if_inet6").lines().filter_map(flags).any(|flags| flags & 0x40 != 0)
+    };
+    let leads_out = || {
+        read("/proc/net/ipv6_route").lines().any(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            words.get(1) == Some(&"00") && words.last() != Some(&"lo")
+        })
+    };
+    for _ in 0..500 {
+        if !cards || (leads_out() && !tentative()) {
+            return json!({"ok": true, "errno": 0});
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    json!({"ok": false, "errno": 0, "addresses": read("/proc/net/if_inet6"), "routes": read("/proc/net/ipv6_route")})
+}
+
 pub(crate) fn io_uring() -> Value {
     let mut parameters = [0_u8; 120]; // struct io_uring_params
     // SAFETY: the parameters are as long as the kernel's structure and zeroed.
