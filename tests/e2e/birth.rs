@@ -1,13 +1,13 @@
 //! A30: nothing of the container runs before its rules stand and every service answers.
 
-use terok_tests::{Mode, Recipe, bad_addresses, both_modes, seen_at, site};
+use terok_tests::{Mode, Net, Recipe, bad_addresses, every_network, seen_at, site};
 
-both_modes! {
-    fn the_first_instruction_finds_every_verdict(mode: Mode) {
+every_network! {
+    fn the_first_instruction_finds_every_verdict(net: Net) {
         let (allowed, unlisted) = (site(), site());
         let (v4, v6) = bad_addresses();
         let burst = format!("burst 100 {} 80 {} 80 {v4} 80 {v6} 80 {}%6 80", allowed.name, unlisted.name, allowed.name);
-        let (_gone, lines) = Recipe::sealed(mode, &allowed.name).probe(&[&burst]);
+        let (_gone, lines) = Recipe::on(net, &allowed.name).probe(&[&burst]);
         let results = lines[0]["results"].as_array().expect("results");
         assert_eq!(results.len(), 100);
         for result in results {

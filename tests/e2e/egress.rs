@@ -1,8 +1,10 @@
-//! What gets out of a sealed container, and what does not: the servers' own logs are the witness.
+//! What gets out of a container, without a card and with one, and what does not: the servers' own logs are the witness.
 
 use serde_json::Value;
 use std::time::Duration;
-use terok_tests::{AT_ONCE, Mode, Recipe, bad_addresses, both_modes, queries, seen_at, site};
+use terok_tests::{
+    AT_ONCE, Mode, Net, Recipe, bad_addresses, both_modes, every_network, queries, seen_at, site,
+};
 
 /// EPERM, EACCES, ECONNREFUSED, ECONNRESET, ENETUNREACH, EHOSTUNREACH, EAFNOSUPPORT, EPROTONOSUPPORT, ENOSYS
 const REFUSALS: [i64; 9] = [1, 13, 111, 104, 101, 113, 97, 93, 38];
@@ -73,12 +75,12 @@ fn nothing_arrived(addresses: &[String]) {
     }
 }
 
-both_modes! {
-    fn an_allowed_name_is_reached_over_https_on_both_families(mode: Mode) {
+every_network! {
+    fn an_allowed_name_is_reached_over_https_on_both_families(net: Net) {
         let site = site();
         let url = format!("https://{}/both", site.name);
         for family in ["-4", "-6"] {
-            let (_gone, ended) = Recipe::sealed(mode, &site.name).debian().run(&["curl", "-sS", family, "--max-time", "10", &url]);
+            let (_gone, ended) = Recipe::on(net, &site.name).debian().run(&["curl", "-sS", family, "--max-time", "10", &url]);
             // The proxy picks the family on the host's side; inside, each one leads there.
             assert!(ended.succeeded().contains("path=/both"));
         }
@@ -87,10 +89,10 @@ both_modes! {
         assert!(requests.iter().all(|line| line["sni"] == site.name.as_str() && line["host"] == site.name.as_str()));
     }
 
-    fn an_allowed_connection_is_audited_with_its_rule_before_and_its_bytes_after(mode: Mode) {
+    fn an_allowed_connection_is_audited_with_its_rule_before_and_its_bytes_after(net: Net) {
         let site = site();
         let (container, lines) =
-            Recipe::sealed(mode, &site.name).probe(&[&format!("http {0} 80 {0} /audited", site.name)]);
+            Recipe::on(net, &site.name).probe(&[&format!("http {0} 80 {0} /audited", site.name)]);
         assert_eq!(lines[0]["answers"][0]["status"], 200, "{lines:?}");
         let allowed = container.audited("connect", "allow", &site.name);
         assert!(allowed["rule"].as_str().is_some_and(|rule| rule.starts_with(&site.name)), "{allowed}");
@@ -98,23 +100,16 @@ both_modes! {
     }
 
     /// A10: an upstream that only IPv6 reaches, from a client that asks either family.
-    fn an_upstream_with_ipv6_only_is_reached(mode: Mode) {
+    fn an_upstream_with_ipv6_only_is_reached(net: Net) {
         let step = "http v6only.example.com 80 v6only.example.com /v6";
-        let (_gone, lines) = Recipe::sealed(mode, "v6only.example.com").probe(&[step]);
+        let (_gone, lines) = Recipe::on(net, "v6only.example.com").probe(&[step]);
         assert_eq!(lines[0]["answers"][0]["status"], 200, "{lines:?}");
-    }
-
-    fn an_upstream_whose_ipv6_is_dead_is_reached_over_ipv4(mode: Mode) {
-        let step = "http halfdead.example.com 80 halfdead.example.com /v4";
-        let (_gone, lines) = Recipe::sealed(mode, "halfdead.example.com").probe(&[step]);
-        assert_eq!(lines[0]["answers"][0]["status"], 200, "{lines:?}");
-        assert!(lines[0]["ms"].as_f64().is_some_and(|ms| ms < 2000.0), "no happy eyeballs: {lines:?}");
     }
 
     /// A1: asked of nobody.
-    fn an_unlisted_name_is_refused_and_asked_of_nobody(mode: Mode) {
+    fn an_unlisted_name_is_refused_and_asked_of_nobody(net: Net) {
         let (allowed, unlisted) = (site(), site());
-        let (container, lines) = Recipe::sealed(mode, &allowed.name).probe(&[
+        let (container, lines) = Recipe::on(net, &allowed.name).probe(&[
             &format!("tcp {} 443", unlisted.name),
             &format!("dns - {} A", unlisted.name),
             &format!("dns - {} AAAA tcp", unlisted.name),
@@ -129,9 +124,9 @@ both_modes! {
     }
 
     /// A1: the question itself is the data.
-    fn a_dns_tunnel_carries_nothing_out(mode: Mode) {
+    fn a_dns_tunnel_carries_nothing_out(net: Net) {
         let zone = format!("c{}.tunnel.example.net", site().number);
-        let (container, lines) = Recipe::sealed(mode, "api.example.com").probe(&[&format!("labels 100 {zone}")]);
+        let (container, lines) = Recipe::on(net, "api.example.com").probe(&[&format!("labels 100 {zone}")]);
         assert_eq!(lines[0]["rcodes"]["3"], 100, "{lines:?}");
         assert!(lines[0]["slowest"].as_f64().is_some_and(|ms| ms < 1000.0), "{lines:?}");
         assert_eq!(queries(&zone), [""; 0]);
@@ -144,9 +139,9 @@ both_modes! {
     }
 
     /// A2: whatever resolver it names, it is ours that answers.
-    fn a_resolver_of_its_own_is_ours(mode: Mode) {
+    fn a_resolver_of_its_own_is_ours(net: Net) {
         let zone = format!("own-{}.evil.example.net", site().number);
-        let (_gone, lines) = Recipe::sealed(mode, "api.example.com").probe(&[
+        let (_gone, lines) = Recipe::on(net, "api.example.com").probe(&[
             &format!("dns 203.0.113.53 {zone} A"),
             &format!("dns 203.0.113.53 {zone} A tcp"),
             &format!("dns 2001:db8:bad::53 {zone} AAAA"),
@@ -160,7 +155,7 @@ both_modes! {
     }
 
     /// A7, A10, A11, A32, A35: every way to a literal address.
-    fn an_unlisted_address_is_refused_on_every_protocol(mode: Mode) {
+    fn an_unlisted_address_is_refused_on_every_protocol(net: Net) {
         let (v4, v6) = bad_addresses();
         let steps: Vec<String> = [v4.to_string(), v6.to_string()]
             .iter()
@@ -179,7 +174,7 @@ both_modes! {
             })
             .collect();
         let steps: Vec<&str> = steps.iter().map(String::as_str).collect();
-        let (container, lines) = Recipe::sealed(mode, "api.example.com").probe(&steps);
+        let (container, lines) = Recipe::on(net, "api.example.com").probe(&steps);
         assert_eq!(lines.len(), steps.len());
         lines.iter().for_each(refused_at_once);
         nothing_arrived(&[v4.to_string(), v6.to_string()]);
@@ -189,10 +184,10 @@ both_modes! {
     }
 
     /// A6: the name inside TLS is compared before anything is dialled.
-    fn a_server_name_that_is_not_the_name_is_refused(mode: Mode) {
+    fn a_server_name_that_is_not_the_name_is_refused(net: Net) {
         let site = site();
         let host = &site.name;
-        let (container, lines) = Recipe::sealed(mode, host).probe(&[
+        let (container, lines) = Recipe::on(net, host).probe(&[
             &format!("tls {host} 443 evil.example.net"),
             &format!("tls {host} 443 -"),
             &format!("tls {host}%6 443 evil.example.net"),
@@ -204,16 +199,16 @@ both_modes! {
         let line = container.audited("connect", "refuse", host);
         assert!(["sni-mismatch", "sni-missing"].contains(&line["reason"].as_str().unwrap_or_default()), "{line}");
 
-        let (_gone, lines) = Recipe::sealed(mode, host).probe(&[&format!("tls {host} 443 {host}"), &format!("tls {host}%6 443 {}", host.to_uppercase())]);
+        let (_gone, lines) = Recipe::on(net, host).probe(&[&format!("tls {host} 443 {host}"), &format!("tls {host}%6 443 {}", host.to_uppercase())]);
         assert!(lines.iter().all(|line| line["ok"] == true), "the right name is let through: {lines:?}");
         assert!(!site.seen().is_empty());
     }
 
     /// A6, A16: each request of a connection is judged.
-    fn a_second_request_with_another_host_is_refused(mode: Mode) {
+    fn a_second_request_with_another_host_is_refused(net: Net) {
         let site = site();
         let host = &site.name;
-        let (container, lines) = Recipe::sealed(mode, host).probe(&[
+        let (container, lines) = Recipe::on(net, host).probe(&[
             &format!("http {host} 80 {host} /first evil.example.net /second"),
             &format!("http {host} 80 evil.example.net /alone"),
             &format!("http {host} 80 {host} http://evil.example.net/absolute"),
@@ -230,9 +225,9 @@ both_modes! {
     }
 
     /// A port that no rule names, on a name that one does.
-    fn a_port_that_is_not_listed_is_refused(mode: Mode) {
+    fn a_port_that_is_not_listed_is_refused(net: Net) {
         let site = site();
-        let (container, lines) = Recipe::sealed(mode, &format!("{}:8443", site.name)).probe(&[
+        let (container, lines) = Recipe::on(net, &format!("{}:8443", site.name)).probe(&[
             &format!("tls {0} 443 {0}", site.name),
             &format!("tcp {} 22 SSH-2.0-x", site.name),
             &format!("tls {0} 8443 {0}", site.name),
@@ -246,8 +241,8 @@ both_modes! {
     }
 
     /// A5: no hint of another way, no key for a hidden name.
-    fn service_records_of_an_allowed_name_are_empty(mode: Mode) {
-        let (_gone, lines) = Recipe::sealed(mode, "api.example.com")
+    fn service_records_of_an_allowed_name_are_empty(net: Net) {
+        let (_gone, lines) = Recipe::on(net, "api.example.com")
             .probe(&["dns - api.example.com HTTPS", "dns - api.example.com SVCB", "dns - api.example.com TXT", "dns - api.example.com A"]);
         for line in &lines[..3] {
             assert_eq!((line["rcode"].as_i64(), line["records"].as_i64()), (Some(0), Some(0)), "{line}");
@@ -256,11 +251,70 @@ both_modes! {
     }
 
     /// A4: an alias gains nothing; the name asked is the name dialled, not where its record points.
-    fn an_unlisted_name_behind_an_allowed_alias_stays_unlisted(mode: Mode) {
-        let (_gone, lines) = Recipe::sealed(mode, "alias.example.com")
+    fn an_unlisted_name_behind_an_allowed_alias_stays_unlisted(net: Net) {
+        let (_gone, lines) = Recipe::on(net, "alias.example.com")
             .probe(&["dns - evil.example.net A", "dns - alias.example.com A"]);
         assert_eq!(lines[0]["rcode"], 3, "{lines:?}");
         assert!(lines[1]["addresses"][0].as_str().is_some_and(|ip| ip.starts_with("198.18.")), "{lines:?}");
+    }
+
+    /// A35: Multipath TCP is judged as TCP is.
+    fn multipath_tcp_gets_the_verdict_of_tcp(net: Net) {
+        let (v4, _) = bad_addresses();
+        let (_gone, lines) = Recipe::on(net, "api.example.com")
+            .probe(&["mptcp api.example.com 80", &format!("mptcp {v4} 80"), "mptcp api.example.com%6 80"]);
+        assert_eq!((&lines[0]["ok"], &lines[2]["ok"]), (&Value::Bool(true), &Value::Bool(true)), "{lines:?}");
+        refused_at_once(&lines[1]);
+        nothing_arrived(&[v4.to_string()]);
+    }
+
+    /// E2, E1: a denied name below an allowed wildcard; the wildcard is not its own apex.
+    fn deny_beats_allow_and_a_wildcard_is_its_subdomains_only(net: Net) {
+        let sealed = Recipe::on(net, "*.any.example.com").annotate("shield.deny", "no.any.example.com");
+        let (container, lines) = sealed.probe(&[
+            "http yes.any.example.com 80 yes.any.example.com /wild",
+            "tcp no.any.example.com 80",
+            "dns - any.example.com A",
+            "http YES.any.example.com. 80 yes.any.example.com /case", // A17
+        ]);
+        assert_eq!(lines[0]["answers"][0]["status"], 200, "{lines:?}");
+        refused_at_once(&lines[1]);
+        assert_eq!(lines[2]["rcode"], 3);
+        assert_eq!(lines[3]["answers"][0]["status"], 200, "{lines:?}");
+        container.audited("dns", "refuse", "no.any.example.com");
+    }
+
+    /// E7, A4: a wildcard's labels are a channel, too.
+    fn a_wildcard_has_a_budget_of_names(net: Net) {
+        let (container, lines) = Recipe::on(net, "*.wild.example.com").probe(&["labels 200 wild.example.com"]);
+        let refused = lines[0]["rcodes"]["5"].as_u64().unwrap_or(0) + lines[0]["rcodes"]["3"].as_u64().unwrap_or(0);
+        assert!((100..200).contains(&refused), "{lines:?}");
+        let line = container.audited("dns", "refuse", "");
+        assert_eq!(line["reason"], "name-budget");
+        assert!(queries("wild.example.com").is_empty(), "answering asks nobody");
+    }
+
+    /// The host's loopback, by rule and port only.
+    fn the_hosts_loopback_is_reached_by_its_rule_only(net: Net) {
+        let (_gone, lines) = Recipe::on(net, "host:8000").probe(&[
+            "http host.terok.internal 8000 host.terok.internal:8000 /host",
+            "tcp host.terok.internal 80 GET",
+            "tcp 192.0.2.10 8000",
+        ]);
+        assert_eq!(lines[0]["answers"][0]["status"], 200, "{lines:?}");
+        refused_at_once(&lines[1]);
+        refused_at_once(&lines[2]);
+        let (_gone, lines) = Recipe::on(net, "api.example.com").probe(&["tcp host.terok.internal 8000", "dns - host.terok.internal A"]);
+        refused_at_once(&lines[0]);
+    }
+}
+
+both_modes! {
+    fn an_upstream_whose_ipv6_is_dead_is_reached_over_ipv4(mode: Mode) {
+        let step = "http halfdead.example.com 80 halfdead.example.com /v4";
+        let (_gone, lines) = Recipe::sealed(mode, "halfdead.example.com").probe(&[step]);
+        assert_eq!(lines[0]["answers"][0]["status"], 200, "{lines:?}");
+        assert!(lines[0]["ms"].as_f64().is_some_and(|ms| ms < 2000.0), "no happy eyeballs: {lines:?}");
     }
 
     /// A35: no other family, no ring that makes sockets behind the filter's back. Created only, never connected.
@@ -286,16 +340,6 @@ both_modes! {
 
         let (_gone, lines) = Recipe::bare(mode).probe(&["socket 40 1 0"]);
         assert_eq!(lines[0]["ok"], true, "without terok the family is there: {lines:?}");
-    }
-
-    /// A35: Multipath TCP is judged as TCP is.
-    fn multipath_tcp_gets_the_verdict_of_tcp(mode: Mode) {
-        let (v4, _) = bad_addresses();
-        let (_gone, lines) = Recipe::sealed(mode, "api.example.com")
-            .probe(&["mptcp api.example.com 80", &format!("mptcp {v4} 80"), "mptcp api.example.com%6 80"]);
-        assert_eq!((&lines[0]["ok"], &lines[2]["ok"]), (&Value::Bool(true), &Value::Bool(true)), "{lines:?}");
-        refused_at_once(&lines[1]);
-        nothing_arrived(&[v4.to_string()]);
     }
 
     /// A20, A31: what the capability could do to the rules of a namespace without a card.
@@ -327,45 +371,5 @@ both_modes! {
         assert!(seen_at(v4).iter().all(|line| line["port"] == 80));
         nothing_arrived(&[other.to_string()]);
         container.audited("connect", "allow", &v4.to_string());
-    }
-
-    /// E2, E1: a denied name below an allowed wildcard; the wildcard is not its own apex.
-    fn deny_beats_allow_and_a_wildcard_is_its_subdomains_only(mode: Mode) {
-        let sealed = Recipe::sealed(mode, "*.any.example.com").annotate("shield.deny", "no.any.example.com");
-        let (container, lines) = sealed.probe(&[
-            "http yes.any.example.com 80 yes.any.example.com /wild",
-            "tcp no.any.example.com 80",
-            "dns - any.example.com A",
-            "http YES.any.example.com. 80 yes.any.example.com /case", // A17
-        ]);
-        assert_eq!(lines[0]["answers"][0]["status"], 200, "{lines:?}");
-        refused_at_once(&lines[1]);
-        assert_eq!(lines[2]["rcode"], 3);
-        assert_eq!(lines[3]["answers"][0]["status"], 200, "{lines:?}");
-        container.audited("dns", "refuse", "no.any.example.com");
-    }
-
-    /// E7, A4: a wildcard's labels are a channel, too.
-    fn a_wildcard_has_a_budget_of_names(mode: Mode) {
-        let (container, lines) = Recipe::sealed(mode, "*.wild.example.com").probe(&["labels 200 wild.example.com"]);
-        let refused = lines[0]["rcodes"]["5"].as_u64().unwrap_or(0) + lines[0]["rcodes"]["3"].as_u64().unwrap_or(0);
-        assert!((100..200).contains(&refused), "{lines:?}");
-        let line = container.audited("dns", "refuse", "");
-        assert_eq!(line["reason"], "name-budget");
-        assert!(queries("wild.example.com").is_empty(), "answering asks nobody");
-    }
-
-    /// The host's loopback, by rule and port only.
-    fn the_hosts_loopback_is_reached_by_its_rule_only(mode: Mode) {
-        let (_gone, lines) = Recipe::sealed(mode, "host:8000").probe(&[
-            "http host.terok.internal 8000 host.terok.internal:8000 /host",
-            "tcp host.terok.internal 80 GET",
-            "tcp 192.0.2.10 8000",
-        ]);
-        assert_eq!(lines[0]["answers"][0]["status"], 200, "{lines:?}");
-        refused_at_once(&lines[1]);
-        refused_at_once(&lines[2]);
-        let (_gone, lines) = Recipe::sealed(mode, "api.example.com").probe(&["tcp host.terok.internal 8000", "dns - host.terok.internal A"]);
-        refused_at_once(&lines[0]);
     }
 }

@@ -31,7 +31,6 @@ every_card! {
             "dns - r.rebind-private.example.com A",
             "http r.rebind-private.example.com 80 private /private",
             "tcp 169.254.169.254 80",
-            "http 192.0.2.10 8000 host /from-inside",
         ]);
         for line in &lines {
             assert_eq!(line["ok"], true, "{line}");
@@ -42,5 +41,11 @@ every_card! {
             assert!(seen_at(&address).iter().any(|line| line["proto"] == "udp"), "{address}");
         }
         assert!(seen_at("10.66.0.1").iter().any(|line| line["path"] == "/private"));
+        // pasta, which Podman 5 also puts below a user's bridge, gives the container the host's own address.
+        if net == Net::Pasta || (net == Net::Bridge && terok_tests::major() >= 5) {
+            return;
+        }
+        let line = container.try_step("http 192.0.2.10 8000 host /from-inside");
+        assert_eq!(line["ok"], true, "{line}");
     }
 }

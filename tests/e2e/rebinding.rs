@@ -1,11 +1,11 @@
 //! A9: allowed names whose DNS answers point where a name must never lead. Nothing is dialled.
 
-use terok_tests::{Mode, Recipe, both_modes, eventually, seen, seen_at};
+use terok_tests::{Mode, Net, Recipe, eventually, every_network, seen, seen_at};
 
 const FORMS: [&str; 8] = ["private", "loopback", "meta", "mapped", "host", "ula", "zero", "cgnat"];
 
-both_modes! {
-    fn an_answer_below_the_floor_is_never_dialled(mode: Mode) {
+every_network! {
+    fn an_answer_below_the_floor_is_never_dialled(net: Net) {
         let label = format!("r{}", terok_tests::site().number);
         let names: Vec<String> = FORMS.iter().map(|form| format!("{label}.rebind-{form}.example.com")).collect();
         let rules = names.iter().map(|name| format!("{name}:80+443+8000")).collect::<Vec<_>>().join(" ");
@@ -14,7 +14,7 @@ both_modes! {
             .flat_map(|name| [format!("http {name} 80 {name} /rebind"), format!("tls {name} 443 {name}"), format!("http {name} 8000 {name} /rebind")])
             .collect();
         let steps: Vec<&str> = steps.iter().map(String::as_str).collect();
-        let (container, lines) = Recipe::sealed(mode, &rules).probe(&steps);
+        let (container, lines) = Recipe::on(net, &rules).probe(&steps);
         for line in &lines {
             assert_eq!((line["ok"].as_bool(), line["errno"].as_i64()), (Some(false), Some(104)), "{line}");
         }
@@ -30,9 +30,9 @@ both_modes! {
     }
 
     /// The second answer is another one: what is dialled is what was checked.
-    fn a_name_that_changes_its_answer_is_checked_each_time(mode: Mode) {
+    fn a_name_that_changes_its_answer_is_checked_each_time(net: Net) {
         let name = format!("f{}.flip.example.com", terok_tests::site().number);
-        let container = Recipe::sealed(mode, &name).idle();
+        let container = Recipe::on(net, &name).idle();
         let step = format!("http {name} 80 {name} /flip");
         assert_eq!(container.try_step(&step)["ok"], true, "the first answer is a public address");
         // An answer is kept for a second, whatever its TTL.
