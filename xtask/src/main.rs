@@ -6,6 +6,7 @@ mod demo;
 mod dist;
 mod fuzz;
 mod lab;
+mod mutants;
 mod process;
 mod test;
 
@@ -30,6 +31,8 @@ enum Command {
     Bench(bench::Options),
     /// Opens the lab: a throw-away machine with Podman and a fake internet
     Lab(lab::Options),
+    /// Runs the tests without each protection in turn: they must fail
+    Mutants(mutants::Options),
     /// Builds the static programs into target/dist/bin
     Dist(dist::Options),
     /// Everything a change must pass: format, lint, licences, tests, a brief fuzz
@@ -54,6 +57,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Test(options) => test::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Lab(options) => lab::run(&options),
+        Command::Mutants(options) => mutants::run(&options),
         Command::Dist(options) => dist::run(&options),
         Command::Ci => ci::run(),
         Command::Fuzz(options) => fuzz::run(&options),

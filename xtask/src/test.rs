@@ -68,7 +68,7 @@ pub(crate) fn staged() -> anyhow::Result<PathBuf> {
 }
 
 /// Compiles the end-to-end tests without running them.
-fn compiled_tests() -> anyhow::Result<PathBuf> {
+pub(crate) fn compiled_tests() -> anyhow::Result<PathBuf> {
     let command = ["test", "--quiet", "-p", "terok-tests", "--test", "e2e", "--no-run"];
     must(cargo().args(command))?;
     let messages = output(cargo().args(command).arg("--message-format=json"))?;
