@@ -5,6 +5,7 @@ mod batch;
 mod egress;
 mod element;
 mod expr;
+mod generation;
 mod readback;
 mod uapi;
 

@@ -411,3 +411,20 @@ fn what_does_not_fit_into_one_datagram_follows_in_others() {
         nft.verify(&many).unwrap();
     });
 }
+
+#[test]
+fn the_generation_counts_every_transaction_and_nothing_else() {
+    in_netns(|| {
+        let wanted = sealed(PORTS);
+        let nft = loaded(&wanted);
+        let before = nft.generation().unwrap();
+        nft.verify(&wanted).unwrap();
+        assert_eq!(nft.generation().unwrap(), before);
+        nft.replace_sets(&[set("allow4", Family::V4, true, vec![tcp("192.0.2.1", "192.0.2.1", 80, 80)])]).unwrap();
+        assert_eq!(nft.generation().unwrap(), before + 1);
+        if has("nft") {
+            run("nft", &["add", "table", "inet", "other"], "").unwrap();
+            assert_eq!(nft.generation().unwrap(), before + 2);
+        }
+    });
+}
