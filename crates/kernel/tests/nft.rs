@@ -420,7 +420,8 @@ fn the_generation_counts_every_transaction_and_nothing_else() {
         let before = nft.generation().unwrap();
         nft.verify(&wanted).unwrap();
         assert_eq!(nft.generation().unwrap(), before);
-        nft.replace_sets(&[set("allow4", Family::V4, true, vec![tcp("192.0.2.1", "192.0.2.1", 80, 80)])]).unwrap();
+        nft.replace_sets(&[set("allow4", Family::V4, true, vec![tcp("192.0.2.1", "192.0.2.1", 80, 80)])])
+            .unwrap();
         assert_eq!(nft.generation().unwrap(), before + 1);
         if has("nft") {
             run("nft", &["add", "table", "inet", "other"], "").unwrap();
