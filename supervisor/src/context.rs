@@ -2,6 +2,7 @@
 
 use crate::audit::{Audit, Facts as _, event};
 use crate::flows::Flows;
+use crate::hold::{Answer, Hold};
 use crate::names::NameTable;
 use crate::parent_link::{News, ParentLink};
 use std::cell::{Cell, Ref, RefCell};
@@ -29,6 +30,8 @@ pub(crate) struct Context {
     pub(crate) names: NameTable,
     /// Open connections.
     pub(crate) flows: Flows,
+    /// Connections that wait for a verdict.
+    pub(crate) hold: Hold,
     /// The container's runtime folder.
     pub(crate) run_dir: Dir,
     /// The container's state folder.
@@ -58,6 +61,7 @@ impl Context {
             audit,
             names,
             flows: Flows::default(),
+            hold: Hold::default(),
             run_dir,
             state_dir,
             parent,
@@ -112,8 +116,17 @@ impl Context {
         self.config.policy.hold > 0 && outside && is_open_question(verdict) && self.listeners() > 0
     }
 
-    /// Cuts every connection that would be refused now (E1); returns how many.
+    /// Cuts every connection that would be refused now (E1); returns how many. Those that wait for a verdict and have
+    /// their rule now, wait no more.
     pub(crate) fn recheck(&self) -> u64 {
+        for (id, target) in self.hold.targets() {
+            let verdict = self.judge(&target.query());
+            if !is_open_question(&verdict) && self.hold.settle(id, Answer::Rules) {
+                let action = if verdict.allows() { "allow" } else { "deny" };
+                let line = event(Kind::Verdict, action, target.to_string());
+                self.audit.note(line.verdict(&verdict).with("id", id));
+            }
+        }
         self.flows.recheck(|query| self.judge(query)) as u64
     }
 

@@ -3,6 +3,7 @@
 
 use crate::context::Context;
 use crate::operator::{Change, ChangeError, Operator};
+use crate::readiness::{hung_up, readable};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::cell::Cell;
@@ -11,10 +12,9 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 use terok_kernel::socket::namespace_cookie;
-use terok_policy::control::{Container, INTERFACE, Status};
+use terok_policy::control::{Container, INTERFACE, Scope, Status};
 use terok_policy::policy::{Shield, Source, Sourced};
 use terok_policy::{Rule, layout};
-use tokio::io::unix::AsyncFd;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::error::RecvError;
 use zlink::futures_util::{Stream, stream};
@@ -70,22 +70,12 @@ pub(crate) async fn serve(desk: Rc<Desk>, listener: UnixListener) {
 async fn converse(desk: Rc<Desk>, stream: UnixStream) -> zlink::Result<()> {
     let stream = stream.into_std()?;
     // A subscriber that hangs up says so only here: the server reads no more from it.
-    let watched = crate::readiness::readable(stream.try_clone()?.into())?;
+    let watched = readable(stream.try_clone()?.into())?;
     let listener = zlink::ReadyListener::new(unix::Stream::try_from(stream)?);
     let server = Server::new(listener, Caller { desk });
     tokio::select! {
         served = server.run() => served,
         () = hung_up(&watched) => Ok(()),
-    }
-}
-
-async fn hung_up(watched: &AsyncFd<OwnedFd>) {
-    loop {
-        let Ok(mut ready) = watched.readable().await else { return };
-        if ready.ready().is_read_closed() {
-            return;
-        }
-        ready.clear_ready();
     }
 }
 
@@ -121,6 +111,14 @@ struct NewState {
     state: Shield,
     #[serde(default)]
     seconds: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Word {
+    id: u64,
+    allow: bool,
+    scope: Scope,
 }
 
 #[derive(Deserialize)]
@@ -173,6 +171,8 @@ impl Caller {
                 let NewState { state, seconds } = read(parameters)?;
                 self.change(Change::State(state, seconds)).await?
             }
+            (INTERFACE, "Waiting") => json!({ "waiting": self.desk.context.hold.waiting() }),
+            (INTERFACE, "Verdict") => self.verdict(read(parameters)?).await?,
             (INTERFACE, "Subscribe") if call.more() => return Ok(Answer::Many(self.desk.events())),
             (INTERFACE, "Subscribe") => return Err(standard("ExpectedMore", json!({}))),
             ("org.varlink.service", "GetInfo") => json!({
@@ -195,6 +195,14 @@ impl Caller {
             _ => return Err(standard("InterfaceNotFound", json!({ "interface": interface }))),
         };
         Ok(Answer::One(value))
+    }
+
+    async fn verdict(&self, word: Word) -> Result<Value, Failure> {
+        let Word { id, allow, scope } = word;
+        match self.desk.operator.verdict(id, allow, scope, self.desk.owner).await {
+            Ok((applied, rule)) => Ok(json!({ "applied": applied, "rule": rule })),
+            Err(error) => Err(refused(&error)),
+        }
     }
 
     async fn change(&self, change: Change) -> Result<Value, Failure> {
@@ -223,7 +231,7 @@ impl Desk {
             connections: context.flows.open() as u64,
             allowed: context.audit.allowed(),
             refused: context.audit.refused(),
-            waiting: Vec::new(),
+            waiting: context.hold.waiting(),
             tampered: context.tampered(),
             restarts: self.restarts,
             confinement: self.confinement.clone(),

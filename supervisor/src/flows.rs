@@ -1,5 +1,6 @@
 //! The connections that are open now, each with what it was allowed as, so that one which lost its rule can be cut (E1).
 
+use crate::context::is_open_question;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -43,10 +44,22 @@ struct Inner {
 
 struct Flow {
     target: Target,
+    grounds: Grounds,
     /// Where a name led to, once connected: a denied address is denied under every name.
     address: Cell<Option<SocketAddr>>,
     cut: Cell<bool>,
     notify: Notify,
+}
+
+/// Why a connection is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Grounds {
+    /// What the rules and the shield's state say, now and as long as it lives.
+    Rules,
+    /// An operator's verdict on it: it needs no rule, but none may be against it.
+    Operator,
+    /// It came in by a published port: it stands while anything may pass.
+    Published,
 }
 
 /// A connection's place among the open ones; dropped with the connection.
@@ -58,9 +71,9 @@ pub(crate) struct FlowGuard {
 
 impl Flows {
     /// Enters a connection. To be called in the same step as its verdict, so that no change can come between.
-    pub(crate) fn insert(&self, target: Target) -> FlowGuard {
-        let flow =
-            Rc::new(Flow { target, address: Cell::new(None), cut: Cell::new(false), notify: Notify::new() });
+    pub(crate) fn insert(&self, target: Target, grounds: Grounds) -> FlowGuard {
+        let (address, cut) = (Cell::new(None), Cell::new(false));
+        let flow = Rc::new(Flow { target, grounds, address, cut, notify: Notify::new() });
         let mut inner = self.inner.borrow_mut();
         let id = inner.next;
         inner.next += 1;
@@ -73,7 +86,7 @@ impl Flows {
         let inner = self.inner.borrow();
         let lost = inner.open.values().filter(|flow| {
             let denied = || flow.address.get().is_some_and(|address| is_denied(address, &judge));
-            !flow.cut.get() && (!judge(&flow.target.query()).allows() || denied())
+            !flow.cut.get() && (!flow.grounds.hold(&judge(&flow.target.query())) || denied())
         });
         lost.map(|flow| {
             flow.cut.set(true);
@@ -85,6 +98,25 @@ impl Flows {
     /// How many connections are open.
     pub(crate) fn open(&self) -> usize {
         self.inner.borrow().open.len()
+    }
+}
+
+impl Grounds {
+    /// Those of a connection that `verdict` was given for.
+    pub(crate) fn of(verdict: &Verdict) -> Self {
+        match verdict {
+            Verdict::Operator => Grounds::Operator,
+            _ => Grounds::Rules,
+        }
+    }
+
+    /// Whether a connection with these stands where the rules now say `verdict` of its target.
+    fn hold(self, verdict: &Verdict) -> bool {
+        match self {
+            Grounds::Rules => verdict.allows(),
+            Grounds::Operator => verdict.allows() || is_open_question(verdict),
+            Grounds::Published => !matches!(verdict, Verdict::Refuse { reason: Reason::Blocked, .. }),
+        }
     }
 }
 
@@ -155,7 +187,7 @@ mod tests {
     async fn a_connection_by_name_is_cut_when_its_address_is_denied() {
         let flows = Flows::default();
         let name = || Target { host: Host::Name("api.example.com".parse().unwrap()), port: 443 };
-        let (denied, other) = (flows.insert(name()), flows.insert(name()));
+        let (denied, other) = (flows.insert(name(), Grounds::Rules), flows.insert(name(), Grounds::Rules));
         denied.dialled("192.0.2.1:443".parse().unwrap());
         other.dialled("192.0.2.2:443".parse().unwrap());
         let judge = |query: &Query<'_>| match query {
@@ -175,7 +207,7 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn only_a_connection_that_lost_its_rule_is_cut() {
         let flows = Flows::default();
-        let (lost, kept) = (flows.insert(literal(1)), flows.insert(literal(2)));
+        let (lost, kept) = (flows.insert(literal(1), Grounds::Rules), flows.insert(literal(2), Grounds::Rules));
         let cut = flows
             .recheck(|query| if *query == literal(2).query() { Verdict::Down } else { no(Reason::Unlisted) });
         assert_eq!(cut, 1);
@@ -184,10 +216,22 @@ mod tests {
         assert_eq!(flows.recheck(|_| Verdict::Down), 0, "a flow is cut once");
     }
 
+    #[test]
+    fn an_operators_connection_needs_no_rule_but_ends_with_one_against_it() {
+        let flows = Flows::default();
+        let _rules = flows.insert(literal(1), Grounds::Rules);
+        let _operators = flows.insert(literal(1), Grounds::Operator);
+        let _published = flows.insert(literal(1), Grounds::Published);
+        assert_eq!(flows.recheck(|_| no(Reason::Unlisted)), 1);
+        assert_eq!(flows.recheck(|_| no(Reason::Denied)), 1);
+        assert_eq!(flows.recheck(|_| no(Reason::Floor)), 0);
+        assert_eq!(flows.recheck(|_| no(Reason::Blocked)), 1);
+    }
+
     #[tokio::test(flavor = "current_thread")]
     async fn a_waiting_connection_learns_of_its_cut() {
         let flows = Flows::default();
-        let flow = flows.insert(literal(1));
+        let flow = flows.insert(literal(1), Grounds::Rules);
         let ((), cut) = tokio::join!(flow.cut(), async { flows.recheck(|_| no(Reason::Blocked)) });
         assert_eq!(cut, 1);
     }
@@ -195,7 +239,7 @@ mod tests {
     #[test]
     fn a_dropped_connection_is_open_no_more() {
         let flows = Flows::default();
-        let flow = flows.insert(literal(1));
+        let flow = flows.insert(literal(1), Grounds::Rules);
         assert_eq!((flows.open(), flow.target().to_string().as_str()), (1, "192.0.2.1:443"));
         drop(flow);
         assert_eq!(flows.open(), 0);

@@ -3,13 +3,14 @@
 
 use crate::audit::{AuditError, Facts as _, event};
 use crate::context::{Context, unix_seconds};
+use crate::hold::Answer;
 use crate::names::NameTableError;
 use crate::parent_link::RefusedByParent;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 use terok_policy::audit::Kind;
-use terok_policy::control::Applied;
+use terok_policy::control::{Applied, Scope};
 use terok_policy::grants::Grants;
 use terok_policy::judge::Reason;
 use terok_policy::live::Live;
@@ -60,6 +61,9 @@ pub(crate) enum ChangeError {
         /// The deny rule and its source.
         by: String,
     },
+    /// Nothing waits under this number.
+    #[error("no connection waits under {0}; `terok status` lists those that do")]
+    NotWaiting(u64),
     /// Not a state or not a time.
     #[error("{0}")]
     State(String),
@@ -139,6 +143,37 @@ impl Operator {
         self.timer.notify_one();
         let cut = self.context.recheck();
         made.map(|()| Applied { changed, cut })
+    }
+
+    /// An operator's word on what waits under `id`; returns the rule that speaks of it alone as well.
+    pub(crate) async fn verdict(
+        &self,
+        id: u64,
+        allow: bool,
+        scope: Scope,
+        by: u32,
+    ) -> Result<(Applied, String), ChangeError> {
+        let hold = &self.context.hold;
+        let (target, rule) = hold.question(id).ok_or(ChangeError::NotWaiting(id))?;
+        let (text, answer) = (rule.to_string(), if allow { Answer::Allow } else { Answer::Deny });
+        if scope == Scope::Always {
+            let rules = vec![rule];
+            let applied = self.change(if allow { Change::Allow(rules) } else { Change::Deny(rules) }, by).await?;
+            // The rule has spoken, unless another one beat it.
+            hold.settle(id, Answer::Rules);
+            return Ok((applied, text));
+        }
+        let action = if allow { "allow" } else { "deny" };
+        let line = event(Kind::Verdict, action, target.to_string()).verdict(&Verdict::Operator);
+        let recorded = self.context.audit.record(line.with("id", id).with("uid", by)).map_err(Obstacle::from);
+        if allow {
+            recorded?;
+            hold.settle(id, answer);
+        } else {
+            hold.settle(id, answer);
+            recorded.map_err(ChangeError::Partial)?;
+        }
+        Ok((Applied { changed: Vec::new(), cut: 0 }, text))
     }
 
     /// Ends a lowered shield on time, as long as the worker lives.

@@ -10,6 +10,7 @@ pub mod http;
 mod relay;
 mod retry;
 pub mod sniff;
+mod upstream;
 
 use crate::audit::{Facts as _, event};
 use crate::context::Context;
@@ -27,6 +28,7 @@ use terok_policy::audit::Kind;
 use terok_policy::judge::Reason;
 use terok_policy::virt;
 use tokio::net::{TcpListener, TcpStream};
+use upstream::Upstream;
 
 /// Most connections of a container at once.
 const CONNECTIONS: usize = 1024;
@@ -43,6 +45,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub(crate) struct Proxy {
     context: Rc<Context>,
     resolver: Resolver,
+    /// What stands between the host and the outside.
+    upstream: Option<Upstream>,
     /// Knows the host's own addresses.
     routes: Rtnl,
     relay: Relay,
@@ -54,8 +58,10 @@ impl Proxy {
     /// A proxy in the network namespace of the calling thread, the host's.
     pub(crate) fn new(context: Rc<Context>) -> io::Result<Rc<Self>> {
         let limit = connections(birth::descriptor_limit().unwrap_or(1024));
+        let upstream = context.config.upstream.clone().map(Upstream::new);
         Ok(Rc::new(Proxy {
             context,
+            upstream,
             resolver: Resolver::new(Files::host_files()),
             routes: Rtnl::open()?,
             relay: Relay::new(limit),

@@ -5,18 +5,26 @@ use super::dial::dial;
 use super::exchange::{self, Judged, exchange, opening};
 use super::gate::{Gate, Refusal, is_web};
 use super::relay::{Moved, Socket};
+use super::upstream::Upstream;
 use crate::audit::{Facts as _, event};
-use crate::flows::{FlowGuard, Host, Target, is_denied};
+use crate::context::is_open_question;
+use crate::flows::{FlowGuard, Grounds, Host, Target, is_denied};
+use crate::hold::Answer;
+use crate::readiness::{hung_up, readable};
 use std::cell::Cell;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Instant;
-use terok_policy::Verdict;
+use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
+use terok_policy::{Name, Verdict};
 use terok_policy::audit::{Event, Kind};
 use terok_policy::floor::{Floor, floor};
 use terok_policy::judge::Reason;
 use terok_policy::rule;
 use tokio::net::TcpStream;
+
+/// Of all connections, this part may wait for a verdict: the rest is for those that need none.
+const WAITING: usize = 4;
 
 /// How a connection ended other than in order.
 enum Fault {
@@ -39,12 +47,11 @@ struct Tally {
 /// Serves `client`, which was on its way to `target`.
 pub(super) async fn serve(proxy: &Proxy, client: TcpStream, target: Target) {
     let client = Socket::new(client);
-    let verdict = proxy.context.judge(&target.query());
-    if !verdict.allows() {
-        proxy.context.audit.refusal(refusal(&target).verdict(&verdict));
-        return;
-    }
-    let flow = proxy.context.flows.insert(target);
+    let verdict = match judge(proxy, &client, &target).await {
+        Ok(verdict) => verdict,
+        Err(event) => return proxy.context.audit.refusal(*event),
+    };
+    let flow = proxy.context.flows.insert(target, Grounds::of(&verdict));
     let (tally, started) = (Tally::default(), Instant::now());
     let end = tokio::select! {
         biased;
@@ -79,6 +86,62 @@ pub(super) async fn serve(proxy: &Proxy, client: TcpStream, target: Target) {
     }
 }
 
+/// The verdict on `target`, an operator's if need be. What comes back holds until the caller waits again.
+async fn judge(proxy: &Proxy, client: &Socket, target: &Target) -> Result<Verdict, Box<Event>> {
+    let context = &proxy.context;
+    let refuse = |verdict| refusal(target).verdict(verdict);
+    let verdict = context.judge(&target.query());
+    if verdict.allows() {
+        return Ok(verdict);
+    }
+    if let Host::Literal(ip) = target.host
+        && is_open_question(&verdict)
+        && let Some(floor) = proxy.floor(ip)
+    {
+        return Err(Box::new(refusal(target).reason(Reason::Floor).with("floor", floor.to_string())));
+    }
+    if !context.holds(&target.query(), &verdict) {
+        return Err(Box::new(refuse(&verdict)));
+    }
+    let patience = Duration::from_secs(context.config.policy.hold.into());
+    let Some(place) = context.hold.enter(target, patience, proxy.limit / WAITING) else {
+        return Err(Box::new(refuse(&verdict).with("hold", "too many wait")));
+    };
+    // The client's bytes stay unread, so its socket is watched through a descriptor of its own.
+    let Ok(watched) = client.as_fd().try_clone_to_owned().and_then(readable) else {
+        return Err(Box::new(refuse(&verdict).with("hold", "out of descriptors")));
+    };
+    let (id, line) = (place.id(), |action| event(Kind::Verdict, action, target.to_string()).with("id", place.id()));
+    if place.first {
+        let shown = place.shown();
+        context.audit.note(line("wait").with("rule", shown.rule).with("until", shown.until));
+    }
+    let answer = tokio::select! {
+        biased;
+        (answer, first) = place.answer() => {
+            if answer == Answer::Timeout && first {
+                context.audit.note(line("timeout"));
+            }
+            answer
+        }
+        // A client that sends no more while it waits has given up: nothing was answered that it could still read.
+        () = hung_up(&watched) => {
+            let gone = line("gone");
+            if place.leave() {
+                context.audit.note(gone);
+            }
+            return Err(Box::new(refuse(&verdict).with("hold", "gone").with("id", id)));
+        }
+    };
+    // Rules may have changed since the answer was given.
+    match (context.judge(&target.query()), answer) {
+        (verdict, _) if verdict.allows() => Ok(verdict),
+        (verdict, Answer::Allow) if is_open_question(&verdict) => Ok(Verdict::Operator),
+        (verdict, Answer::Timeout) => Err(Box::new(refuse(&verdict).with("hold", "timeout").with("id", id))),
+        (verdict, _) => Err(Box::new(refuse(&verdict).with("hold", "deny").with("id", id))),
+    }
+}
+
 async fn carry(
     proxy: &Proxy,
     client: &Socket,
@@ -105,12 +168,66 @@ async fn carry(
     };
 
     let protocol = judged.as_ref().and_then(|judged| judged.gate.protocol()).unwrap_or("tcp");
-    let allow = event(Kind::Connect, "allow", target.to_string()).verdict(verdict).with("proto", protocol);
+    let via = proxy.upstream.as_ref().filter(|upstream| upstream.carries(&target.host));
+    let mut allow = event(Kind::Connect, "allow", target.to_string()).verdict(verdict).with("proto", protocol);
+    if let Some(via) = via {
+        allow = allow.with("upstream", via.to_string());
+    }
     if proxy.context.audit.record(allow).is_err() {
         return refused(refusal(target).reason(Reason::AuditUnwritable));
     }
     tally.allowed.set(true);
 
+    let upstream = match via {
+        Some(via) => through(proxy, via, target, verdict, tally).await?,
+        None => directly(proxy, flow, verdict, tally).await?,
+    };
+    exchange(&proxy.relay, client, &upstream, judged, &tally.moved).await.map_err(|e| fault(target, e))
+}
+
+/// A connection to `target` made by the proxy of the host's own network, which looks names up itself: where they lead to
+/// is not known here.
+async fn through(
+    proxy: &Proxy,
+    via: &Upstream,
+    target: &Target,
+    verdict: &Verdict,
+    tally: &Tally,
+) -> Result<Socket, Fault> {
+    match &target.host {
+        Host::Name(name) if is_own_name(name) => {
+            return refused(refusal(target).reason(Reason::Floor).with("floor", Floor::Loopback.to_string()));
+        }
+        Host::Name(_) | Host::Loopback => {}
+        Host::Literal(ip) => {
+            addresses(proxy, target, verdict).await?;
+            tally.address.set(Some(*ip));
+        }
+    }
+    match via.connect(&proxy.resolver, target).await {
+        Ok(stream) => Ok(Socket::new(stream)),
+        Err(error) => refused(
+            refusal(target)
+                .reason(Reason::Unreachable)
+                .with("upstream", via.to_string())
+                .with("error", error.to_string()),
+        ),
+    }
+}
+
+/// A name of whoever looks it up (RFC 6761 §6.3).
+fn is_own_name(name: &Name) -> bool {
+    name.as_str() == "localhost" || name.as_str().ends_with(".localhost")
+}
+
+/// A connection to one of the addresses that `flow` is meant for.
+async fn directly(
+    proxy: &Proxy,
+    flow: &FlowGuard,
+    verdict: &Verdict,
+    tally: &Tally,
+) -> Result<Socket, Fault> {
+    let target = flow.target();
     let addresses = addresses(proxy, target, verdict).await?;
     let upstream = match dial(&addresses).await {
         Ok(stream) => Socket::new(stream),
@@ -134,8 +251,7 @@ async fn carry(
             flow.dialled(address);
         }
     }
-
-    exchange(&proxy.relay, client, &upstream, judged, &tally.moved).await.map_err(|e| fault(target, e))
+    Ok(upstream)
 }
 
 /// Where to dial. What a name leads to must be above the floor; what a literal rule names, need not (E3).

@@ -51,6 +51,7 @@ impl Rig {
         let proxy = Proxy {
             context: context.clone(),
             resolver: Resolver::new(files),
+            upstream: None,
             routes: Rtnl::open().unwrap(),
             relay: Relay::new(relay::PIPES),
             limit: 8,
