@@ -207,7 +207,8 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn only_a_connection_that_lost_its_rule_is_cut() {
         let flows = Flows::default();
-        let (lost, kept) = (flows.insert(literal(1), Grounds::Rules), flows.insert(literal(2), Grounds::Rules));
+        let (lost, kept) =
+            (flows.insert(literal(1), Grounds::Rules), flows.insert(literal(2), Grounds::Rules));
         let cut = flows
             .recheck(|query| if *query == literal(2).query() { Verdict::Down } else { no(Reason::Unlisted) });
         assert_eq!(cut, 1);

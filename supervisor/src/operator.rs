@@ -158,7 +158,8 @@ impl Operator {
         let (text, answer) = (rule.to_string(), if allow { Answer::Allow } else { Answer::Deny });
         if scope == Scope::Always {
             let rules = vec![rule];
-            let applied = self.change(if allow { Change::Allow(rules) } else { Change::Deny(rules) }, by).await?;
+            let applied =
+                self.change(if allow { Change::Allow(rules) } else { Change::Deny(rules) }, by).await?;
             // The rule has spoken, unless another one beat it.
             hold.settle(id, Answer::Rules);
             return Ok((applied, text));

@@ -16,11 +16,11 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
-use terok_policy::{Name, Verdict};
 use terok_policy::audit::{Event, Kind};
 use terok_policy::floor::{Floor, floor};
 use terok_policy::judge::Reason;
 use terok_policy::rule;
+use terok_policy::{Name, Verdict};
 use tokio::net::TcpStream;
 
 /// Of all connections, this part may wait for a verdict: the rest is for those that need none.
@@ -111,7 +111,8 @@ async fn judge(proxy: &Proxy, client: &Socket, target: &Target) -> Result<Verdic
     let Ok(watched) = client.as_fd().try_clone_to_owned().and_then(readable) else {
         return Err(Box::new(refuse(&verdict).with("hold", "out of descriptors")));
     };
-    let (id, line) = (place.id(), |action| event(Kind::Verdict, action, target.to_string()).with("id", place.id()));
+    let (id, line) =
+        (place.id(), |action| event(Kind::Verdict, action, target.to_string()).with("id", place.id()));
     if place.first {
         let shown = place.shown();
         context.audit.note(line("wait").with("rule", shown.rule).with("until", shown.until));
@@ -169,7 +170,8 @@ async fn carry(
 
     let protocol = judged.as_ref().and_then(|judged| judged.gate.protocol()).unwrap_or("tcp");
     let via = proxy.upstream.as_ref().filter(|upstream| upstream.carries(&target.host));
-    let mut allow = event(Kind::Connect, "allow", target.to_string()).verdict(verdict).with("proto", protocol);
+    let mut allow =
+        event(Kind::Connect, "allow", target.to_string()).verdict(verdict).with("proto", protocol);
     if let Some(via) = via {
         allow = allow.with("upstream", via.to_string());
     }

@@ -49,7 +49,9 @@ pub(super) enum Failure {
     #[error("upstream_proxy: {0}; check the scheme and the port in config.toml")]
     Protocol(&'static str),
     /// It will not let us in.
-    #[error("upstream_proxy: {0}; give user and password in config.toml, as in http://user:password@host:port")]
+    #[error(
+        "upstream_proxy: {0}; give user and password in config.toml, as in http://user:password@host:port"
+    )]
     Login(String),
     /// It refuses this target or cannot reach it.
     #[error("upstream_proxy: {0}")]
@@ -259,7 +261,8 @@ fn base64(octets: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::with_capacity(octets.len().div_ceil(3) * 4);
     for chunk in octets.chunks(3) {
-        let word = chunk.iter().fold(0u32, |word, octet| word << 8 | u32::from(*octet)) << (8 * (3 - chunk.len()));
+        let word =
+            chunk.iter().fold(0u32, |word, octet| word << 8 | u32::from(*octet)) << (8 * (3 - chunk.len()));
         for place in 0..4usize {
             let digit = usize::try_from(word >> (18 - 6 * place) & 63).unwrap_or_default();
             text.push(if place <= chunk.len() { char::from(DIGITS[digit]) } else { '=' });

@@ -68,8 +68,7 @@ async fn http_gets_the_login_and_addresses_in_brackets() {
         connect("[2001:db8::1]:22", "Proxy-Authorization: Basic dXNlcjpwOnc=\r\n"),
         b"HTTP/1.0 100 Continue\r\n\r\nHTTP/1.0 200 OK\r\n\r\nSSH".to_vec(),
     )];
-    let (asked, unexpected) =
-        ask(Scheme::Http, Some(("user", "p:w")), to("2001:db8::1", 22), script).await;
+    let (asked, unexpected) = ask(Scheme::Http, Some(("user", "p:w")), to("2001:db8::1", 22), script).await;
     assert_eq!((rest(asked).await.as_str(), unexpected), ("SSH", None));
 }
 
@@ -78,7 +77,10 @@ async fn http_refusals_are_told_in_the_proxys_words_without_its_orders_to_termin
     for (answer, said) in [
         ("HTTP/1.1 403 Forbidden\r\n\r\n", "upstream_proxy: 403 Forbidden"),
         ("HTTP/1.1 502 \t\r\nX: y\r\n\r\nbody", "upstream_proxy: 502 "),
-        ("HTTP/1.1 407 Authentication Required\r\n\r\n", "upstream_proxy: 407 Authentication Required; give user"),
+        (
+            "HTTP/1.1 407 Authentication Required\r\n\r\n",
+            "upstream_proxy: 407 Authentication Required; give user",
+        ),
         ("HTTP/1.1 301 Moved\r\nLocation: http://elsewhere/\r\n\r\n", "upstream_proxy: 301 Moved"),
     ] {
         let script = vec![(connect("a.example:443", ""), answer.as_bytes().to_vec())];
@@ -114,7 +116,8 @@ async fn socks_is_asked_by_name_and_by_address() {
         (to("192.0.2.1", 22), vec![5, 1, 0, 1, 192, 0, 2, 1, 0, 22], vec![3, 2, b'a', b'b']),
         (
             to("2001:db8::1", 22),
-            [&[5, 1, 0, 4][..], &"2001:db8::1".parse::<std::net::Ipv6Addr>().unwrap().octets(), &[0, 22]].concat(),
+            [&[5, 1, 0, 4][..], &"2001:db8::1".parse::<std::net::Ipv6Addr>().unwrap().octets(), &[0, 22]]
+                .concat(),
             [&[4][..], &[0; 16]].concat(),
         ),
     ] {
@@ -141,8 +144,13 @@ async fn socks_gets_the_login_where_it_asks_for_one() {
     let (asked, _) = ask(Scheme::Socks5, Some(("user", "pw")), to("a.example", 443), refused).await;
     assert!(asked.unwrap_err().to_string().contains("are refused"));
     let long = "x".repeat(256);
-    let (asked, _) =
-        ask(Scheme::Socks5, Some((long.as_str(), "pw")), to("a.example", 443), vec![(vec![5, 2, 0, 2], vec![5, 2])]).await;
+    let (asked, _) = ask(
+        Scheme::Socks5,
+        Some((long.as_str(), "pw")),
+        to("a.example", 443),
+        vec![(vec![5, 2, 0, 2], vec![5, 2])],
+    )
+    .await;
     assert!(asked.unwrap_err().to_string().contains("255 octets"));
 }
 
@@ -189,7 +197,8 @@ async fn a_proxy_that_trickles_is_given_up() {
 
 #[test]
 fn some_targets_are_dialled_without_it() {
-    let except = ["corp.example", "*.corp.example", "192.0.2.0/24", "2001:db8::1"].map(str::to_owned).to_vec();
+    let except =
+        ["corp.example", "*.corp.example", "192.0.2.0/24", "2001:db8::1"].map(str::to_owned).to_vec();
     let upstream = Upstream::new(settings::Upstream { except, ..settings(Scheme::Http, 1, None) });
     for (host, carried) in [
         ("corp.example", false),
