@@ -4,11 +4,12 @@
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, getsockopt, recvmsg, send,
-    setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockname, getsockopt,
+    recvmsg, send, setsockopt, socket, sockopt,
 };
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// `struct nlmsghdr`
 const HEADER: usize = 16;
@@ -25,7 +26,16 @@ const NLA_F_NESTED: u16 = 0x8000;
 
 /// A non-blocking netlink socket of the network namespace that the opening thread was in.
 #[derive(Debug)]
-pub struct Socket(OwnedFd);
+pub struct Socket {
+    fd: OwnedFd,
+    /// News came in between the answers to a request.
+    heard: AtomicBool,
+}
+
+/// Tells that something changed in the network namespace that the opening thread was in; never what, because the kernel drops
+/// what comes too fast. Readable when there is news.
+#[derive(Debug)]
+pub struct News(Socket);
 
 /// A message received.
 #[derive(Debug, Clone, Copy)]
@@ -36,6 +46,8 @@ pub struct Message<'a> {
     pub flags: u16,
     /// `nlmsg_seq`
     pub seq: u32,
+    /// `nlmsg_pid`
+    pub pid: u32,
     /// What follows the header.
     pub body: &'a [u8],
 }
@@ -83,12 +95,29 @@ impl Socket {
         // Short acknowledgements with the kernel's own words; both exist since Linux 4.12.
         set_option(&fd, libc::NETLINK_CAP_ACK, 1)?;
         set_option(&fd, libc::NETLINK_EXT_ACK, 1)?;
-        Ok(Self(fd))
+        Ok(fd.into())
+    }
+
+    /// Opens a socket that hears the multicast `groups` (bit n-1 for group n) beside the answers to its requests.
+    pub fn open_to(protocol: SockProtocol, groups: u32) -> io::Result<Self> {
+        let socket = Self::open(protocol)?;
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+        Ok(socket)
+    }
+
+    /// Forgets all that was received, and says whether there was anything since it was last asked: also in the course of a
+    /// request, and also what the kernel had to drop. Ask again after acting on it, until there is nothing.
+    pub fn heard(&self) -> io::Result<bool> {
+        // What is longer than the buffer is news as well, and so is a flood of what processes send.
+        match self.drop_stale(&mut [0; HEADER]) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(true),
+            drained => drained.map(|()| self.heard.swap(false, Ordering::Relaxed)),
+        }
     }
 
     /// Sends one datagram to the kernel.
     pub fn send(&self, datagram: &[u8]) -> io::Result<()> {
-        send(self.0.as_raw_fd(), datagram, MsgFlags::MSG_NOSIGNAL)?;
+        send(self.fd.as_raw_fd(), datagram, MsgFlags::MSG_NOSIGNAL)?;
         Ok(())
     }
 
@@ -106,7 +135,7 @@ impl Socket {
                 return Err(io::Error::new(io::ErrorKind::Interrupted, what));
             }
             let mut parts = [IoSliceMut::new(buffer)];
-            let got = recvmsg::<NetlinkAddr>(self.0.as_raw_fd(), &mut parts, None, MsgFlags::MSG_DONTWAIT)?;
+            let got = recvmsg::<NetlinkAddr>(self.fd.as_raw_fd(), &mut parts, None, MsgFlags::MSG_DONTWAIT)?;
             if got.address.is_none_or(|from| from.pid() != 0) {
                 dropped += 1;
                 continue;
@@ -130,6 +159,7 @@ impl Socket {
         let mut buffer = vec![0; RECEIVE];
         self.drop_stale(&mut buffer)?;
         self.send(datagram)?;
+        let own = self.own()?;
         let (mut acknowledged, mut refused) = (false, None);
         loop {
             let datagram = match self.receive(&mut buffer) {
@@ -137,7 +167,7 @@ impl Socket {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 Err(e) => return Err(e.into()),
             };
-            for message in messages(datagram) {
+            for message in messages(datagram).filter(|m| self.is_answer(m, own)) {
                 match (i32::from(message.kind), refusal(&message)) {
                     (libc::NLMSG_ERROR, None) => acknowledged |= message.seq == last,
                     (_, Some(refusal)) => refused = refused.or(Some(refusal)),
@@ -158,9 +188,19 @@ impl Socket {
         let mut buffer = vec![0; RECEIVE];
         self.drop_stale(&mut buffer)?;
         self.send(request)?;
+        let own = self.own()?;
         let mut interrupted = false;
         loop {
-            for message in messages(self.receive(&mut buffer)?) {
+            let datagram = match self.receive(&mut buffer) {
+                Ok(datagram) => datagram,
+                // News too fast for us; a dump waits until there is room.
+                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {
+                    self.heard.store(true, Ordering::Relaxed);
+                    continue;
+                }
+                Err(e) => return Err(e.into()),
+            };
+            for message in messages(datagram).filter(|m| self.is_answer(m, own)) {
                 interrupted |= message.flags & libc::NLM_F_DUMP_INTR as u16 != 0;
                 if let Some(refusal) = refusal(&message) {
                     return Err(Failure::Refused(refusal));
@@ -178,13 +218,25 @@ impl Socket {
 
     /// Asks for a send buffer of `bytes`; the kernel gives at most `net.core.wmem_max`, and doubles it.
     pub fn set_send_buffer(&self, bytes: usize) -> io::Result<()> {
-        Ok(setsockopt(&self.0, sockopt::SndBuf, &bytes)?)
+        Ok(setsockopt(&self.fd, sockopt::SndBuf, &bytes)?)
     }
 
     /// The longest datagram that can be sent.
     pub fn longest(&self) -> io::Result<usize> {
         // net/netlink/af_netlink.c: `len > sk->sk_sndbuf - 32` is EMSGSIZE.
-        Ok(getsockopt(&self.0, sockopt::SndBuf)?.saturating_sub(32))
+        Ok(getsockopt(&self.fd, sockopt::SndBuf)?.saturating_sub(32))
+    }
+
+    /// Our address, which the kernel repeats in answers; in news it puts another one or none.
+    fn own(&self) -> io::Result<u32> {
+        Ok(getsockname::<NetlinkAddr>(self.as_raw_fd())?.pid())
+    }
+
+    fn is_answer(&self, message: &Message<'_>, own: u32) -> bool {
+        if message.pid != own {
+            self.heard.store(true, Ordering::Relaxed);
+        }
+        message.pid == own
     }
 
     fn drop_stale(&self, buffer: &mut [u8]) -> io::Result<()> {
@@ -196,6 +248,7 @@ impl Socket {
                 Err(e) if matches!(e.raw_os_error(), Some(libc::EMSGSIZE | libc::ENOBUFS)) => {}
                 Err(e) => return Err(e),
             }
+            self.heard.store(true, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -204,25 +257,62 @@ impl Socket {
 impl From<OwnedFd> for Socket {
     /// Takes a descriptor that [`Socket::open`] made, in this process or another.
     fn from(fd: OwnedFd) -> Self {
-        Self(fd)
+        Self { fd, heard: AtomicBool::new(false) }
     }
 }
 
 impl From<Socket> for OwnedFd {
     fn from(socket: Socket) -> Self {
-        socket.0
+        socket.fd
     }
 }
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl News {
+    /// Opens a socket that hears the multicast `groups` (bit n-1 for group n).
+    pub fn open(protocol: SockProtocol, groups: u32) -> io::Result<Self> {
+        Socket::open_to(protocol, groups).map(Self)
+    }
+
+    /// Whether there was anything since it was last asked. Ask again after acting on it, until there is nothing.
+    pub fn drain(&self) -> io::Result<bool> {
+        self.0.heard()
+    }
+}
+
+impl From<OwnedFd> for News {
+    /// Takes a descriptor that [`News::open`] made, in this process or another.
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd.into())
+    }
+}
+
+impl From<News> for OwnedFd {
+    fn from(news: News) -> Self {
+        news.0.into()
+    }
+}
+
+impl AsFd for News {
+    fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+impl AsRawFd for News {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
 }
 
 impl AsRawFd for Socket {
     fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        self.fd.as_raw_fd()
     }
 }
 
@@ -313,6 +403,7 @@ pub fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
             kind: u16::from_ne_bytes([header[4], header[5]]),
             flags: u16::from_ne_bytes([header[6], header[7]]),
             seq: u32::from_ne_bytes([header[8], header[9], header[10], header[11]]),
+            pid: u32::from_ne_bytes([header[12], header[13], header[14], header[15]]),
             body,
         };
         datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or(&[]);

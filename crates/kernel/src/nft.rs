@@ -9,7 +9,7 @@ mod generation;
 mod readback;
 mod uapi;
 
-use crate::netlink::{Failure, Socket};
+use crate::netlink::{Failure, News, Socket};
 use batch::Batch;
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
@@ -38,6 +38,12 @@ pub fn open() -> io::Result<NftSocket> {
     let socket = Socket::open(SockProtocol::NetlinkNetFilter)?;
     socket.set_send_buffer(SEND_BUFFER)?;
     Ok(NftSocket(socket))
+}
+
+/// Opens a socket in the calling thread's network namespace that is readable after any change of tables there, by whomever;
+/// not when an element's time is over.
+pub fn news() -> io::Result<News> {
+    News::open(SockProtocol::NetlinkNetFilter, 1 << (libc::NFNLGRP_NFTABLES - 1))
 }
 
 /// Part of a table, as errors name it.

@@ -429,3 +429,71 @@ fn the_generation_counts_every_transaction_and_nothing_else() {
         }
     });
 }
+
+#[test]
+fn every_change_of_a_table_is_news_and_the_end_of_an_element_is_not() {
+    if !has("nft") {
+        return;
+    }
+    in_netns(|| {
+        let news = nft::news().unwrap();
+        let quiet = || while news.drain().unwrap() {};
+        let mut wanted = sealed(PORTS);
+        let brief = Duration::from_millis(50);
+        wanted.sets[7].elements = vec![Element { timeout: Some(brief), ..tcp("::", "::", 1, 9) }];
+        let nft = loaded(&wanted);
+        assert!(news.drain().unwrap());
+        assert!(!news.drain().unwrap());
+        wanted.sets[7].elements.clear();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while nft.verify(&wanted).is_err() {
+            assert!(Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+        assert!(!news.drain().unwrap());
+        for command in [
+            "add element inet terok allow4 { 1.1.1.1 . tcp . 443 }",
+            "insert rule inet terok output accept",
+            "add chain inet terok output { policy accept; }",
+            "add table inet terok { flags dormant; }",
+            "add table netdev other",
+            "flush ruleset",
+        ] {
+            quiet();
+            run("nft", &["-f", "-"], command).unwrap();
+            assert!(news.drain().unwrap(), "{command}");
+        }
+        quiet();
+        // More than the socket holds.
+        let many = (0..3000).map(|n| format!("add table inet t{n}\n")).collect::<String>();
+        run("nft", &["-f", "-"], &many).unwrap();
+        assert!(news.drain().unwrap());
+        quiet();
+        assert!(!news.drain().unwrap());
+    });
+}
+
+#[test]
+fn a_table_is_loaded_anew_whatever_it_was() {
+    if !has("nft") {
+        return;
+    }
+    in_netns(|| {
+        let wanted = sealed(PORTS);
+        let nft = nft::open().unwrap();
+        nft.reload(&wanted).unwrap();
+        nft.verify(&wanted).unwrap();
+        for command in [
+            "flush ruleset",
+            "add table inet terok { flags dormant; }",
+            "add chain inet terok output { policy accept; }",
+            "add chain inet terok mine; add rule inet terok output jump mine",
+            "flush table inet terok",
+        ] {
+            run("nft", &["-f", "-"], &command.replace("; add", "\nadd")).unwrap();
+            difference(&nft, &wanted);
+            nft.reload(&wanted).unwrap();
+            nft.verify(&wanted).unwrap();
+        }
+    });
+}
