@@ -1,6 +1,7 @@
 //! `terok audit`: reads, filters, verifies and follows the audit log of a container, running or gone.
 
-use crate::{cli::Json, containers, show};
+use crate::containers::{self, Known};
+use crate::{cli::Json, show};
 use anyhow::{Context as _, bail};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
@@ -139,7 +140,20 @@ impl<'a> Tail<'a> {
     }
 }
 
-fn verify(name: &str, log: &Path, json: Json) -> anyhow::Result<()> {
+/// The whole log of a container, as far as it is kept.
+pub(crate) fn text(known: &Known) -> anyhow::Result<String> {
+    let log = known.audit_log();
+    if !log.exists() {
+        let name = known.name();
+        bail!(
+            "container {name} has no audit log ({}): it never started; terok status {name} says why",
+            log.display()
+        );
+    }
+    whole(&log)
+}
+
+fn whole(log: &Path) -> anyhow::Result<String> {
     let mut text = String::new();
     for path in [rotated(log), log.to_path_buf()] {
         match std::fs::read_to_string(&path) {
@@ -148,6 +162,11 @@ fn verify(name: &str, log: &Path, json: Json) -> anyhow::Result<()> {
             Err(error) => return Err(error).with_context(|| path.display().to_string()),
         }
     }
+    Ok(text)
+}
+
+fn verify(name: &str, log: &Path, json: Json) -> anyhow::Result<()> {
+    let text = whole(log)?;
     let first: Option<Line> = text.lines().next().map(serde_json::from_str).transpose().context("line 1")?;
     // Older lines may have been rotated away: the first one we have says where the chain then stood.
     let start =

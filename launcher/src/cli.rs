@@ -122,6 +122,8 @@ enum Profile {
         #[command(flatten)]
         json: Json,
     },
+    /// Write a profile of what a container reached, from its audit log
+    Learn(profiles::learn::LearnArgs),
     /// Whether files are profiles
     Check {
         /// NAME.txt
@@ -230,6 +232,7 @@ fn call(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Explain { annotations, ask, json } => explain::explain(&host, &annotations, &ask, json)?,
         Verb::Profile(Profile::List(json)) => profiles::list(&host, json.json)?,
         Verb::Profile(Profile::Show { names, json }) => profiles::show(&host, &names, json.json)?,
+        Verb::Profile(Profile::Learn(args)) => profiles::learn::learn(&host, &args)?,
         Verb::Profile(Profile::Check { files }) => profiles::check(&host, &files)?,
         Verb::Setup { place } => maintain::setup(&host, &place)?,
         Verb::Uninstall { place, purge } => maintain::uninstall(&host, &place, purge)?,

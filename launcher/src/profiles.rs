@@ -1,5 +1,7 @@
 //! `terok profile`: the egress lists that ship with terok and the person's own.
 
+pub(crate) mod learn;
+
 use anyhow::{Context as _, bail};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
