@@ -79,6 +79,9 @@ enum Verb {
         /// Whether this could be reached: NAME:PORT, ADDRESS:PORT or host:PORT
         #[arg(long, value_name = "TARGET")]
         ask: Vec<String>,
+        /// The network it would be started with: none, bridge, slirp4netns, pasta or the name of one
+        #[arg(long, value_name = "MODE", default_value = "none")]
+        network: String,
         #[command(flatten)]
         json: Json,
     },
@@ -229,7 +232,9 @@ fn call(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Audit(args) => audit::audit(&host, &args)?,
         Verb::Verdict(args) => verdict::verdict(&host, &args)?,
         Verb::Watch { containers, ask, json } => watch::watch(&host, &containers, ask, json)?,
-        Verb::Explain { annotations, ask, json } => explain::explain(&host, &annotations, &ask, json)?,
+        Verb::Explain { annotations, ask, network, json } => {
+            explain::explain(&host, &annotations, &ask, &network, json)?;
+        }
         Verb::Profile(Profile::List(json)) => profiles::list(&host, json.json)?,
         Verb::Profile(Profile::Show { names, json }) => profiles::show(&host, &names, json.json)?,
         Verb::Profile(Profile::Learn(args)) => profiles::learn::learn(&host, &args)?,

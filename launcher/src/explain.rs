@@ -1,18 +1,25 @@
 //! `terok explain`: what annotations mean, with no effect on anything (A3).
 
-use crate::{cli::Json, profiles, show};
+use crate::{cli::Json, profiles, run, show};
 use anyhow::{Context as _, bail};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use terok_install::host::Host;
 use terok_policy::live::Live;
-use terok_policy::plan::HostFacts;
+use terok_policy::plan::Network;
 use terok_policy::policy::Sourced;
 use terok_policy::rule::Proto;
 use terok_policy::{Name, Plan, Query, Verdict, annotation, judge};
 
 /// Prints the plan, and the verdict on each question.
-pub(crate) fn explain(host: &Host, given: &[String], asked: &[String], json: Json) -> anyhow::Result<()> {
+pub(crate) fn explain(
+    host: &Host,
+    given: &[String],
+    asked: &[String],
+    network: &str,
+    json: Json,
+) -> anyhow::Result<()> {
+    let facts = run::facts(network)?;
     let mut annotations = BTreeMap::new();
     for text in given {
         let (key, value) = text.split_once('=').with_context(|| format!("{text:?}: write KEY=VALUE"))?;
@@ -24,7 +31,7 @@ pub(crate) fn explain(host: &Host, given: &[String], asked: &[String], json: Jso
         }
     }
     let policy = annotation::parse(&annotations, &profiles::catalog(host)?)?;
-    let plan = Plan::new(policy, HostFacts::sealed(true))?;
+    let plan = Plan::new(policy, facts)?;
     let questions: Vec<Question> =
         asked.iter().map(|text| Question::parse(text)).collect::<Result<_, _>>()?;
     let verdicts = questions.iter().map(|question| {
@@ -46,6 +53,11 @@ pub(crate) fn explain(host: &Host, given: &[String], asked: &[String], json: Jso
         return Ok(());
     }
     say!("{}", plan.to_string().trim_end())?;
+    if plan.facts.network == Network::Filtered {
+        say!(
+            "note        the card is an example: the networks and gateways of the real one are known at the start"
+        )?;
+    }
     for ((text, question), verdict) in asked.iter().zip(&questions).zip(verdicts) {
         // Redirected before any rule is asked (the table's first rules).
         let answer = match question.port() {

@@ -1,37 +1,37 @@
-//! `terok run`: from a command line to the Podman command that starts a sealed, protected container.
+//! `terok run`: from a command line to the Podman command that starts a protected container, sealed where nothing is said.
 //! Everything is checked before Podman is started; Podman then takes this program's place.
 
 mod checks;
 mod mounts;
+mod network;
 mod options;
 
 use crate::profiles;
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use clap::builder::OsStringValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use mounts::Doors;
+use network::Wanted;
 use options::{ADDABLE_CAPABILITIES, Does, KEPT_CAPABILITIES, OPTIONS, Opt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
 use terok_install::host::Host;
 use terok_install::{consulted, podman};
-use terok_policy::plan::HostFacts;
+use terok_policy::plan::{Card, HostFacts, Network};
 use terok_policy::{Plan, annotation};
 
 /// The raw arguments of `terok run`, described by the option table.
 #[derive(Debug, Clone)]
 pub(crate) struct RunArgs(ArgMatches);
 
+/// The network of a container about which nothing is said.
+const SEALED: &str = "--network=none";
+
 /// What every container is started with. Podman would pass the person's proxy variables on, and the socket of a service
 /// manager that terok was started by.
-const PINNED: [&str; 5] = [
-    "--network=none",
-    "--security-opt=no-new-privileges",
-    "--http-proxy=false",
-    "--sdnotify=conmon",
-    "--cap-drop=all",
-];
+const PINNED: [&str; 4] =
+    ["--security-opt=no-new-privileges", "--http-proxy=false", "--sdnotify=conmon", "--cap-drop=all"];
 
 /// What will be started.
 #[derive(Debug, PartialEq, Eq)]
@@ -39,6 +39,7 @@ struct Start {
     /// Arguments of Podman, from `run` on.
     arguments: Vec<OsString>,
     annotations: BTreeMap<String, String>,
+    network: Wanted,
 }
 
 /// Starts the container, or prints how with `--dry-run`.
@@ -47,7 +48,12 @@ pub(crate) fn run(host: &Host, args: &RunArgs) -> anyhow::Result<()> {
         Doors::of(host, std::env::current_dir().context("the current folder is gone: cd somewhere else")?);
     let start = assemble(&args.0, &doors)?;
     let policy = annotation::parse(&start.annotations, &profiles::catalog(host)?)?;
-    Plan::new(policy, HostFacts::sealed(true))?;
+    match start.network {
+        Wanted::Sealed => drop(Plan::new(policy, HostFacts::sealed(true))?),
+        Wanted::Filtered => drop(Plan::new(policy, example())?),
+        // Whether it has a card is known where it was made.
+        Wanted::Shared => {}
+    }
     if args.0.get_flag("dry-run") {
         let podman = podman::find().unwrap_or_else(|_| "podman".into());
         say!(
@@ -78,6 +84,7 @@ impl clap::Args for RunArgs {
             of.map(|option| format!("--{}", option.long)).collect::<Vec<_>>().join(" ")
         };
         let passing = names(|does| matches!(does, Does::Pass | Does::Check(_) | Does::Capability));
+        let with_card = names(|does| matches!(does, Does::Card(_)));
         let refused = names(|does| matches!(does, Does::Refuse(_)));
         let kept = KEPT_CAPABILITIES.join(", ");
         let mut command = command
@@ -86,9 +93,10 @@ impl clap::Args for RunArgs {
             .arg(Arg::new("help").long("help").action(ArgAction::HelpLong).help("Print help"))
             .after_long_help(format!(
                 "Podman options that pass, some of them only with values that keep the protection:\n{passing}\n\n\
+                 Those that pass where --network gives the container a network card:\n{with_card}\n\n\
                  Refused, each with its reason:\n{refused}\n\n\
-                 Every container is started with {}, and keeps the capabilities {kept}. \
-                 --cap-drop takes these away; --cap-add adds {}.",
+                 Every container is started with {}, with {SEALED} where neither --network nor --pod is given, and keeps the \
+                 capabilities {kept}. --cap-drop takes these away; --cap-add adds {}; NET_RAW only without a network card.",
                 PINNED.join(" "),
                 ADDABLE_CAPABILITIES.join(", ")
             ));
@@ -122,13 +130,16 @@ impl clap::FromArgMatches for RunArgs {
 
 impl Opt {
     fn arg(&self) -> Arg {
-        let mut arg = Arg::new(self.long).long(self.long).hide(!matches!(self.does, Does::Terok));
+        let mut arg =
+            Arg::new(self.long).long(self.long).hide(!matches!(self.does, Does::Terok | Does::Publish));
         if let Some(short) = self.short {
             arg = arg.short(short);
         }
         arg = match (self.does, self.value) {
             (Does::Terok, None) => arg.action(ArgAction::SetTrue).help(self.help),
-            (Does::Terok, Some(name)) => arg.action(ArgAction::Append).value_name(name).help(self.help),
+            (Does::Terok | Does::Publish, Some(name)) => {
+                arg.action(ArgAction::Append).value_name(name).help(self.help)
+            }
             // Podman's switches take `--rm=false`, never `--rm false`.
             (_, None) => arg
                 .action(ArgAction::Append)
@@ -137,11 +148,16 @@ impl Opt {
                 .default_missing_value("true"),
             (_, Some(name)) => arg.action(ArgAction::Append).value_name(name).allow_hyphen_values(true),
         };
-        if matches!(self.does, Does::Pass) { arg.value_parser(OsStringValueParser::new()) } else { arg }
+        if matches!(self.does, Does::Pass | Does::Card(_)) {
+            arg.value_parser(OsStringValueParser::new())
+        } else {
+            arg
+        }
     }
 }
 
 fn assemble(matches: &ArgMatches, doors: &Doors) -> anyhow::Result<Start> {
+    let network = network(matches)?;
     let mut annotations = annotations(matches)?;
     // Podman's options keep their order: later ones win.
     let mut passed: Vec<(usize, OsString)> = Vec::new();
@@ -159,7 +175,38 @@ fn assemble(matches: &ArgMatches, doors: &Doors) -> anyhow::Result<Start> {
                 }
             }
             Does::Capability => {}
-            Does::Pass => {
+            Does::Card(reason) if network != Wanted::Filtered => {
+                if matches.contains_id(long) {
+                    bail!("--{long} is refused: {reason}");
+                }
+            }
+            Does::Publish => {
+                let values = matches.get_many::<String>(long).into_iter().flatten();
+                let values: Vec<_> = values.zip(matches.indices_of(long).into_iter().flatten()).collect();
+                match network {
+                    Wanted::Filtered => {
+                        passed
+                            .extend(values.iter().map(|(value, at)| (*at, word(option, OsStr::new(value)))));
+                    }
+                    Wanted::Sealed => {
+                        let mut words = Vec::new();
+                        for (value, _) in values {
+                            match network::published(value) {
+                                Ok(word) => words.push(word),
+                                Err(reason) => bail!("--publish {value} is refused: {reason}"),
+                            }
+                        }
+                        if !words.is_empty() {
+                            annotations.insert("terok.publish".to_owned(), words.join(" "));
+                        }
+                    }
+                    Wanted::Shared if values.is_empty() => {}
+                    Wanted::Shared => bail!(
+                        "--publish is refused: the ports of a shared network are published where it is made, by podman pod create or the other container"
+                    ),
+                }
+            }
+            Does::Pass | Does::Card(_) => {
                 let values = matches.get_many::<OsString>(long).into_iter().flatten();
                 for (value, at) in values.zip(matches.indices_of(long).into_iter().flatten()) {
                     passed.push((at, word(option, value)));
@@ -182,8 +229,8 @@ fn assemble(matches: &ArgMatches, doors: &Doors) -> anyhow::Result<Start> {
                                 );
                             }
                         }
-                        // We write these ourselves.
-                        _ if long == "network" || long == "net" => {}
+                        // We write that ourselves.
+                        _ if network == Wanted::Sealed && matches!(long, "network" | "net") => {}
                         _ => passed.push((at, word(option, OsStr::new(value)))),
                     }
                 }
@@ -206,6 +253,11 @@ fn assemble(matches: &ArgMatches, doors: &Doors) -> anyhow::Result<Start> {
                     ADDABLE_CAPABILITIES.join(", ")
                 );
             }
+            if name == "NET_RAW" && network != Wanted::Sealed {
+                bail!(
+                    "--cap-add NET_RAW is refused: raw sockets go round the firewall of a container with a network card; leave it out, or start it with --network none"
+                );
+            }
             if matches.get_flag("restricted") {
                 bail!(
                     "--cap-add {name} is refused: --restricted means no capabilities; leave one of them out"
@@ -223,13 +275,42 @@ fn assemble(matches: &ArgMatches, doors: &Doors) -> anyhow::Result<Start> {
         }
         arguments.push(format!("--annotation={key}={value}").into());
     }
+    if network == Wanted::Sealed {
+        arguments.push(SEALED.into());
+    }
     arguments.extend(PINNED.map(OsString::from));
     arguments.extend(capabilities.iter().map(|name| format!("--cap-add={name}").into()));
     arguments.extend(passed.into_iter().map(|(_, word)| word));
     // An image that begins with a dash stays an image.
     arguments.push("--".into());
     arguments.extend(matches.get_many::<OsString>("IMAGE").into_iter().flatten().cloned());
-    Ok(Start { arguments, annotations })
+    Ok(Start { arguments, annotations, network })
+}
+
+fn network(matches: &ArgMatches) -> anyhow::Result<Wanted> {
+    let of = |long| matches.get_many::<String>(long).into_iter().flatten().map(String::as_str);
+    let values: Vec<&str> = of("network").chain(of("net")).collect();
+    let pod = matches.contains_id("pod") || matches.contains_id("pod-id-file");
+    network::wanted(&values, pod)
+        .map_err(|reason| anyhow!("--network {} is refused: {reason}", values.join(" ")))
+}
+
+/// The facts to explain a container by that `--network` describes; the card is an example.
+pub(crate) fn facts(network: &str) -> anyhow::Result<HostFacts> {
+    match network::wanted(&[network], false).map_err(|reason| anyhow!("--network {network}: {reason}"))? {
+        Wanted::Sealed => Ok(HostFacts::sealed(true)),
+        Wanted::Filtered => Ok(example()),
+        Wanted::Shared => {
+            bail!("--network {network}: name the network that the other container was started with")
+        }
+    }
+}
+
+/// A card that stands for the real one, whose networks are known at the start.
+fn example() -> HostFacts {
+    let card =
+        Card { index: 2, name: "eth0".to_owned(), shared: false, nets: Vec::new(), gateways: Vec::new() };
+    HostFacts { network: Network::Filtered, cards: vec![card], ..HostFacts::sealed(true) }
 }
 
 /// The annotations that terok's own options stand for. One is always written: any of them summons the hooks.
@@ -249,7 +330,12 @@ fn annotations(matches: &ArgMatches) -> anyhow::Result<BTreeMap<String, String>>
             annotations.insert(key.to_owned(), value);
         }
     }
-    for (option, key) in [("project", "terok.project"), ("task", "terok.task"), ("shield", "terok.shield")] {
+    for (option, key) in [
+        ("project", "terok.project"),
+        ("task", "terok.task"),
+        ("shield", "terok.shield"),
+        ("hold", "terok.shield.hold"),
+    ] {
         let mut values = matches.get_many::<String>(option).into_iter().flatten();
         if let Some(value) = values.next() {
             annotations.insert(key.to_owned(), value.clone());
@@ -258,8 +344,10 @@ fn annotations(matches: &ArgMatches) -> anyhow::Result<BTreeMap<String, String>>
             bail!("--{option} is given twice; give it once");
         }
     }
-    if matches.get_flag("restricted") {
-        annotations.insert("terok.restricted".to_owned(), "true".to_owned());
+    for (option, key) in [("restricted", "terok.restricted"), ("learn", "terok.shield.learn")] {
+        if matches.get_flag(option) {
+            annotations.insert(key.to_owned(), "true".to_owned());
+        }
     }
     if let Some(name) = matches.get_many::<OsString>("name").and_then(Iterator::last) {
         let name = name.to_str().context("--name is not UTF-8")?;
@@ -319,6 +407,7 @@ mod tests {
 
     const SAFE: &str =
         "--network=none --security-opt=no-new-privileges --http-proxy=false --sdnotify=conmon --cap-drop=all";
+    const CARD: &str = "--security-opt=no-new-privileges --http-proxy=false --sdnotify=conmon --cap-drop=all";
     const CAPS: &str = "--cap-add=CHOWN --cap-add=DAC_OVERRIDE --cap-add=FOWNER --cap-add=FSETID --cap-add=KILL --cap-add=SETGID --cap-add=SETUID";
 
     #[test]
@@ -394,11 +483,16 @@ mod tests {
             &["--privileged", "i"][..],
             &["--privileged=true", "i"],
             &["--net", "host", "i"],
-            &["--network=bridge", "i"],
-            &["-p", "80:80", "i"],
+            &["--network=bridge", "--network", "host", "i"],
+            &["--pod", "x", "--network", "host", "i"],
+            &["-p", "80", "i"],
             &["-P", "i"],
-            &["-dp80:80", "i"],
-            &["--pod", "x", "i"],
+            &["-dp53:53/udp", "i"],
+            &["--network=container:x", "-p", "80:80", "i"],
+            &["--pod", "x", "--ip", "10.0.0.1", "i"],
+            &["--ip", "10.0.0.1", "i"],
+            &["--network=bridge", "--cap-add=NET_RAW", "i"],
+            &["--pod=x", "--cap-add=NET_RAW", "i"],
             &["--hooks-dir=/x", "i"],
             &["--runtime", "x", "i"],
             &["--dns=1.1.1.1", "i"],
@@ -445,6 +539,32 @@ mod tests {
             let error = command(&[option, "a,run.oci.handler=krun", "i"]).unwrap_err();
             assert!(error.contains("is refused:"), "{option}: {error}");
         }
+    }
+
+    #[test]
+    fn with_a_card_podmans_own_network_options_pass() {
+        let line =
+            ["--network=bridge", "--net", "mynet:ip=10.89.0.7", "-p", "80:80/udp", "--network-alias=a", "i"];
+        let expected = format!(
+            "run --annotation=terok.shield=up {CARD} {CAPS} --network=bridge --net=mynet:ip=10.89.0.7 --publish=80:80/udp --network-alias=a -- i"
+        );
+        assert_eq!(command(&line).unwrap(), expected);
+        let expected = format!("run --annotation=terok.shield=up {CARD} {CAPS} --pod=x -- i");
+        assert_eq!(command(&["--pod", "x", "i"]).unwrap(), expected);
+        let pod = command(&["--pod", "new:x", "--network=none", "i"]).unwrap();
+        assert!(pod.contains("--pod=new:x --network=none"), "{pod}");
+        let expected = format!("run --annotation=terok.shield=up {CARD} {CAPS} --network=container:x -- i");
+        assert_eq!(command(&["--network", "container:x", "i"]).unwrap(), expected);
+    }
+
+    #[test]
+    fn without_a_card_published_ports_become_an_annotation() {
+        let line = ["-p", "8080:80", "--publish=[::1]:22:2222/tcp", "--hold", "30s", "--learn", "i"];
+        let expected = format!(
+            "run '--annotation=terok.publish=8080:80 [::1]:22:2222' --annotation=terok.shield=up \
+             --annotation=terok.shield.hold=30s --annotation=terok.shield.learn=true {SAFE} {CAPS} -- i"
+        );
+        assert_eq!(command(&line).unwrap(), expected);
     }
 
     #[test]

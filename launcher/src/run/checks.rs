@@ -23,18 +23,7 @@ fn own_namespace(value: &str, what: &str, passing: &[&str]) -> Result<(), String
 }
 
 pub(super) fn network(value: &str, _: &Doors) -> Result<(), String> {
-    match value {
-        "none" => Ok(()),
-        "host" => refuse(
-            "the container would be in the host's network, where nothing of terok applies; leave it out and use --allow",
-        ),
-        _ if value.starts_with("container:") || value.starts_with("ns:") => refuse(
-            "the container would be in a network that has no or another policy; leave it out and use --allow",
-        ),
-        _ => refuse(
-            "containers get no network card in this version of terok; leave it out and say what may be reached with --allow",
-        ),
-    }
+    super::network::kinds_of(value).map(|_| ())
 }
 
 pub(super) fn pid(value: &str, _: &Doors) -> Result<(), String> {
@@ -206,8 +195,8 @@ mod tests {
         (
             "network",
             network,
-            &["none"],
-            &["host", "bridge", "slirp4netns", "pasta", "container:x", "ns:/proc/1/ns/net", "mynet", ""],
+            &["none", "bridge", "slirp4netns", "pasta", "mynet", "container:x"],
+            &["host", "host:", "a,host", "ns:/proc/1/ns/net", "container:", ""],
         ),
         ("pid", pid, &["private", ""], &["host", "container:x", "ns:/x", "hosts"]),
         ("ipc", ipc, &["private", "none", "shareable"], &["host", "container:x", "ns:/x"]),

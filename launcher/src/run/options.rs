@@ -15,6 +15,10 @@ pub(crate) enum Does {
     Check(Check),
     /// Is read by terok, which writes what Podman gets.
     Capability,
+    /// Goes to Podman where the container has a network card, to `terok.publish` where it has none.
+    Publish,
+    /// Goes to Podman where the container has a network card; refused with the reason where it has none.
+    Card(&'static str),
     /// Undoes the protection: refused, with the reason.
     Refuse(&'static str),
 }
@@ -55,14 +59,16 @@ const fn check(long: &'static str, value: &'static str, check: Check) -> Opt {
 const fn capability(long: &'static str) -> Opt {
     Opt { long, short: None, value: Some("CAP"), does: Does::Capability, help: "" }
 }
+const fn card(long: &'static str, value: Option<&'static str>, reason: &'static str) -> Opt {
+    Opt { long, short: None, value, does: Does::Card(reason), help: "" }
+}
 const fn refuse(long: &'static str, value: Option<&'static str>, reason: &'static str) -> Opt {
     Opt { long, short: None, value, does: Does::Refuse(reason), help: "" }
 }
 
-const NO_CARD: &str = "the container has no network card; say what it may reach with --allow";
+const NO_CARD: &str = "the container has no network card of its own; give it one with --network bridge";
 const OWN_DNS: &str = "the supervisor is the container's only name server";
-const NO_PUBLISH: &str = "the container has no network card to be reached by; publishing is not available in this version of terok";
-const SHARED: &str = "it would share namespaces with a container that has no or another policy";
+const NO_PUBLISH_ALL: &str = "without a network card each port is named; write -p HOSTPORT:PORT";
 const GLOBAL: &str = "it changes where podman keeps things and which hooks it reads; set it in containers.conf, where terok can check it";
 const REMOTE: &str = "the hooks of a remote engine cannot be checked";
 
@@ -80,6 +86,12 @@ pub(crate) const OPTIONS: &[Opt] = &[
         "Take the rules of these profiles instead of base (see terok profile list); none for no profile",
     ),
     terok("shield", Some("STATE"), "Start with the shield up (default), down or block"),
+    terok(
+        "hold",
+        Some("TIME"),
+        "Let an unlisted connection wait so long for a verdict, as 30s (see terok watch --ask)",
+    ),
+    terok("learn", None, "Let pass what is not denied, and record it for terok profile learn"),
     terok("restricted", None, "No capabilities at all and a stricter system call filter"),
     terok("project", Some("TEXT"), "Label for the audit log and prompts"),
     terok("task", Some("TEXT"), "Label for the audit log and prompts"),
@@ -215,6 +227,20 @@ pub(crate) const OPTIONS: &[Opt] = &[
     switch("http-proxy"),
     check("ipc", "MODE", checks::ipc),
     check("network", "MODE", checks::network),
+    card("network-alias", Some("NAME"), NO_CARD),
+    card("ip", Some("ADDRESS"), NO_CARD),
+    card("ip6", Some("ADDRESS"), NO_CARD),
+    card("mac-address", Some("ADDRESS"), NO_CARD),
+    Opt {
+        long: "publish",
+        short: Some('p'),
+        value: Some("[ADDRESS:]HOSTPORT:PORT"),
+        does: Does::Publish,
+        help: "Let the host's port lead to the container's; without a network card TCP, and from the host itself where no address is given",
+    },
+    Opt { short: Some('P'), ..card("publish-all", None, NO_PUBLISH_ALL) },
+    pass("pod", "POD"),
+    pass("pod-id-file", "FILE"),
     switch("no-hostname"),
     switch("no-hosts"),
     check("pid", "MODE", checks::pid),
@@ -222,18 +248,10 @@ pub(crate) const OPTIONS: &[Opt] = &[
     // Refused by name.
     refuse("privileged", None, "it gives the container the host's devices and every capability"),
     Opt { does: Does::Check(checks::network), ..refuse("net", Some("MODE"), "") },
-    refuse("network-alias", Some("NAME"), NO_CARD),
-    refuse("ip", Some("ADDRESS"), NO_CARD),
-    refuse("ip6", Some("ADDRESS"), NO_CARD),
-    refuse("mac-address", Some("ADDRESS"), NO_CARD),
     refuse("dns", Some("ADDRESS"), OWN_DNS),
     refuse("dns-option", Some("OPTION"), OWN_DNS),
     refuse("dns-opt", Some("OPTION"), OWN_DNS),
     refuse("dns-search", Some("DOMAIN"), OWN_DNS),
-    Opt { short: Some('p'), ..refuse("publish", Some("PORT"), NO_PUBLISH) },
-    Opt { short: Some('P'), ..refuse("publish-all", None, NO_PUBLISH) },
-    refuse("pod", Some("POD"), SHARED),
-    refuse("pod-id-file", Some("FILE"), SHARED),
     refuse(
         "volumes-from",
         Some("CONTAINER"),
@@ -283,7 +301,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
 pub(crate) const KEPT_CAPABILITIES: [&str; 7] =
     ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID"];
 
-/// Capabilities `--cap-add` may add: Podman's own default set and raw sockets, which have nothing to leave by.
+/// Capabilities `--cap-add` may add: Podman's own default set, and raw sockets where there is no card to leave by.
 pub(crate) const ADDABLE_CAPABILITIES: [&str; 7] =
     ["AUDIT_WRITE", "MKNOD", "NET_BIND_SERVICE", "NET_RAW", "SETFCAP", "SETPCAP", "SYS_CHROOT"];
 
@@ -304,7 +322,7 @@ mod tests {
     #[test]
     fn every_refusal_gives_a_reason() {
         for option in OPTIONS {
-            if let Does::Refuse(reason) = option.does {
+            if let Does::Refuse(reason) | Does::Card(reason) = option.does {
                 assert!(reason.len() > 20, "--{}", option.long);
             }
         }
