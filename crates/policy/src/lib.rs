@@ -5,6 +5,7 @@
 
 pub mod amend;
 pub mod annotation;
+pub mod answer;
 pub mod audit;
 pub mod control;
 pub mod floor;
@@ -23,6 +24,7 @@ pub mod spelling;
 pub mod virt;
 
 pub use annotation::AnnotationError;
+pub use answer::{Answer, answer};
 pub use judge::{Query, Verdict, judge};
 pub use name::Name;
 pub use plan::{HostFacts, Plan};

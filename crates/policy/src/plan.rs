@@ -1,17 +1,21 @@
 //! What will be done for one container: pure in policy and host facts, printable (`terok explain`, A3).
 
 mod boxes;
+mod clauses;
+mod conflict;
+mod filtered;
+mod named;
 mod sealed;
+mod sets;
 
 use crate::grants::Grants;
 use crate::live::Live;
-use crate::policy::{Labels, Policy, Shield, Sourced};
-use crate::rule::{self, Cidr, Proto, Rule, Target};
-use crate::ruleset::{Egress, Element, Family, Ruleset, Set};
+use crate::policy::{Labels, Policy, Sourced};
+use crate::rule::Cidr;
+use crate::ruleset::{Egress, Ruleset, Set};
 use crate::settings::Upstream;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
-use std::time::Duration;
 
 /// How long `create` waits for the supervisor to answer everywhere; below the hook's own `timeout`.
 pub const READY_DEADLINE: std::time::Duration = std::time::Duration::from_secs(5);
@@ -113,7 +117,7 @@ pub struct Plan {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlanError {
-    /// A container with a card.
+    /// A network that was prepared elsewhere.
     #[error(
         "the container has a network card; this version of terok protects containers without one: start it with --network none"
     )]
@@ -128,79 +132,63 @@ pub enum PlanError {
         /// `/udp` or `direct`.
         what: &'static str,
     },
+    /// A name with rules for the card and for the proxy.
+    #[error(
+        "{name} is answered with its real address because of {real}, so {proxied} cannot be proxied: write {instead:?}"
+    )]
+    TwoKinds {
+        /// The name or wildcard that both rules name.
+        name: String,
+        /// The `direct` or `/udp` rule.
+        real: String,
+        /// The rule for the proxy.
+        proxied: String,
+        /// What to write in its place.
+        instead: String,
+    },
 }
 
 impl Plan {
     /// Makes the plan, or says why not.
     pub fn new(policy: Policy, facts: HostFacts) -> Result<Self, PlanError> {
-        if facts.network == Network::Filtered {
-            return Err(PlanError::Filtered);
-        }
-        policy.allow.iter().try_for_each(|sourced| carries(&sourced.rule))?;
-        Ok(Plan { policy, facts })
+        let plan = Plan { policy, facts };
+        plan.carries(&Live::default())?;
+        Ok(plan)
+    }
+    /// Whether the container can carry the policy's rules together with the operator's: asked before a change is made.
+    pub fn carries(&self, live: &Live) -> Result<(), PlanError> {
+        let written = self.policy.allow.iter().map(|sourced| &sourced.rule);
+        conflict::check(&self.facts, written.chain(&live.allow))
     }
     /// The table to load, with the operator's `live` state of an earlier run in force at `now` (Unix seconds).
     pub fn ruleset(&self, wiring: &Wiring, now: &Now<'_>) -> Ruleset {
+        let Plan { policy, facts } = self;
         let mut sets = self.live_sets(now);
-        sets.extend(sealed::floor_sets());
-        Ruleset { table: crate::layout::TABLE, sets, chains: sealed::chains(wiring) }
+        sets.extend(clauses::floor_sets(&facts.own));
+        let chains = match facts.network {
+            Network::Sealed => sealed::chains(policy, wiring),
+            Network::Filtered => {
+                sets.extend(filtered::near_sets(facts));
+                filtered::chains(policy, facts, wiring)
+            }
+        };
+        Ruleset { table: crate::layout::TABLE, sets, chains }
     }
     /// The wanted contents of the table's variable sets: the supervisor makes the kernel's agree after each change.
     pub fn live_sets(&self, now: &Now<'_>) -> Vec<Set> {
-        let state = now.live.shield(self.policy.shield, now.unix);
-        let down_for = now.live.until.map(|until| Duration::from_secs(until.saturating_sub(now.unix)));
-        live_sets(&self.policy, now.live, state, down_for)
+        sets::live_sets(&self.policy, &self.facts, now)
+    }
+    /// The sets of who is near, which change when a card comes or goes; none in a sealed container.
+    pub fn near_sets(&self) -> Vec<Set> {
+        match self.facts.network {
+            Network::Sealed => Vec::new(),
+            Network::Filtered => filtered::near_sets(&self.facts),
+        }
     }
     /// The table at the cards; none for a sealed container.
-    pub fn egress(&self, _wiring: &Wiring) -> Option<Egress> {
-        None
+    pub fn egress(&self, wiring: &Wiring) -> Option<Egress> {
+        (self.facts.network == Network::Filtered).then(|| filtered::egress(&self.facts, wiring))
     }
-}
-
-/// Whether a container without a card can carry an allow rule; live rules are asked as well.
-pub fn carries(rule: &Rule) -> Result<(), PlanError> {
-    let what = match rule {
-        Rule { direct: true, .. } => "direct",
-        Rule { proto: Proto::Udp, .. } => "/udp",
-        _ => return Ok(()),
-    };
-    Err(PlanError::NeedsCard { rule: rule.to_string(), what })
-}
-
-/// With `state` down, the open sets carry `down_for` as the kernel's own timeout.
-fn live_sets(policy: &Policy, live: &Live, state: Shield, down_for: Option<Duration>) -> Vec<Set> {
-    let allow = || policy.allow.iter().map(|sourced| &sourced.rule).chain(&live.allow);
-    let deny = || policy.deny.iter().map(|sourced| &sourced.rule).chain(&live.deny);
-    let none = state == Shield::Block;
-    let mut sets = Vec::with_capacity(6);
-    for family in [Family::V4, Family::V6] {
-        let (deny_set, allow_set, open_set) = match family {
-            Family::V4 => ("deny4", "allow4", "open4"),
-            Family::V6 => ("deny6", "allow6", "open6"),
-        };
-        let literal = allow().filter(|rule| !none && matches!(rule.target, Target::Net(_)));
-        let any = allow().filter(|rule| !none && rule.target == Target::Any);
-        let mut open = boxes::disjoint(family, any);
-        if state == Shield::Down {
-            let always = union(allow().filter(|rule| rule.target == Target::Any && rule.proto == Proto::Tcp));
-            let rest = rule::Ports::all().without(&always);
-            open.extend(rest.0.iter().map(|&(from, to)| Element {
-                addr: boxes::everything(family),
-                ports: Some((Proto::Tcp.into(), from, to)),
-                timeout: down_for,
-            }));
-            open.sort_unstable();
-        }
-        let set = |name, elements| Set { name, family, ports: true, elements };
-        sets.push(set(deny_set, boxes::disjoint(family, deny())));
-        sets.push(set(allow_set, boxes::disjoint(family, literal)));
-        sets.push(set(open_set, open));
-    }
-    sets
-}
-
-fn union<'a>(rules: impl Iterator<Item = &'a Rule>) -> rule::Ports {
-    rule::Ports::new(rules.flat_map(|rule| rule.ports.0.iter().copied()).collect())
 }
 
 /// What `terok explain` prints, without the table: its port numbers are the kernel's to choose.
@@ -317,7 +305,8 @@ pub enum Fd {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::Source;
+    use crate::policy::{Shield, Source};
+    use crate::rule::Rule;
 
     fn sealed() -> HostFacts {
         HostFacts::sealed(true)
@@ -343,13 +332,6 @@ mod tests {
     }
 
     #[test]
-    fn a_container_with_a_card_is_refused() {
-        let facts = HostFacts { network: Network::Filtered, ..sealed() };
-        let error = Plan::new(Policy::default(), facts).unwrap_err();
-        assert!(error.to_string().contains("--network none"));
-    }
-
-    #[test]
     fn a_rule_that_needs_a_card_is_refused_in_a_sealed_container() {
         for (text, what) in [("a.example:53/udp", "/udp"), ("a.example direct", "direct")] {
             let error = Plan::new(policy(&[text], &[]), sealed()).unwrap_err().to_string();
@@ -369,7 +351,8 @@ mod tests {
             [
                 "0.0.0.0/0 . tcp . 0-442 timeout 60s",
                 "0.0.0.0/0 . tcp . 443",
-                "0.0.0.0/0 . tcp . 444-65535 timeout 60s"
+                "0.0.0.0/0 . tcp . 444-852 timeout 60s",
+                "0.0.0.0/0 . tcp . 854-65535 timeout 60s"
             ]
         );
         assert_eq!(shown(&during.sets, "deny4"), ["203.0.113.66 . tcp . 0-65535"]);
@@ -379,9 +362,9 @@ mod tests {
 
     #[test]
     fn block_empties_what_allows_and_keeps_what_denies() {
-        let policy = policy(&["any", "192.0.2.1"], &["192.0.2.2"]);
-        let sets = live_sets(&policy, &Live::default(), Shield::Block, None);
-        for set in &sets {
+        let live = Live { state: Some(Shield::Block), ..Live::default() };
+        let plan = Plan::new(policy(&["any", "192.0.2.1"], &["192.0.2.2"]), sealed()).unwrap();
+        for set in &plan.live_sets(&at(&live, &Grants::default(), 0)) {
             assert_eq!(set.elements.is_empty(), set.name != "deny4", "{}", set.name);
         }
     }
@@ -389,7 +372,8 @@ mod tests {
     #[test]
     fn names_never_reach_the_kernel() {
         let policy = policy(&["a.example", "*.b.example", "host:80"], &["c.example"]);
-        let sets = live_sets(&policy, &Live::default(), Shield::Up, None);
+        let plan = Plan::new(policy, sealed()).unwrap();
+        let sets = plan.live_sets(&at(&Live::default(), &Grants::default(), 0));
         assert!(sets.iter().all(|set| set.elements.is_empty()));
     }
 

@@ -113,6 +113,10 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// Whether TCP that no rule names goes to the proxy all the same, to wait for a verdict or to be recorded.
+    pub fn holds_or_learns(&self) -> bool {
+        self.hold > 0 || self.learn
+    }
     /// What containers that share a network namespace must have in common: everything but the labels, as a digest.
     pub fn digest(&self) -> String {
         use sha2::{Digest, Sha256};

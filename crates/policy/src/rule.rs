@@ -4,6 +4,9 @@ use crate::name::Name;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
+/// DNS over TLS: opened by a rule that names it or by `*`, never by leaving the port out.
+pub const DOT: u16 = 853;
+
 /// One egress rule. `Display` prints the shortest spelling that parses back to the same rule.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -31,6 +34,17 @@ pub enum Target {
     Host,
     /// Everything but the floor.
     Any,
+}
+
+impl Target {
+    /// Whether this is `name`, or the wildcard above it; `any` names nothing.
+    pub fn names(&self, name: &Name) -> bool {
+        match self {
+            Target::Name(own) => own == name,
+            Target::Under(zone) => name.is_under(zone),
+            Target::Net(_) | Target::Host | Target::Any => false,
+        }
+    }
 }
 
 /// An address block with no host bits set; a single address has the full prefix length.
@@ -105,6 +119,11 @@ impl Ports {
     pub fn all() -> Self {
         Ports(vec![(0, u16::MAX)])
     }
+    /// Every port but 853 (DNS over TLS, RFC 7858, and over QUIC): what an address or `any` means where no port is written,
+    /// and what opens while the shield is down or learning.
+    pub fn but_dot() -> Self {
+        Ports(vec![(0, DOT - 1), (DOT + 1, u16::MAX)])
+    }
     /// 80 and 443: what a name means where no port is written.
     pub fn web() -> Self {
         Ports(vec![(80, 80), (443, 443)])
@@ -164,6 +183,8 @@ impl std::fmt::Display for Ports {
 }
 
 impl Proto {
+    /// Each of them.
+    pub const ALL: [Proto; 2] = [Proto::Tcp, Proto::Udp];
     /// IANA protocol number.
     pub fn number(self) -> u8 {
         match self {
@@ -240,8 +261,11 @@ enum Verb {
 impl Verb {
     fn default_ports(self, target: &Target) -> Ports {
         match target {
-            Target::Name(_) | Target::Under(_) if self == Verb::Allow => Ports::web(),
-            _ => Ports::all(),
+            _ if self == Verb::Deny => Ports::all(),
+            Target::Name(_) | Target::Under(_) => Ports::web(),
+            Target::Net(_) | Target::Any => Ports::but_dot(),
+            // Has to name its ports.
+            Target::Host => Ports::all(),
         }
     }
 }
@@ -452,6 +476,8 @@ fn parse_ports(text: &str) -> Result<Ports, String> {
     let mut ranges = Vec::new();
     for part in text.split('+') {
         let (from, to) = match part.split_once('-') {
+            // What is left of `*` without some ports begins at 0.
+            Some(("0", to)) => (0, port(to)?),
             Some((from, to)) => (port(from)?, port(to)?),
             None => (port(part)?, port(part)?),
         };

@@ -1,6 +1,7 @@
 //! Golden cases: `tests/golden/<case>/annotations` (a `KEY=VALUE` a line) and what becomes of them, as reviewable text:
-//! `policy`, `plan`, `ruleset` or `error`; with `questions`, their `verdicts`; with `live`, the operator's state in force
-//! at Unix second 1000; with `config` (the name of a fixture), `amended`: what the edit changes.
+//! `policy`, `plan`, `ruleset` or `error`; with `facts`, those of the host (else a sealed container's), and the table at the
+//! cards, `egress`; with `grants`, a `NAME ADDRESS UNTIL` a line; with `questions`, their `verdicts`; with `live`, the
+//! operator's state in force at Unix second 1000; with `config` (the name of a fixture), `amended`: what the edit changes.
 //! `UPDATE_GOLDEN=1` rewrites the results.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -16,8 +17,9 @@ use terok_policy::rule::Proto;
 use terok_policy::{Policy, Query, Verdict, amend, annotation, judge};
 
 const NOW: u64 = 1_000;
-const WIRING: Wiring = Wiring { dns_udp: 40_001, dns_tcp: 40_002, proxy: 40_003, peers: 0, mark: 1 };
-const RESULTS: [&str; 6] = ["policy", "plan", "ruleset", "error", "verdicts", "amended"];
+const WIRING: Wiring =
+    Wiring { dns_udp: 40_001, dns_tcp: 40_002, proxy: 40_003, peers: 40_004, mark: 0x7465_726f };
+const RESULTS: [&str; 7] = ["policy", "plan", "ruleset", "egress", "error", "verdicts", "amended"];
 
 #[test]
 fn every_golden_case_gives_what_is_written() {
@@ -68,14 +70,16 @@ fn results(case: &Path) -> BTreeMap<&'static str, String> {
     };
     let mut results = BTreeMap::new();
     results.insert("policy", serde_json::to_string_pretty(&policy).unwrap() + "\n");
-    match Plan::new(policy.clone(), HostFacts::sealed(true)) {
+    let facts = read("facts");
+    let facts: HostFacts =
+        facts.map_or_else(|| HostFacts::sealed(true), |text| serde_json::from_str(&text).unwrap());
+    let grants = grants(&read("grants").unwrap_or_default());
+    match Plan::new(policy.clone(), facts.clone()) {
         Ok(plan) => {
+            let now = Now { live: &live, grants: &grants, unix: NOW };
             results.insert("plan", plan.to_string());
-            results.insert(
-                "ruleset",
-                plan.ruleset(&WIRING, &Now { live: &live, grants: &Grants::default(), unix: NOW })
-                    .to_string(),
-            );
+            results.insert("ruleset", plan.ruleset(&WIRING, &now).to_string());
+            results.extend(plan.egress(&WIRING).map(|egress| ("egress", egress.to_string())));
         }
         Err(error) => {
             results.insert("error", format!("{error}\n"));
@@ -88,6 +92,16 @@ fn results(case: &Path) -> BTreeMap<&'static str, String> {
         results.insert("amended", amended(&policy, fixture.trim()));
     }
     results
+}
+
+fn grants(text: &str) -> Grants {
+    let mut grants = Grants::default();
+    for line in text.lines() {
+        let mut words = line.split(' ');
+        let mut word = || words.next().unwrap();
+        grants.grant(&word().parse().unwrap(), &[word().parse().unwrap()], word().parse().unwrap());
+    }
+    grants
 }
 
 /// `NAME?`, `NAME:PORT`, `IP:PORT` or `host:PORT`, one a line.

@@ -1,6 +1,6 @@
 //! Literal rules as disjoint boxes of addresses × protocol × ports: the kernel's concatenated interval sets take no overlap.
 
-use crate::rule::{Ports, Proto, Rule, Target};
+use crate::rule::{Cidr, Ports, Proto, Rule, Target};
 use crate::ruleset::{Element, Family};
 use std::cmp::Reverse;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,14 +10,29 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// Blocks of addresses nest or are disjoint, so one pass over their edges with a stack of the blocks that are open
 /// suffices: O(n log n) for n rules, and at most one element per edge, protocol and port range.
 pub(super) fn disjoint<'a>(family: Family, rules: impl Iterator<Item = &'a Rule>) -> Vec<Element> {
-    let (mut tcp, mut udp) = (Vec::new(), Vec::new());
+    disjoint_around(family, rules, &[])
+}
+
+/// As [`disjoint`], without the addresses of `holes`.
+pub(super) fn disjoint_around<'a>(
+    family: Family,
+    rules: impl Iterator<Item = &'a Rule>,
+    holes: &[Cidr],
+) -> Vec<Element> {
+    let hole = |net: &Cidr| {
+        let (first, last) = net.range();
+        Block { first: number(first), last: number(last), ports: None }
+    };
+    let of_family = |net: &&Cidr| net.addr.is_ipv4() == (family == Family::V4);
+    let mut tcp: Vec<Block<'_>> = holes.iter().filter(of_family).map(hole).collect();
+    let mut udp: Vec<Block<'_>> = holes.iter().filter(of_family).map(hole).collect();
     for rule in rules {
         let (first, last) = match rule.target {
             Target::Net(net) if net.addr.is_ipv4() == (family == Family::V4) => net.range(),
             Target::Any => everything(family),
             _ => continue,
         };
-        let block = Block { first: number(first), last: number(last), ports: &rule.ports };
+        let block = Block { first: number(first), last: number(last), ports: Some(&rule.ports) };
         match rule.proto {
             Proto::Tcp => tcp.push(block),
             Proto::Udp => udp.push(block),
@@ -37,16 +52,17 @@ pub(super) fn everything(family: Family) -> (IpAddr, IpAddr) {
     }
 }
 
+/// A rule's addresses; without ports, a hole.
 struct Block<'a> {
     first: u128,
     last: u128,
-    ports: &'a Ports,
+    ports: Option<&'a Ports>,
 }
 
-/// A block that is open at the sweep's position, with the ports of itself and everything around it.
+/// A block that is open at the sweep's position, with the ports of itself and everything around it; none in a hole.
 struct Open {
     last: u128,
-    ports: Ports,
+    ports: Option<Ports>,
 }
 
 fn sweep(family: Family, proto: Proto, mut blocks: Vec<Block<'_>>) -> Vec<Element> {
@@ -64,11 +80,14 @@ fn sweep(family: Family, proto: Proto, mut blocks: Vec<Block<'_>>) -> Vec<Elemen
             open.pop();
         }
         while let Some(block) = next.next_if(|block| block.first == edge) {
-            let mut ranges = block.ports.0.clone();
-            ranges.extend(open.last().into_iter().flat_map(|around| &around.ports.0));
-            open.push(Open { last: block.last, ports: Ports::new(ranges) });
+            let ports = match (block.ports, open.last().map(|around| &around.ports)) {
+                (None, _) | (_, Some(None)) => None,
+                (Some(own), None) => Some(own.clone()),
+                (Some(own), Some(Some(around))) => Some(Ports::new([&*own.0, &*around.0].concat())),
+            };
+            open.push(Open { last: block.last, ports });
         }
-        let Some(Open { last, ports }) = open.last() else { continue };
+        let Some(Open { last, ports: Some(ports) }) = open.last() else { continue };
         let until = edges.get(index + 1).map_or(*last, |edge| edge - 1);
         match runs.last_mut() {
             Some((_, end, same)) if *end + 1 == edge && same == ports => *end = until,
@@ -102,7 +121,6 @@ fn address(family: Family, number: u128) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rule::Cidr;
     use proptest::prelude::*;
 
     fn parsed(texts: &[&str]) -> Vec<Rule> {
@@ -126,13 +144,13 @@ mod tests {
         );
         assert_eq!(
             shown(Family::V4, &["192.0.2.0/24", "192.0.2.8:22", "192.0.2.0/25"]),
-            ["192.0.2.0/24 . tcp . 0-65535"]
+            ["192.0.2.0/24 . tcp . 0-852", "192.0.2.0/24 . tcp . 854-65535"]
         );
     }
 
     #[test]
     fn everything_reaches_the_last_address_of_each_family() {
-        assert_eq!(shown(Family::V4, &["any", "255.255.255.255:80"]), ["0.0.0.0/0 . tcp . 0-65535"]);
+        assert_eq!(shown(Family::V4, &["any:*", "255.255.255.255:80"]), ["0.0.0.0/0 . tcp . 0-65535"]);
         assert_eq!(shown(Family::V6, &["any:443"]), ["::/0 . tcp . 443"]);
         assert_eq!(shown(Family::V6, &["ffff::/16:1", "192.0.2.1"]), ["ffff::/16 . tcp . 1"]);
     }
@@ -168,15 +186,22 @@ mod tests {
 
     proptest! {
         #[test]
-        fn boxes_are_disjoint_and_cover_what_the_rules_cover(rules in proptest::collection::vec(rule(), 0..12)) {
-            let boxes = disjoint(Family::V4, rules.iter());
+        fn boxes_are_disjoint_and_cover_what_the_rules_cover(
+            rules in proptest::collection::vec(rule(), 0..12),
+            holes in proptest::collection::vec(rule(), 0..3),
+        ) {
+            let holes: Vec<Cidr> = holes.iter().filter_map(|rule| match rule.target {
+                Target::Net(net) => Some(net),
+                _ => None,
+            }).collect();
+            let boxes = disjoint_around(Family::V4, rules.iter(), &holes);
             for low in (0u32..=64).map(|low| 0xffff_ffbf + low) {
                 let ip = IpAddr::V4(low.into());
                 for port in 0..18u16 {
                     for proto in [Proto::Tcp, Proto::Udp] {
                         let wanted = rules.iter().any(|rule| {
                             let here = match rule.target { Target::Net(net) => net.contains(ip), _ => true };
-                            here && rule.proto == proto && rule.ports.contains(port)
+                            here && rule.proto == proto && rule.ports.contains(port) && !holes.iter().any(|hole| hole.contains(ip))
                         });
                         let hits = boxes.iter().filter(|element| {
                             let (first, last) = element.addr;

@@ -20,7 +20,9 @@ fn every_form_of_the_grammar_has_one_shortest_spelling() {
         ("example.com:53/udp", "example.com:53/udp"),
         ("example.com:443   direct", "example.com:443 direct"),
         ("192.0.2.1", "192.0.2.1"),
-        ("192.0.2.1/32:*", "192.0.2.1"),
+        ("192.0.2.1/32:*", "192.0.2.1:*"),
+        ("[2001:db8::1]:1-852+854-65535", "[2001:db8::1]:1-852+854-65535"),
+        ("any:0-852+854-65535", "any"),
         ("10.0.0.0/8:22", "10.0.0.0/8:22"),
         ("10.0.0.0/8/udp", "10.0.0.0/8/udp"),
         ("2001:db8::1", "2001:db8::1"),
@@ -43,10 +45,21 @@ fn every_form_of_the_grammar_has_one_shortest_spelling() {
 }
 
 #[test]
-fn a_name_without_ports_means_80_and_443_and_an_address_every_port() {
+fn a_name_without_ports_means_80_and_443_and_an_address_every_port_but_that_of_dns_over_tls() {
     assert_eq!("a.example".parse::<Rule>().unwrap().ports, Ports::web());
     assert_eq!("*.a.example".parse::<Rule>().unwrap().ports, Ports::web());
-    assert_eq!("192.0.2.0/24".parse::<Rule>().unwrap().ports, Ports::all());
+    for text in ["192.0.2.0/24", "2001:db8::1/udp", "any"] {
+        let ports = text.parse::<Rule>().unwrap().ports;
+        assert_eq!(
+            (ports.contains(852), ports.contains(853), ports.contains(854)),
+            (true, false, true),
+            "{text}"
+        );
+    }
+    for text in ["192.0.2.0/24:*", "192.0.2.0/24:853", "any:800-900"] {
+        assert!(text.parse::<Rule>().unwrap().ports.contains(853), "{text}");
+    }
+    assert!(Rule::parse_deny("192.0.2.0/24").unwrap().ports.contains(853));
 }
 
 #[test]
@@ -148,6 +161,14 @@ pub(crate) fn ports() -> impl Strategy<Value = Ports> {
         Just(Ports::web()),
         proptest::collection::vec(range, 1..4).prop_map(Ports::new)
     ]
+}
+
+#[test]
+fn what_is_left_of_every_port_without_one_can_be_read_again() {
+    let mut rule = Rule::parse_deny("a.example").unwrap();
+    rule.ports = rule.ports.without(&Ports::web());
+    assert_eq!(rule.to_string(), "a.example:0-79+81-442+444-65535");
+    assert_eq!(rule.to_string().parse::<Rule>().unwrap(), rule);
 }
 
 proptest! {

@@ -1,0 +1,106 @@
+//! What answers gave out, as disjoint boxes: the addresses of each granted name on the ports of its `direct` and `/udp`
+//! rules (of all its rules, where another container has that name), until the answer's end.
+
+use super::{HostFacts, Now};
+use crate::answer::{self, Answer};
+use crate::name::Name;
+use crate::policy::Policy;
+use crate::rule::{Ports, Proto, Rule};
+use crate::ruleset::Element;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// Ports of one protocol and when they close, Unix seconds.
+type Spans = Vec<(u16, u16, u64)>;
+
+pub(super) fn elements(policy: &Policy, facts: &HostFacts, now: &Now<'_>) -> Vec<Element> {
+    let rules = Rules::of(policy, now);
+    let mut spans: BTreeMap<(IpAddr, Proto), Spans> = BTreeMap::new();
+    let mut known: Option<(&Name, [Opened; 2])> = None;
+    for (name, ip, until) in now.grants.iter().filter(|&(_, _, until)| until > now.unix) {
+        // Grants come in order of names.
+        if known.as_ref().is_none_or(|(before, _)| *before != name) {
+            known = Some((name, Proto::ALL.map(|proto| rules.opened(facts, name, proto))));
+        }
+        let Some((_, opened)) = &known else { continue };
+        for (proto, opened) in Proto::ALL.into_iter().zip(opened) {
+            let list = opened.at(facts, ip).iter().map(|&(from, to)| (from, to, until));
+            spans.entry((ip, proto)).or_default().extend(list);
+        }
+    }
+    let mut elements: Vec<Element> = Vec::new();
+    for ((ip, proto), spans) in spans {
+        elements.extend(latest(&spans).into_iter().map(|(from, to, until)| Element {
+            addr: (ip, ip),
+            ports: Some((proto.into(), from, to)),
+            timeout: Some(Duration::from_secs(until - now.unix)),
+        }));
+    }
+    elements.sort_unstable();
+    elements
+}
+
+/// Overlapping spans as disjoint ones, each with the latest end of those that cover it.
+fn latest(spans: &Spans) -> Spans {
+    let mut edges: Vec<u32> =
+        spans.iter().flat_map(|&(from, to, _)| [u32::from(from), u32::from(to) + 1]).collect();
+    edges.sort_unstable();
+    edges.dedup();
+    let mut disjoint: Spans = Vec::new();
+    for (edge, next) in edges.iter().zip(edges.iter().skip(1)) {
+        let (first, last) = (*edge as u16, (*next - 1) as u16);
+        let covering = spans.iter().filter(|&&(from, to, _)| from <= first && last <= to);
+        let Some(until) = covering.map(|&(_, _, until)| until).max() else { continue };
+        match disjoint.last_mut() {
+            Some((_, end, same)) if u32::from(*end) + 1 == *edge && *same == until => *end = last,
+            _ => disjoint.push((first, last, until)),
+        }
+    }
+    disjoint
+}
+
+/// What a name opens on the addresses it is answered with.
+struct Opened {
+    /// On addresses of the outside.
+    real: Ports,
+    /// On addresses of other containers, for a name that they may have.
+    peer: Option<Ports>,
+}
+
+impl Opened {
+    fn at(&self, facts: &HostFacts, ip: IpAddr) -> &[(u16, u16)] {
+        match &self.peer {
+            Some(peer) if answer::may_be_given(facts, Answer::Peer, ip) => &peer.0,
+            _ if answer::may_be_given(facts, Answer::Real, ip) => &self.real.0,
+            _ => &[],
+        }
+    }
+}
+
+/// The rules that name something.
+struct Rules<'a> {
+    allow: Vec<&'a Rule>,
+    deny: Vec<&'a Rule>,
+}
+
+impl<'a> Rules<'a> {
+    fn of(policy: &'a Policy, now: &Now<'a>) -> Self {
+        let allow = policy.allow.iter().map(|sourced| &sourced.rule).chain(&now.live.allow);
+        let deny = policy.deny.iter().map(|sourced| &sourced.rule).chain(&now.live.deny);
+        Rules { allow: allow.collect(), deny: deny.collect() }
+    }
+
+    fn opened(&self, facts: &HostFacts, name: &Name, proto: Proto) -> Opened {
+        let naming = |rules: &[&'a Rule], with: &dyn Fn(&Rule) -> bool| {
+            let these =
+                rules.iter().filter(|rule| rule.proto == proto && rule.target.names(name) && with(rule));
+            Ports::new(these.flat_map(|rule| rule.ports.0.iter().copied()).collect())
+        };
+        let denied = naming(&self.deny, &|_| true);
+        let real = naming(&self.allow, &answer::is_real).without(&denied);
+        let all = || naming(&self.allow, &|_| true).without(&denied);
+        let peer = answer::is_peer_name(facts, name).then(all);
+        Opened { real, peer }
+    }
+}
