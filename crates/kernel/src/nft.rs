@@ -135,7 +135,7 @@ impl NftSocket {
     }
 
     /// Makes `sets` of the table of [`layout::TABLE`] hold exactly these elements, in one transaction. What is there already is
-    /// left alone, except that timeouts start anew.
+    /// left alone; a timeout is what an element still has from now on, and one that is less than two seconds off stays.
     ///
     /// A change too large for one datagram empties the sets first and fills them in the order given, as [`Self::load`] does.
     pub fn replace_sets(&self, sets: &[Set]) -> Result<(), NftError> {
@@ -150,7 +150,8 @@ impl NftSocket {
     }
 
     /// Reads the table back and compares all of it: flags, sets and elements, chains with type, hook, priority and policy,
-    /// and each expression of each rule. Counters do not count. The error names the first difference.
+    /// and each expression of each rule. Counters do not count, and timeouts are what elements still have, give or take two
+    /// seconds. The error names the first difference.
     pub fn verify(&self, ruleset: &Ruleset) -> Result<(), NftError> {
         readback::verify(&self.0, ruleset)
     }

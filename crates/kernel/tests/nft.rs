@@ -497,3 +497,59 @@ fn a_table_is_loaded_anew_whatever_it_was() {
         }
     });
 }
+
+#[test]
+fn one_new_end_leaves_the_other_elements_alone() {
+    in_netns(|| {
+        let mut wanted = sealed(PORTS);
+        let nft = loaded(&wanted);
+        let news = nft::news().unwrap();
+        let of = |n: u8, seconds| {
+            for_seconds(tcp(&format!("192.0.2.{n}"), &format!("192.0.2.{n}"), 443, 443), seconds)
+        };
+        wanted.sets[4].elements = (0..200).map(|n| of(n, 300)).collect();
+        nft.replace_sets(&wanted.sets).unwrap();
+        nft.verify(&wanted).unwrap();
+        while news.drain().unwrap() {}
+        // The same again is no change at all.
+        let before = nft.generation().unwrap();
+        nft.replace_sets(&wanted.sets).unwrap();
+        assert_eq!(nft.generation().unwrap(), before);
+        assert!(!news.drain().unwrap());
+        wanted.sets[4].elements[7] = of(7, 600);
+        nft.replace_sets(&wanted.sets).unwrap();
+        assert_eq!(nft.generation().unwrap(), before + 1);
+        nft.verify(&wanted).unwrap();
+        wanted.sets[4].elements[7] = of(7, 60);
+        assert!(
+            difference(&nft, &wanted).contains("192.0.2.7-192.0.2.7 protocol 6 ports 443-443 has timeout")
+        );
+    });
+}
+
+#[test]
+fn ranges_of_addresses_are_replaced_by_any_others() {
+    in_netns(|| {
+        let mut wanted = sealed(PORTS);
+        let nft = loaded(&wanted);
+        let lists: [&[(&str, &str)]; 8] = [
+            &[("10.0.0.0", "10.0.0.0"), ("10.0.0.2", "10.0.255.255")],
+            &[("10.0.0.1", "10.0.0.1"), ("10.0.0.3", "10.0.255.255")],
+            &[("0.0.0.0", "255.255.255.255")],
+            &[("0.0.0.0", "9.255.255.255"), ("10.0.0.0", "255.255.255.255")],
+            &[("10.0.0.0", "10.0.0.255"), ("10.0.1.0", "10.0.1.255"), ("10.0.2.0", "10.0.2.255")],
+            &[("10.0.0.0", "10.0.1.255"), ("10.0.2.0", "10.0.2.255")],
+            &[("10.0.0.0", "10.0.0.255"), ("10.0.1.1", "10.0.3.255")],
+            &[],
+        ];
+        for first in lists {
+            for second in lists {
+                for list in [first, second] {
+                    wanted.sets[2].elements = list.iter().map(|(from, to)| addresses(from, to)).collect();
+                    nft.replace_sets(std::slice::from_ref(&wanted.sets[2])).unwrap();
+                    nft.verify(&wanted).unwrap();
+                }
+            }
+        }
+    });
+}

@@ -7,14 +7,15 @@ use std::net::IpAddr;
 use std::time::Duration;
 use terok_policy::ruleset::{Element, Family, Set, Transport};
 
-/// The kernel counts timeouts in ticks of at most 10 ms.
-const TICK: Duration = Duration::from_millis(20);
+/// An element whose end is less than this off the wanted one keeps it: ends are counted in whole seconds.
+const SLACK: Duration = Duration::from_millis(1_500);
 
 /// The first and the last key of an element, both in network byte order.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Interval {
     pub(super) first: Vec<u8>,
     pub(super) last: Vec<u8>,
+    /// How long it still has.
     pub(super) timeout: Option<Duration>,
 }
 
@@ -36,9 +37,13 @@ pub(super) fn sorted(set: &Set) -> Result<Vec<Interval>, NftError> {
     Ok(all)
 }
 
-/// What to remove from `present` and then to add to it, both sorted, to have `wanted`. What has a timeout is always both.
+/// What to remove from `present` and then to add to it, both sorted, to have `wanted`. What is wanted as it is stays, so that
+/// one new end is not a change of all.
 pub(super) fn changes(wanted: Vec<Interval>, present: Vec<Interval>) -> (Vec<Interval>, Vec<Interval>) {
-    let stays = |i: &Interval, other: &[Interval]| i.timeout.is_none() && other.binary_search(i).is_ok();
+    let stays = |i: &Interval, others: &[Interval]| {
+        let other = others.binary_search_by(|other| (&other.first, &other.last).cmp(&(&i.first, &i.last)));
+        other.ok().and_then(|at| others.get(at)).is_some_and(|other| alike(i.timeout, other.timeout, SLACK))
+    };
     let gone = present.iter().filter(|i| !stays(i, &wanted)).cloned().collect();
     let new = wanted.iter().filter(|i| !stays(i, &present)).cloned().collect();
     (gone, new)
@@ -90,12 +95,14 @@ pub(super) fn write(interval: &Interval, concatenation: bool, w: &mut Writer) {
 /// Reads one `NFTA_LIST_ELEM`; `None` when it carries what ours never do (a verdict, an expression, the catch-all flag).
 pub(super) fn read(element: &[u8]) -> Option<Dumped> {
     let mut dumped = Dumped { key: Vec::new(), key_end: None, interval_end: false, timeout: None };
+    let mut whole = None;
     for a in attributes(element) {
         let value = || Some(attributes(a.value).find(|a| a.kind == NFTA_DATA_VALUE)?.value.to_vec());
         match a.kind {
             NFTA_SET_ELEM_KEY => dumped.key = value()?,
             NFTA_SET_ELEM_KEY_END => dumped.key_end = Some(value()?),
-            NFTA_SET_ELEM_TIMEOUT => dumped.timeout = Some(Duration::from_millis(a.be64()?)),
+            NFTA_SET_ELEM_TIMEOUT => whole = Some(Duration::from_millis(a.be64()?)),
+            NFTA_SET_ELEM_EXPIRATION => dumped.timeout = Some(Duration::from_millis(a.be64()?)),
             NFTA_SET_ELEM_FLAGS => {
                 dumped.interval_end = match a.be32()? as i32 {
                     0 => false,
@@ -104,10 +111,11 @@ pub(super) fn read(element: &[u8]) -> Option<Dumped> {
                 }
             }
             // User data is the nft tool's own.
-            NFTA_SET_ELEM_EXPIRATION | NFTA_SET_ELEM_USERDATA | NFTA_SET_ELEM_PAD => {}
+            NFTA_SET_ELEM_USERDATA | NFTA_SET_ELEM_PAD => {}
             _ => return None,
         }
     }
+    dumped.timeout = dumped.timeout.or(whole);
     Some(dumped)
 }
 
@@ -142,32 +150,35 @@ pub(super) fn assemble(mut dumped: Vec<Dumped>, concatenation: bool) -> Vec<Inte
     all
 }
 
-/// The first difference between the wanted and the found intervals, both sorted; elements about to expire may be gone.
+/// The first difference between the wanted and the found intervals, both sorted. What ends within `grace` may be gone or
+/// still there, and other ends may be as much off.
 pub(super) fn difference(wanted: &[Interval], found: &[Interval], grace: Duration) -> Option<String> {
-    let expiring = |i: &Interval| i.timeout.is_some_and(|t| t < grace);
+    let ending = |i: &Interval| i.timeout.is_some_and(|t| t < grace);
     let mut found = found.iter().peekable();
     for w in wanted {
+        let before = |f: &&Interval| (&f.first, &f.last) < (&w.first, &w.last);
+        while found.next_if(|f| before(f) && ending(f)).is_some() {}
         match found.next_if(|f| (&f.first, &f.last) == (&w.first, &w.last)) {
-            Some(f) if alike(w.timeout, f.timeout) => {}
+            Some(f) if alike(w.timeout, f.timeout, grace) => {}
             Some(f) => {
                 let (want, have) = (w.timeout, f.timeout);
                 return Some(format!("{} has timeout {have:?} instead of {want:?}", name(w)));
             }
-            None if expiring(w) => {}
+            None if ending(w) => {}
             None => {
                 return Some(match found.peek() {
-                    Some(f) if f < &w => format!("{} does not belong here", name(f)),
+                    Some(f) if before(f) => format!("{} does not belong here", name(f)),
                     _ => format!("{} is missing", name(w)),
                 });
             }
         }
     }
-    found.next().map(|f| format!("{} does not belong here", name(f)))
+    found.find(|f| !ending(f)).map(|f| format!("{} does not belong here", name(f)))
 }
 
-fn alike(a: Option<Duration>, b: Option<Duration>) -> bool {
+fn alike(a: Option<Duration>, b: Option<Duration>, within: Duration) -> bool {
     match (a, b) {
-        (Some(a), Some(b)) => a.abs_diff(b) <= TICK,
+        (Some(a), Some(b)) => a.abs_diff(b) <= within,
         (a, b) => a == b,
     }
 }
@@ -216,5 +227,48 @@ fn name(interval: &Interval) -> String {
             format!("element {first}-{last} protocol {proto} ports {}-{}", ports.0, ports.1)
         }
         _ => format!("element {first}-{last}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(key: u8, timeout: Option<u64>) -> Interval {
+        Interval {
+            first: vec![0, 0, 0, key],
+            last: vec![0, 0, 0, key],
+            timeout: timeout.map(Duration::from_millis),
+        }
+    }
+
+    #[test]
+    fn an_element_with_the_wanted_end_stays_when_another_gets_a_new_one() {
+        let present = vec![one(1, Some(59_100)), one(2, Some(10_000)), one(3, None), one(4, Some(5_000))];
+        let wanted = vec![one(1, Some(60_000)), one(2, Some(60_000)), one(3, None), one(5, Some(1_000))];
+        let (gone, new) = changes(wanted, present);
+        assert_eq!(gone, [one(2, Some(10_000)), one(4, Some(5_000))]);
+        assert_eq!(new, [one(2, Some(60_000)), one(5, Some(1_000))]);
+    }
+
+    #[test]
+    fn an_element_that_becomes_timed_or_permanent_is_replaced() {
+        let (gone, new) =
+            changes(vec![one(1, None), one(2, Some(9_000))], vec![one(1, Some(9_000)), one(2, None)]);
+        assert_eq!((gone.len(), new.len()), (2, 2));
+    }
+
+    #[test]
+    fn what_is_about_to_end_may_be_there_or_not() {
+        let grace = Duration::from_secs(2);
+        let (stays, ends) = (one(2, None), |key| one(key, Some(1_000)));
+        assert_eq!(difference(&[ends(1), stays.clone(), ends(3)], &[stays.clone()], grace), None);
+        assert_eq!(difference(&[stays.clone()], &[ends(1), stays.clone(), ends(3)], grace), None);
+        assert_eq!(difference(&[one(1, Some(60_000))], &[one(1, Some(58_500))], grace), None);
+        for found in [vec![], vec![one(1, None), stays.clone()], vec![stays.clone(), one(3, Some(3_000))]] {
+            assert!(difference(&[stays.clone()], &found, grace).is_some(), "{found:?}");
+        }
+        assert!(difference(&[one(1, Some(60_000))], &[one(1, Some(70_000))], grace).is_some());
+        assert!(difference(&[one(1, Some(60_000))], &[], grace).is_some());
     }
 }
