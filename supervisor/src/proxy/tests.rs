@@ -11,8 +11,12 @@ use terok_policy::layout;
 use terok_policy::live::Live;
 use terok_policy::plan::{HostFacts, SupervisorConfig, Wiring};
 use terok_policy::policy::{Policy, Source, Sourced};
+use terok_policy::settings::{self, Scheme};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
+
+mod hold;
+mod through;
 
 /// A proxy under a policy, without a container around it.
 struct Rig {
@@ -24,15 +28,19 @@ struct Rig {
 impl Rig {
     /// Allows `allow`; `hosts` is the hosts file, and no name server answers.
     fn new(allow: &[String], hosts: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let state = || Dir::base(dir.path()).unwrap();
         let allow =
             allow.iter().map(|rule| Sourced { rule: rule.parse().unwrap(), source: Source::Annotation });
+        Self::under(Policy { allow: allow.collect(), ..Policy::default() }, None, hosts)
+    }
+
+    fn under(policy: Policy, upstream: Option<settings::Upstream>, hosts: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let state = || Dir::base(dir.path()).unwrap();
         let config = SupervisorConfig {
             id: "test".to_owned(),
-            policy: Policy { allow: allow.collect(), ..Policy::default() },
+            policy,
             facts: HostFacts::sealed(true),
-            upstream: None,
+            upstream: upstream.clone(),
             sockets: Vec::new(),
             missing: Vec::new(),
             wiring: Wiring { dns_udp: 1, dns_tcp: 2, proxy: 3, peers: 0, mark: 1 },
@@ -51,7 +59,7 @@ impl Rig {
         let proxy = Proxy {
             context: context.clone(),
             resolver: Resolver::new(files),
-            upstream: None,
+            upstream: upstream.map(Upstream::new),
             routes: Rtnl::open().unwrap(),
             relay: Relay::new(relay::PIPES),
             limit: 8,
@@ -81,6 +89,26 @@ impl Rig {
             tokio::task::yield_now().await;
         }
     }
+}
+
+/// A proxy of the host's network at which every name is the one listener; and its settings.
+async fn upstream() -> (TcpListener, settings::Upstream) {
+    let (listener, port) = listener().await;
+    let host = "127.0.0.1".to_owned();
+    let settings = settings::Upstream { scheme: Scheme::Http, host, port, login: None, except: Vec::new() };
+    (listener, settings)
+}
+
+/// The next connection that is made through `listener`, and to where.
+async fn asked_for(listener: &TcpListener) -> (TcpStream, String) {
+    let (mut stream, _) = timeout(Duration::from_secs(5), listener.accept()).await.unwrap().unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+    let head = String::from_utf8(head).unwrap();
+    (stream, head.split(' ').nth(1).unwrap().to_owned())
 }
 
 fn name(text: &str) -> Host {
