@@ -2,7 +2,7 @@
 //! because Podman says nothing about a hook that it does not consult.
 
 use crate::containers_conf::{ConfError, HookDirs, possible_hook_dirs};
-use crate::hook_json::{HookFile, STAGES};
+use crate::hook_json::{Containers, HookFile, STAGES};
 use crate::host::Host;
 use crate::target::Target;
 use std::collections::BTreeMap;
@@ -17,6 +17,8 @@ pub struct Consulted {
     pub files: Vec<PathBuf>,
     /// Folder of the binaries they name.
     pub bin_dir: PathBuf,
+    /// For which containers they run.
+    pub containers: Containers,
 }
 
 /// Why our hooks would not run, or not safely.
@@ -45,6 +47,16 @@ pub enum NotConsulted {
         first: PathBuf,
         /// Another one.
         second: PathBuf,
+    },
+    /// Some hooks are for every container, others for annotated ones.
+    #[error(
+        "{one} is for every container, {other} for annotated ones only; write them anew with: terok setup"
+    )]
+    Mixed {
+        /// A file.
+        one: PathBuf,
+        /// Another one.
+        other: PathBuf,
     },
     /// A file in a hooks directory that Podman cannot read: it then starts no container at all.
     #[error("{path}: podman starts no container while this file is there: {reason}")]
@@ -102,9 +114,10 @@ fn consulted_in(host: &Host, in_force: HookDirs) -> Result<Consulted, NotConsult
     let files = effective_files(host, &in_force.dirs)?;
     let mut found = Vec::new();
     let mut bin_dir = PathBuf::new();
+    let mut kinds: Vec<(PathBuf, Containers)> = Vec::new();
     for stage in STAGES {
-        let mut ours = files.values().filter(|(_, file)| stage.is_in(file));
-        let Some((path, file)) = ours.next() else {
+        let mut ours = files.values().filter_map(|(path, file)| Some((path, file, stage.is_in(file)?)));
+        let Some((path, file, containers)) = ours.next() else {
             let dirs: Vec<_> = in_force.dirs.iter().map(|dir| dir.display().to_string()).collect();
             let set_by = in_force.set_by.as_ref();
             return Err(NotConsulted::Missing {
@@ -118,15 +131,21 @@ fn consulted_in(host: &Host, in_force: HookDirs) -> Result<Consulted, NotConsult
                 remedy: remedy(host, &in_force),
             });
         };
-        if let Some((second, _)) = ours.next() {
+        if let Some((second, _, _)) = ours.next() {
             let (first, second) = (path.clone(), second.clone());
             return Err(NotConsulted::Twice { stage: stage.stage, first, second });
         }
         check_programs(host, path, &file.hook.path)?;
         bin_dir = file.hook.path.parent().map(Path::to_path_buf).unwrap_or_default();
         found.push(path.clone());
+        kinds.push((path.clone(), containers));
     }
-    Ok(Consulted { files: found, bin_dir })
+    let of = |containers| kinds.iter().find(|(_, other)| *other == containers).map(|(path, _)| path.clone());
+    match (of(Containers::All), of(Containers::Annotated)) {
+        (Some(one), Some(other)) => Err(NotConsulted::Mixed { one, other }),
+        (None, _) => Ok(Consulted { files: found, bin_dir, containers: Containers::Annotated }),
+        (_, None) => Ok(Consulted { files: found, bin_dir, containers: Containers::All }),
+    }
 }
 
 /// Where the hooks are installed but another file hides them, installing once more does not help.

@@ -28,6 +28,9 @@ pub const STAGES: [Stage; 3] = [
     Stage { file: "50-terok-stop.json", stage: "poststop", verb: "stop", timeout: 5 },
 ];
 
+/// Tells the hook that it is run for every container.
+const ALL: &str = "--all";
+
 /// The whole environment of a hook. It must not be empty: Podman drops an empty list, and the hook would inherit conmon's.
 const ENVIRONMENT: [&str; 1] = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"];
 
@@ -63,18 +66,39 @@ pub struct Program {
 /// The condition of a hook.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct When {
+    /// For every container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub always: Option<bool>,
     /// Regular expression for a key → regular expression for its value.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
+}
+
+/// Which containers the hooks are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Containers {
+    /// Those with a `terok.` annotation.
+    Annotated,
+    /// Every one: those without annotations get what the settings say.
+    All,
 }
 
 impl Stage {
     /// The file for an installation at `target`.
-    pub fn file_for(&self, target: &Target) -> HookFile {
+    pub fn file_for(&self, target: &Target, containers: Containers) -> HookFile {
         let mut args = vec![layout::HOOK.to_owned(), self.verb.to_owned()];
         if let Scope::User { home } = &target.scope {
             args.push(format!("--home={}", home.display()));
         }
+        let when = match containers {
+            Containers::Annotated => {
+                When { annotations: BTreeMap::from([(condition(), ".*".to_owned())]), ..When::default() }
+            }
+            Containers::All => {
+                args.push(ALL.to_owned());
+                When { always: Some(true), ..When::default() }
+            }
+        };
         HookFile {
             version: "1.0.0".to_owned(),
             hook: Program {
@@ -83,17 +107,23 @@ impl Stage {
                 env: ENVIRONMENT.map(str::to_owned).to_vec(),
                 timeout: Some(self.timeout),
             },
-            when: When { annotations: BTreeMap::from([(condition(), ".*".to_owned())]) },
+            when,
             stages: vec![self.stage.to_owned()],
         }
     }
 
-    /// Whether `file` is this hook of some installation of terok.
-    pub fn is_in(&self, file: &HookFile) -> bool {
-        file.hook.path.file_name().is_some_and(|name| name == layout::HOOK)
+    /// For which containers `file` is this hook, where it is that of some installation of terok.
+    pub fn is_in(&self, file: &HookFile) -> Option<Containers> {
+        let ours = file.hook.path.file_name().is_some_and(|name| name == layout::HOOK)
             && file.hook.args.get(1).is_some_and(|verb| verb == self.verb)
-            && file.stages.iter().any(|stage| stage == self.stage)
-            && file.when.annotations.get(&condition()).is_some_and(|value| value == ".*")
+            && file.stages.iter().any(|stage| stage == self.stage);
+        let all = file.hook.args.iter().any(|word| word == ALL);
+        match (&file.when.always, file.when.annotations.get(&condition()).map(String::as_str)) {
+            _ if !ours => None,
+            (Some(true), None) if all && file.when.annotations.is_empty() => Some(Containers::All),
+            (None, Some(".*")) if !all => Some(Containers::Annotated),
+            _ => None,
+        }
     }
 }
 
@@ -118,7 +148,7 @@ mod tests {
     fn the_files_are_what_podman_expects() {
         let target = Target { scope: Scope::User { home: "/home/u".into() }, ..Target::tests_system() };
         assert_eq!(
-            STAGES[0].file_for(&target).text(),
+            STAGES[0].file_for(&target, Containers::Annotated).text(),
             r#"{
   "version": "1.0.0",
   "hook": {
@@ -144,23 +174,31 @@ mod tests {
 }
 "#
         );
-        assert_eq!(STAGES[0].file_for(&Target::tests_system()).hook.args, ["terok-hook", "create"]);
+        let system = Target::tests_system();
+        assert_eq!(STAGES[0].file_for(&system, Containers::Annotated).hook.args, ["terok-hook", "create"]);
+        let all = STAGES[0].file_for(&system, Containers::All);
+        assert_eq!(all.hook.args, ["terok-hook", "create", "--all"]);
+        assert!(all.text().contains("\"when\": {\n    \"always\": true\n  }"), "{}", all.text());
     }
 
     #[test]
     fn a_file_is_recognised_by_program_verb_stage_and_condition() {
         let target = Target::tests_system();
-        let ours = STAGES[1].file_for(&target);
-        assert!(STAGES[1].is_in(&ours));
-        assert!(!STAGES[0].is_in(&ours));
-        let mut other = ours.clone();
-        other.when = When::default();
-        assert!(!STAGES[1].is_in(&other), "`when: {{}}` never runs");
-        let mut other = ours.clone();
-        other.stages.clear();
-        assert!(!STAGES[1].is_in(&other));
-        let mut other = ours;
-        other.hook.path = "/usr/bin/true".into();
-        assert!(!STAGES[1].is_in(&other));
+        let ours = STAGES[1].file_for(&target, Containers::Annotated);
+        assert_eq!(STAGES[1].is_in(&ours), Some(Containers::Annotated));
+        assert_eq!(STAGES[1].is_in(&STAGES[1].file_for(&target, Containers::All)), Some(Containers::All));
+        assert_eq!(STAGES[0].is_in(&ours), None);
+        let not = |change: &dyn Fn(&mut HookFile)| {
+            let mut other = ours.clone();
+            change(&mut other);
+            assert_eq!(STAGES[1].is_in(&other), None, "{other:?}");
+        };
+        // `when: {}` never runs.
+        not(&|file| file.when = When::default());
+        not(&|file| file.when = When { always: Some(true), ..When::default() });
+        not(&|file| file.when.always = Some(false));
+        not(&|file| file.hook.args.push(ALL.to_owned()));
+        not(&|file| file.stages.clear());
+        not(&|file| file.hook.path = "/usr/bin/true".into());
     }
 }

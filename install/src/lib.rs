@@ -2,6 +2,7 @@
 //! `terok setup`, `terok uninstall`, `terok doctor` and the check that `terok run` makes before every start.
 //! It starts nothing but Podman, and that only for `doctor`.
 
+mod all_containers;
 pub mod consulted;
 pub mod containers_conf;
 pub mod doctor;

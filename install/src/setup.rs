@@ -2,8 +2,9 @@
 //! Binaries come first and hook files last, and the other way round on the way out: Podman skips a hook whose
 //! program is missing without a word, so a hook file without its binary must never exist, not even for a moment.
 
+use crate::all_containers;
 use crate::containers_conf::{ConfError, hook_dirs};
-use crate::hook_json::STAGES;
+use crate::hook_json::{Containers, HookFile, STAGES};
 use crate::host::Host;
 use crate::target::Target;
 use std::io::{self, Read, Write};
@@ -57,16 +58,39 @@ pub enum SetupError {
         /// What to do.
         hint: &'static str,
     },
+    /// The settings cannot be read, so nothing can be added to them.
+    #[error("{path}: {reason}; put it right first")]
+    Settings {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// Podman's configuration cannot be read.
     #[error(transparent)]
     Conf(#[from] ConfError),
 }
 
-/// The steps that install the binaries found in `source` at `target`.
+/// For which containers the hooks at `target` are now; annotated ones where none are installed.
+pub fn installed_for(target: &Target) -> Containers {
+    let all = STAGES.iter().any(|stage| {
+        let text = std::fs::read(target.at(&target.hooks_dir().join(stage.file))).unwrap_or_default();
+        let file = serde_json::from_slice::<HookFile>(&text).ok();
+        file.and_then(|file| stage.is_in(&file)) == Some(Containers::All)
+    });
+    if all { Containers::All } else { Containers::Annotated }
+}
+
+/// The steps that install the binaries found in `source` at `target`, with hooks for `containers`.
 ///
 /// # Errors
-/// A missing binary, or a Podman configuration that cannot be read.
-pub fn install_steps(host: &Host, target: &Target, source: &Path) -> Result<Vec<Step>, SetupError> {
+/// A missing binary, or a configuration that cannot be read.
+pub fn install_steps(
+    host: &Host,
+    target: &Target,
+    source: &Path,
+    containers: Containers,
+) -> Result<Vec<Step>, SetupError> {
     let mut steps = Vec::new();
     let places = [
         (layout::SUPERVISOR, target.bin_dir().join(layout::SUPERVISOR)),
@@ -82,9 +106,13 @@ pub fn install_steps(host: &Host, target: &Target, source: &Path) -> Result<Vec<
         }
         steps.push(Step::Program { from, to: target.at(&to) });
     }
+    if containers == Containers::All {
+        // Before the hooks that ask for it.
+        steps.extend(all_containers::step(target)?);
+    }
     for stage in STAGES {
         let to = target.at(&target.hooks_dir().join(stage.file));
-        steps.push(Step::Text { to, text: stage.file_for(target).text() });
+        steps.push(Step::Text { to, text: stage.file_for(target, containers).text() });
     }
     if let Some(drop_in) = target.drop_in() {
         let to = target.at(&drop_in);
@@ -108,6 +136,10 @@ pub fn uninstall_steps(host: &Host, target: &Target, purge: bool) -> Vec<Step> {
         steps.push(Step::Remove(target.at(&target.bin_dir().join(name))));
     }
     steps.push(Step::Remove(target.at(&target.launcher())));
+    // Settings that somebody wrote into stay, as profiles do.
+    if all_containers::is_untouched(target) {
+        steps.push(Step::Remove(target.at(&target.settings())));
+    }
     steps.extend(target.folders().iter().map(|folder| Step::RemoveFolder(target.at(folder))));
     if purge {
         steps.push(Step::RemoveTree(host.state_dir()));
@@ -244,7 +276,8 @@ pub(crate) fn tests_install(host: &Host) -> Vec<PathBuf> {
         std::fs::write(source.join(name), format!("program {name}")).unwrap();
     }
     let target = Target::of(host, false, None);
-    apply(&install_steps(host, &target, &source).unwrap()).unwrap()
+    let containers = installed_for(&target);
+    apply(&install_steps(host, &target, &source, containers).unwrap()).unwrap()
 }
 
 #[cfg(test)]
@@ -324,7 +357,7 @@ mod tests {
             let host = tests_host(root.path(), uid);
             tests_install(&host);
             let target = Target::of(&host, false, None);
-            let install = install_steps(&host, &target, &host.at("/build")).unwrap();
+            let install = install_steps(&host, &target, &host.at("/build"), Containers::Annotated).unwrap();
             let uninstall = uninstall_steps(&host, &target, false);
             for done in 0..=uninstall.len() {
                 tests_install(&host);
@@ -369,6 +402,43 @@ mod tests {
     }
 
     #[test]
+    fn hooks_for_all_containers_stay_so_until_they_are_told_otherwise() {
+        for uid in [0, 1001] {
+            let root = tempfile::tempdir().unwrap();
+            let host = tests_host(root.path(), uid);
+            tests_install(&host);
+            let target = Target::of(&host, false, None);
+            let install = |containers| {
+                apply(&install_steps(&host, &target, &host.at("/build"), containers).unwrap()).unwrap()
+            };
+            assert_eq!(install(Containers::All).len(), 4, "three hooks and the settings");
+            assert_eq!(consulted(&host).unwrap().containers, Containers::All);
+            let before = tree(root.path());
+            assert_eq!(tests_install(&host), Vec::<PathBuf>::new(), "a plain setup keeps it");
+            assert_eq!(tree(root.path()), before);
+            assert_eq!(install(Containers::Annotated).len(), 3);
+            assert_eq!(consulted(&host).unwrap().containers, Containers::Annotated);
+            install(Containers::All);
+            std::fs::remove_dir_all(host.at("/build")).unwrap();
+            apply(&uninstall_steps(&host, &target, false)).unwrap();
+            assert!(tree(root.path()).is_empty());
+        }
+    }
+
+    #[test]
+    fn interrupted_between_the_two_kinds_of_hooks_it_is_noticed() {
+        let root = tempfile::tempdir().unwrap();
+        let host = tests_host(root.path(), 0);
+        tests_install(&host);
+        let target = Target::of(&host, false, None);
+        let steps = install_steps(&host, &target, &host.at("/build"), Containers::All).unwrap();
+        apply(&steps[..steps.len() - 1]).unwrap();
+        let error = consulted(&host).unwrap_err().to_string();
+        assert!(error.contains("for every container") && error.contains("terok setup"), "{error}");
+        assert_eq!(installed_for(&target), Containers::All, "a setup without options finishes it");
+    }
+
+    #[test]
     fn a_failed_write_leaves_the_old_file_and_no_temporary() {
         let root = tempfile::tempdir().unwrap();
         let to = root.path().join("x");
@@ -383,7 +453,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let host = tests_host(root.path(), 0);
         let target = Target::of(&host, false, None);
-        let error = install_steps(&host, &target, Path::new("/nowhere")).unwrap_err();
+        let error = install_steps(&host, &target, Path::new("/nowhere"), Containers::Annotated).unwrap_err();
         assert!(error.to_string().contains("/nowhere/terok-supervisor"));
     }
 }

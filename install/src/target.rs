@@ -71,21 +71,32 @@ impl Target {
         }
     }
 
+    /// The settings file that `--all-containers` looks into; without the destdir.
+    pub fn settings(&self) -> PathBuf {
+        match &self.scope {
+            Scope::System => PathBuf::from(layout::CONFIG_SYSTEM),
+            Scope::User { home } => home.join(layout::CONFIG_USER),
+        }
+    }
+
     /// Folders that may be ours alone, innermost first: removed by `uninstall` where they are empty.
     pub fn folders(&self) -> Vec<PathBuf> {
-        match &self.scope {
+        let settings = self.settings().parent().map(Path::to_path_buf);
+        let mut folders = match &self.scope {
             Scope::System => {
                 vec![self.bin_dir(), self.hooks_dir(), PathBuf::from("/usr/share/containers/oci")]
             }
-            Scope::User { .. } => vec![
-                self.bin_dir(),
-                self.hooks_dir(),
-                self.share(),
+            Scope::User { .. } => vec![self.bin_dir(), self.hooks_dir(), self.share()],
+        };
+        folders.extend(settings);
+        if let Scope::User { .. } = &self.scope {
+            folders.extend([
                 self.config_home.join("containers/containers.conf.d"),
                 self.config_home.join("containers"),
                 self.config_home.clone(),
-            ],
+            ]);
         }
+        folders
     }
 
     /// `absolute` below the destdir.

@@ -92,6 +92,8 @@ enum Verb {
     Setup {
         #[command(flatten)]
         place: maintain::Place,
+        #[command(flatten)]
+        which: maintain::Which,
     },
     /// Take terok away; audit logs stay unless --purge
     Uninstall {
@@ -239,7 +241,7 @@ fn call(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Profile(Profile::Show { names, json }) => profiles::show(&host, &names, json.json)?,
         Verb::Profile(Profile::Learn(args)) => profiles::learn::learn(&host, &args)?,
         Verb::Profile(Profile::Check { files }) => profiles::check(&host, &files)?,
-        Verb::Setup { place } => maintain::setup(&host, &place)?,
+        Verb::Setup { place, which } => maintain::setup(&host, &place, &which)?,
         Verb::Uninstall { place, purge } => maintain::uninstall(&host, &place, purge)?,
         Verb::Panic(args) => return panic::panic(&host, &args),
         Verb::Doctor(json) => return maintain::doctor(&host, json),

@@ -5,6 +5,7 @@ use anyhow::{Context as _, bail};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use terok_install::doctor::{self, Level};
+use terok_install::hook_json::Containers;
 use terok_install::host::Host;
 use terok_install::target::{Scope, Target};
 use terok_install::{consulted, setup};
@@ -20,6 +21,17 @@ pub(crate) struct Place {
     destdir: Option<PathBuf>,
 }
 
+/// For which containers the hooks are.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Which {
+    /// Protect every container that podman starts, with or without annotations, as [all_containers] in config.toml says
+    #[arg(long, conflicts_with = "no_all_containers")]
+    all_containers: bool,
+    /// Protect those with a terok. annotation only, after --all-containers
+    #[arg(long)]
+    no_all_containers: bool,
+}
+
 impl Place {
     fn target(&self, host: &Host) -> anyhow::Result<Target> {
         if let Some(destdir) = &self.destdir
@@ -32,11 +44,17 @@ impl Place {
 }
 
 /// `terok setup`
-pub(crate) fn setup(host: &Host, place: &Place) -> anyhow::Result<()> {
+pub(crate) fn setup(host: &Host, place: &Place, which: &Which) -> anyhow::Result<()> {
     let target = place.target(host)?;
     let own = std::env::current_exe().context("/proc/self/exe")?;
     let source = own.parent().context("/proc/self/exe has no folder")?;
-    let changed = setup::apply(&setup::install_steps(host, &target, source)?)?;
+    let containers = match which {
+        Which { all_containers: true, .. } => Containers::All,
+        Which { no_all_containers: true, .. } => Containers::Annotated,
+        // As it was.
+        _ => setup::installed_for(&target),
+    };
+    let changed = setup::apply(&setup::install_steps(host, &target, source, containers)?)?;
     for path in &changed {
         say!("wrote {}", path.display())?;
     }
@@ -46,7 +64,14 @@ pub(crate) fn setup(host: &Host, place: &Place) -> anyhow::Result<()> {
     if place.destdir.is_some() {
         return Ok(());
     }
-    consulted::consulted(host).context("everything is in place, but podman would not use it")?;
+    let consulted =
+        consulted::consulted(host).context("everything is in place, but podman would not use it")?;
+    if consulted.containers == Containers::All {
+        say!(
+            "every container is protected, one without annotations as [all_containers] in {} says",
+            target.settings().display()
+        )?;
+    }
     if !changed.is_empty() {
         match &target.scope {
             Scope::System => {
