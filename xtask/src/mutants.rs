@@ -170,7 +170,9 @@ impl Mutant {
                 bail!("mutant {}: no test {wanted:?}, or the lab did not come up:\n{text}", self.name);
             }
         }
-        let passed = results.iter().filter(|(_, result)| !result.starts_with("FAILED"));
+        // Podman 4 has no pasta: its tests are skipped here, which looks like passing.
+        let ran = results.iter().filter(|(test, _)| !test.ends_with("::pasta"));
+        let passed = ran.filter(|(_, result)| !result.starts_with("FAILED"));
         Ok(passed.map(|(test, _)| (*test).to_owned()).collect())
     }
 }
