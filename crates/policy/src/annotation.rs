@@ -1,5 +1,7 @@
 //! The public interface: the `terok.` annotation table and its strict parser (A1), both directions.
 
+mod publish;
+
 use crate::floor;
 use crate::policy::{Labels, Policy, Shield, Source, Sourced};
 use crate::profile::{Catalog, is_profile_name};
@@ -17,6 +19,12 @@ pub const PROFILES: &str = "terok.shield.profiles";
 pub const ALLOW: &str = "terok.shield.allow";
 /// Rules that deny.
 pub const DENY: &str = "terok.shield.deny";
+/// How long a connection that no rule names waits for an operator.
+pub const HOLD: &str = "terok.shield.hold";
+/// Lets through and records what is not denied.
+pub const LEARN: &str = "terok.shield.learn";
+/// Ports of the container that the host listens for.
+pub const PUBLISH: &str = "terok.publish";
 /// Stricter confinement of the container itself.
 pub const RESTRICTED: &str = "terok.restricted";
 /// Label: project.
@@ -100,6 +108,42 @@ pub const KEYS: &[Key] = &[
         },
     },
     Key {
+        key: HOLD,
+        value: "TIME",
+        default: "0s",
+        example: "30s",
+        help: "How long an unlisted connection waits for an operator's verdict, in seconds or minutes; 0s refuses at once.",
+        grants: false,
+        read: |draft, value| {
+            draft.policy.hold = hold(value)?;
+            Ok(())
+        },
+    },
+    Key {
+        key: LEARN,
+        value: "true | false",
+        default: "false",
+        example: "true",
+        help: "Lets through and records what is neither denied nor private, for `terok profile learn`.",
+        grants: true,
+        read: |draft, value| {
+            draft.policy.learn = truth(value)?;
+            Ok(())
+        },
+    },
+    Key {
+        key: PUBLISH,
+        value: "[ADDR:]PORT:CONTAINER-PORT…",
+        default: "none",
+        example: "8080:80",
+        help: "TCP ports of the container that the host listens for, on its loopback unless an address is written.",
+        grants: true,
+        read: |draft, value| {
+            draft.policy.publish = publish::parse(value)?;
+            Ok(())
+        },
+    },
+    Key {
         key: RESTRICTED,
         value: "true | false",
         default: "false",
@@ -107,11 +151,7 @@ pub const KEYS: &[Key] = &[
         help: "No new privileges, no capabilities and a stricter seccomp filter for what runs inside.",
         grants: false,
         read: |draft, value| {
-            draft.policy.restricted = match value {
-                "true" => true,
-                "false" => false,
-                _ => return Err(choice(value, &["true", "false"])),
-            };
+            draft.policy.restricted = truth(value)?;
             Ok(())
         },
     },
@@ -154,8 +194,7 @@ pub const KEYS: &[Key] = &[
 ];
 
 /// Keys of the interface that a later version of terok brings; refused until then, so that nobody believes in them.
-pub const LATER: &[&str] =
-    &["terok.shield.hold", "terok.shield.learn", "terok.vault", "terok.ssh", "terok.gate", "terok.publish"];
+pub const LATER: &[&str] = &["terok.vault", "terok.ssh", "terok.gate"];
 
 /// Why annotations are refused: key, value, reason and the nearest valid spelling (A1).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -217,9 +256,9 @@ pub fn render(policy: &Policy) -> BTreeMap<String, String> {
         deny,
         restricted,
         labels: Labels { project, task, name },
-        hold: _,
-        learn: _,
-        publish: _,
+        hold,
+        learn,
+        publish,
     } = policy;
     let own = |sourced: &&Sourced| sourced.source == Source::Annotation;
     let allow: Vec<String> = allow.iter().filter(own).map(|sourced| sourced.rule.to_string()).collect();
@@ -229,13 +268,23 @@ pub fn render(policy: &Policy) -> BTreeMap<String, String> {
         [only] if only == "base" => String::new(),
         several => several.join(" "),
     };
+    let hold = match hold {
+        0 => String::new(),
+        seconds if seconds % 60 == 0 => format!("{}m", seconds / 60),
+        seconds => format!("{seconds}s"),
+    };
+    let publish: Vec<String> = publish.iter().map(ToString::to_string).collect();
+    let truth = |value: bool| if value { "true".to_owned() } else { String::new() };
     // The state is always written, so that even the default policy summons the hook.
     let values = [
         (SHIELD, shield.to_string()),
         (PROFILES, profiles),
         (ALLOW, allow.join(" ")),
         (DENY, deny.join(" ")),
-        (RESTRICTED, if *restricted { "true".to_owned() } else { String::new() }),
+        (HOLD, hold),
+        (LEARN, truth(*learn)),
+        (PUBLISH, publish.join(" ")),
+        (RESTRICTED, truth(*restricted)),
         (PROJECT, project.clone()),
         (TASK, task.clone()),
         (NAME, name.clone()),
@@ -248,6 +297,12 @@ pub fn render(policy: &Policy) -> BTreeMap<String, String> {
 pub fn grant(policy: &Policy) -> Option<String> {
     if policy.shield == Shield::Down {
         return Some(format!("{SHIELD}=down"));
+    }
+    if policy.learn {
+        return Some(format!("{LEARN}=true"));
+    }
+    if let Some(publish) = policy.publish.first() {
+        return Some(format!("{PUBLISH}={publish}"));
     }
     let blocks = floor::blocks();
     let private = |rule: &Rule| match rule.target {
@@ -272,6 +327,33 @@ struct Draft {
 
 fn choice(value: &str, choices: &[&str]) -> String {
     format!("write {}{}", choices.join(" or "), spelling::hint(value, choices.iter().copied()))
+}
+
+fn truth(value: &str) -> Result<bool, String> {
+    match value {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err(choice(value, &["true", "false"])),
+    }
+}
+
+/// Seconds.
+fn hold(value: &str) -> Result<u32, String> {
+    const LONGEST: u32 = 600;
+    let (number, unit) = match (value.strip_suffix('s'), value.strip_suffix('m')) {
+        (Some(number), _) => (number, 1),
+        (_, Some(number)) => (number, 60),
+        _ => (value, 0),
+    };
+    let digits = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+    match number.parse::<u32>() {
+        Ok(number) if digits && unit > 0 => match number.checked_mul(unit) {
+            Some(seconds) if seconds <= LONGEST => Ok(seconds),
+            _ => Err(format!("a connection waits at most {} minutes: write {}m", LONGEST / 60, LONGEST / 60)),
+        },
+        Ok(_) if digits => Err(format!("write a unit: {number}s or {number}m")),
+        _ => Err("write seconds or minutes, such as 30s or 2m".into()),
+    }
 }
 
 fn items(value: &str) -> impl Iterator<Item = &str> {
@@ -389,6 +471,14 @@ mod tests {
             (ALLOW, "direct a.example", "follows the rule"),
             (ALLOW, "a.example direct direct", "follows the rule"),
             (DENY, "10.0.0.1/8", "write 10.0.0.0/8"),
+            (HOLD, "30", "write a unit: 30s or 30m"),
+            (HOLD, "1h", "such as 30s"),
+            (HOLD, "+5s", "such as 30s"),
+            (HOLD, "11m", "at most 10 minutes"),
+            (HOLD, "71582789m", "at most 10 minutes"),
+            (LEARN, "ture", r#"did you mean "true"?"#),
+            (PUBLISH, "80", "PORT:CONTAINER-PORT"),
+            (PUBLISH, "8080:80 127.0.0.1:8080:81", "8080 on 127.0.0.1 twice"),
             (NAME, "a\u{1b}[2J", "printable"),
             (NAME, "a\u{202e}b", "printable"),
         ] {
@@ -436,6 +526,8 @@ mod tests {
     fn what_opens_more_than_public_names_is_a_grant() {
         for (key, value) in [
             (SHIELD, "down"),
+            (LEARN, "true"),
+            (PUBLISH, "8080:80"),
             (ALLOW, "10.0.0.1"),
             (ALLOW, "host:80"),
             (ALLOW, "a.example 169.254.0.0/16:80"),
@@ -444,10 +536,8 @@ mod tests {
         ] {
             assert!(grant(&read(&[(key, value)]).unwrap()).is_some(), "{key}={value}");
         }
-        assert_eq!(
-            grant(&read(&[(ALLOW, "a.example any 198.51.100.10"), (DENY, "10.0.0.0/8")]).unwrap()),
-            None
-        );
+        let modest = [(ALLOW, "a.example any 198.51.100.10"), (DENY, "10.0.0.0/8"), (HOLD, "30s")];
+        assert_eq!(grant(&read(&modest).unwrap()), None);
     }
 
     fn annotations() -> impl Strategy<Value = BTreeMap<String, String>> {
@@ -467,26 +557,38 @@ mod tests {
             proptest::option::of("up|down|block"),
             proptest::option::of(profiles),
             (proptest::option::of(list.clone()), proptest::option::of(list)),
-            proptest::option::of("true|false"),
+            (
+                proptest::option::of("true|false"),
+                proptest::option::of("true|false"),
+                proptest::option::of("[0-9]{1,3}s|([0-9]|10)m"),
+                proptest::option::of(
+                    "(127\\.0\\.0\\.1:|\\[::1\\]:)?[1-9][0-9]{0,3}:80, 0\\.0\\.0\\.0:[1-9]:1",
+                ),
+            ),
             proptest::collection::vec(proptest::option::of("[a-zA-Z0-9 ,=ü-]{0,20}"), 3),
         )
-            .prop_map(|(shield, profiles, (allow, deny), restricted, labels)| {
-                let mut labels = labels.into_iter();
-                let mut label = || labels.next().flatten();
-                [
-                    (SHIELD, shield),
-                    (PROFILES, profiles),
-                    (ALLOW, allow),
-                    (DENY, deny),
-                    (RESTRICTED, restricted),
-                    (PROJECT, label()),
-                    (TASK, label()),
-                    (NAME, label()),
-                ]
-                .into_iter()
-                .filter_map(|(key, value)| Some((key.to_owned(), value?)))
-                .collect()
-            })
+            .prop_map(
+                |(shield, profiles, (allow, deny), (restricted, learn, hold, publish), labels)| {
+                    let mut labels = labels.into_iter();
+                    let mut label = || labels.next().flatten();
+                    [
+                        (SHIELD, shield),
+                        (PROFILES, profiles),
+                        (ALLOW, allow),
+                        (DENY, deny),
+                        (RESTRICTED, restricted),
+                        (LEARN, learn),
+                        (HOLD, hold),
+                        (PUBLISH, publish),
+                        (PROJECT, label()),
+                        (TASK, label()),
+                        (NAME, label()),
+                    ]
+                    .into_iter()
+                    .filter_map(|(key, value)| Some((key.to_owned(), value?)))
+                    .collect()
+                },
+            )
     }
 
     proptest! {

@@ -4,7 +4,7 @@ use crate::floor::{Floor, floor};
 use crate::live::Live;
 use crate::name::{self, Name};
 use crate::policy::{Policy, Shield, Source, Sourced};
-use crate::rule::{Ports, Proto, Rule, Target};
+use crate::rule::{DOT, Ports, Proto, Rule, Target};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
@@ -102,6 +102,20 @@ pub enum Reason {
     AuditUnwritable,
     /// A DNS message we do not answer.
     BadDns,
+    /// It waited for an operator's verdict and none came ([`crate::Policy::hold`]).
+    Unanswered,
+    /// An operator refused it while it waited.
+    OperatorDenied,
+    /// Somebody else changed the kernel's table: the container is cut off until it is started again (L8).
+    Tampered,
+}
+
+impl Reason {
+    /// Whether only a rule is missing: such a connection may wait for an operator. What a rule, the floor or the state refuses
+    /// never waits.
+    pub fn is_open_question(self) -> bool {
+        matches!(self, Reason::Unlisted | Reason::PortUnlisted)
+    }
 }
 
 impl Verdict {
@@ -121,15 +135,14 @@ pub fn judge(policy: &Policy, live: &Live, state: Shield, query: &Query<'_>) -> 
     match *query {
         Query::Resolve(name) => rules.resolve(state, name),
         Query::Name { name, port, proto } if name.is_internal() => match name.as_str() {
-            name::HOST => rules.connect(Shield::Up, &Destination::Host, port, proto),
+            name::HOST => rules.connect(state, &Destination::Host, port, proto),
             _ => Verdict::Refuse { reason: Reason::Unlisted, rule: None },
         },
         Query::Name { name, port, proto } => rules.connect(state, &Destination::Name(name), port, proto),
         Query::Literal { ip, port, proto } => {
             rules.connect(state, &Destination::Literal(ip.to_canonical()), port, proto)
         }
-        // The host's loopback is below the floor, so `down` does not open it.
-        Query::Host { port, proto } => rules.connect(Shield::Up, &Destination::Host, port, proto),
+        Query::Host { port, proto } => rules.connect(state, &Destination::Host, port, proto),
     }
 }
 
@@ -215,19 +228,28 @@ impl<'a> Rules<'a> {
         }
         if below.is_some() {
             Verdict::refuse(Reason::Floor, None)
-        } else if state == Shield::Down {
-            Verdict::Down
+        } else if let Some(verdict) = self.without_rule(state, to).filter(|_| port != DOT) {
+            verdict
         } else {
             Verdict::refuse(if other_port { Reason::PortUnlisted } else { Reason::Unlisted }, None)
         }
     }
 
+    /// The verdict on what no rule names and no floor is above. The host's loopback is below the floor, so neither opens it.
+    fn without_rule(self, state: Shield, to: &Destination<'_>) -> Option<Verdict> {
+        match (to, state) {
+            (Destination::Host, _) | (_, Shield::Block) => None,
+            (_, Shield::Down) => Some(Verdict::Down),
+            (_, Shield::Up) => self.policy.learn.then_some(Verdict::Learn),
+        }
+    }
+
     /// A name is answered while at least one port of it is allowed and not denied.
     fn resolve(self, state: Shield, name: &Name) -> Verdict {
-        let (to, state) = match name.as_str() {
-            name::HOST => (Destination::Host, Shield::Up),
+        let to = match name.as_str() {
+            name::HOST => Destination::Host,
             _ if name.is_internal() => return Verdict::refuse(Reason::Unlisted, None),
-            _ => (Destination::Name(name), state),
+            _ => Destination::Name(name),
         };
         let denies: Vec<Found<'_>> = self.deny().filter(|found| to.denied_by(&found.rule.target)).collect();
         let open = |ports: &Ports, proto: Proto| {
@@ -241,8 +263,8 @@ impl<'a> Rules<'a> {
             }
             listed = true;
         }
-        if state == Shield::Down && open(&Ports::all(), Proto::Tcp) {
-            return Verdict::Down;
+        if let Some(verdict) = self.without_rule(state, &to).filter(|_| open(&Ports::but_dot(), Proto::Tcp)) {
+            return verdict;
         }
         match denies.first() {
             Some(&deny) if listed || deny.rule.ports == Ports::all() => {
@@ -470,6 +492,56 @@ mod tests {
                 ("10.0.0.1:22", "floor"),
             ],
         );
+    }
+
+    #[test]
+    fn learning_lets_through_what_is_not_denied_nor_below_the_floor() {
+        let learning = Policy { learn: true, ..policy(&["a.example"], &["b.example", "203.0.113.66"]) };
+        let questions = [
+            ("a.example:443", "allow"),
+            ("a.example:22", "learn"),
+            ("z.example?", "learn"),
+            ("z.example:22", "learn"),
+            ("b.example?", "denied"),
+            ("b.example:443", "denied"),
+            ("1.1.1.1:22", "learn"),
+            ("203.0.113.66:22", "denied"),
+            ("10.0.0.1:22", "floor"),
+            ("host:22", "unlisted"),
+            ("host.terok.internal?", "unlisted"),
+        ];
+        all(&learning, Shield::Up, &questions);
+        all(&learning, Shield::Down, &[("z.example:22", "down"), ("1.1.1.1:22", "down")]);
+        all(&learning, Shield::Block, &[("z.example:22", "blocked"), ("a.example?", "blocked")]);
+    }
+
+    #[test]
+    fn dns_over_tls_needs_a_rule_that_names_its_port_or_every_port() {
+        let unnamed = policy(&["any", "192.0.2.0/24", "a.example"], &[]);
+        let learning = Policy { learn: true, ..unnamed.clone() };
+        for (policy, state) in [(&unnamed, Shield::Up), (&unnamed, Shield::Down), (&learning, Shield::Up)] {
+            all(
+                policy,
+                state,
+                &[
+                    ("192.0.2.1:853", "port-unlisted"),
+                    ("198.51.100.1:853", "port-unlisted"),
+                    ("a.example:853", "port-unlisted"),
+                    ("b.example:853", "port-unlisted"),
+                    ("192.0.2.1:852", "allow"),
+                ],
+            );
+        }
+        let named = policy(&["192.0.2.1:*", "198.51.100.1:853", "a.example:853"], &[]);
+        let questions =
+            [("192.0.2.1:853", "allow"), ("198.51.100.1:853", "allow"), ("a.example:853", "allow")];
+        all(&named, Shield::Up, &questions);
+    }
+
+    #[test]
+    fn only_what_no_rule_mentions_may_wait_for_an_operator() {
+        let all = [Reason::Unlisted, Reason::PortUnlisted, Reason::Denied, Reason::Blocked, Reason::Floor];
+        assert_eq!(all.map(Reason::is_open_question), [true, true, false, false, false]);
     }
 
     #[test]

@@ -78,12 +78,29 @@ impl std::fmt::Display for Shield {
 /// A port of the container's loopback that the host listens for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Publish {
-    /// Address on the host; loopback unless another is written.
+    /// Address on the host; loopback unless another is written. `::` is IPv6 alone (IPV6_V6ONLY).
     pub addr: std::net::IpAddr,
     /// TCP port on the host.
     pub port: u16,
     /// TCP port inside.
     pub to: u16,
+}
+
+impl Publish {
+    /// The host's loopback.
+    pub const LOOPBACK: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+}
+
+/// As the annotation is written.
+impl std::fmt::Display for Publish {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Publish { addr, port, to } = *self;
+        if addr == Publish::LOOPBACK {
+            write!(f, "{port}:{to}")
+        } else {
+            write!(f, "{}:{to}", std::net::SocketAddr::new(addr, port))
+        }
+    }
 }
 
 /// The typed policy of one container.

@@ -130,7 +130,8 @@ fn verdicts(policy: &Policy, live: &Live, questions: &str) -> String {
         let answer = match verdict {
             Verdict::Allow { rule } => format!("allow   {rule}"),
             Verdict::Down => "allow   the shield is down".to_owned(),
-            Verdict::Learn | Verdict::Operator => unreachable!("not a verdict of the policy here"),
+            Verdict::Learn => "allow   learning".to_owned(),
+            Verdict::Operator => unreachable!("not a verdict of the policy"),
             Verdict::Refuse { reason, rule } => {
                 let reason = serde_json::to_value(reason).unwrap();
                 let rule = rule.map(|rule| format!(": {rule}")).unwrap_or_default();
