@@ -3,43 +3,43 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use std::net::IpAddr;
 use terok_policy::Name;
-use terok_supervisor::dns::answer::{Asked, Known, Names, answer};
+use terok_supervisor::dns::answer::{Asked, Known, Received, read};
 
-/// Knows every name as the same address, so that as much of the reply as possible is built.
-struct All {
-    looked_up: u32,
+/// What may be known of what is asked: as much of the reply as possible is built.
+fn known(asked: &Asked) -> Vec<Known> {
+    match asked {
+        Asked::Name(name) => {
+            assert_eq!(name.as_str().parse::<Name>().as_ref(), Ok(name));
+            let v4 = (0..40).map(|n| IpAddr::from([192, 0, 2, n]));
+            let v6 = (0..40).map(|n| IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, n]));
+            vec![
+                Known::Virtual(300),
+                Known::Provisional(300),
+                Known::Real(v4.chain(v6).collect(), u32::MAX),
+                Known::Loopback,
+                Known::NotNow,
+                Known::Failed,
+            ]
+        }
+        Asked::Reverse(_) => "api.example.com".parse().map(Known::Pointer).into_iter().collect(),
+        Asked::Invalid(_) => vec![Known::Nothing],
+    }
 }
 
-impl Names for All {
-    fn look_up(&mut self, asked: &Asked, _: &str) -> Known {
-        self.looked_up += 1;
-        match asked {
-            Asked::Name(name) => {
-                assert_eq!(name.as_str().parse::<Name>().as_ref(), Ok(name));
-                Known::Virtual(300)
-            }
-            Asked::Reverse(index) => Known::Virtual(*index),
-            Asked::Invalid(_) => Known::Nothing,
+fn check(query: &[u8], reply: &[u8]) {
+    assert!(reply.len() <= 512 && reply[..2] == query[..2] && reply[2] & 0x80 != 0);
+    assert!(matches!(read(reply), Received::Refused(_, None)));
+}
+
+fuzz_target!(|query: &[u8]| match read(query) {
+    Received::Question(question) => {
+        for known in known(question.asked()) {
+            let reply = question.reply(&known, true).expect("every question is answered");
+            check(query, &reply);
         }
     }
-
-    fn reverse(&mut self, _: u32) -> Option<Name> {
-        "api.example.com".parse().ok()
-    }
-
-    fn ipv6(&self) -> bool {
-        true
-    }
-
-    fn refused(&mut self, _: &str) {}
-}
-
-fuzz_target!(|query: &[u8]| {
-    let mut names = All { looked_up: 0 };
-    if let Some(reply) = answer(query, &mut names) {
-        assert!(reply.len() <= 512 && reply[..2] == query[..2] && reply[2] & 0x80 != 0);
-        assert!(answer(&reply, &mut names).is_none());
-    }
-    assert!(names.looked_up <= 1);
+    Received::Refused(_, Some(reply)) => check(query, &reply),
+    Received::Refused(_, None) | Received::Nothing => {}
 });

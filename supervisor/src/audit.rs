@@ -146,7 +146,7 @@ impl Audit {
 
     fn count(&self, event: &Event) {
         let counter = match (event.kind, event.action.as_str()) {
-            (Kind::Connect, "allow") | (Kind::Dns, "answer") => &self.allowed,
+            (Kind::Connect | Kind::Kernel, "allow") | (Kind::Dns, "answer") => &self.allowed,
             (_, "refuse") => &self.refused,
             _ => return,
         };

@@ -1,20 +1,27 @@
 //! Which name has which virtual address. An allocation is in the state folder's `names` file before it is answered, so
 //! that an address means the same name after a crash of the worker and after a restart of the container.
 
+mod answered;
+
+use answered::Answered;
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Seek as _, SeekFrom, Write as _};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 use terok_policy::{Name, virt};
 
 /// New names a minute that only a wildcard, an `any` rule or a lowered shield lets through (E7).
 const BUDGET: usize = 60;
 const BUDGET_WINDOW: Duration = Duration::from_secs(60);
+/// Names without a virtual address that were paid for and may be asked for again; beyond them all are paid for anew.
+const PAID: usize = 1024;
 
-/// Names and their indexes.
+/// Names and their indexes, and the real addresses that were answered for names.
 pub(crate) struct NameTable {
     inner: RefCell<Inner>,
+    answered: RefCell<Answered>,
 }
 
 struct Inner {
@@ -22,8 +29,10 @@ struct Inner {
     by_name: HashMap<Name, u32>,
     by_index: HashMap<u32, Name>,
     next: u32,
-    /// When the budgeted names of the last window were allocated, oldest first.
+    /// When the budgeted names of the last window came up, oldest first.
     spent: VecDeque<Instant>,
+    /// Budgeted names that have no index: they are answered with real addresses.
+    paid: HashSet<Name>,
 }
 
 /// Why a name gets no address.
@@ -49,10 +58,11 @@ impl NameTable {
             by_index: HashMap::new(),
             next: virt::FIRST_NAME,
             spent: VecDeque::new(),
+            paid: HashSet::new(),
             file,
         };
         inner.read()?;
-        Ok(NameTable { inner: RefCell::new(inner) })
+        Ok(NameTable { inner: RefCell::new(inner), answered: RefCell::default() })
     }
 
     /// The name behind an index.
@@ -81,18 +91,41 @@ impl NameTable {
         if let Some(index) = self.index(name) {
             return Ok(index);
         }
-        {
-            let mut inner = self.inner.borrow_mut();
-            while inner.spent.front().is_some_and(|&t| now.saturating_duration_since(t) >= BUDGET_WINDOW) {
-                inner.spent.pop_front();
-            }
-            if inner.spent.len() >= BUDGET {
-                return Err(NameTableError::Budget);
-            }
-        }
+        self.inner.borrow_mut().afford(now)?;
         let index = self.allocate(name)?;
         self.inner.borrow_mut().spent.push_back(now);
         Ok(index)
+    }
+
+    /// Charges a name that no rule spells out and that is answered with its real addresses: the question leaves the
+    /// host, so it can carry data as well (E7).
+    pub(crate) fn pay(&self, name: &Name, now: Instant) -> Result<(), NameTableError> {
+        let mut inner = self.inner.borrow_mut();
+        if inner.paid.contains(name) {
+            return Ok(());
+        }
+        inner.afford(now)?;
+        if inner.paid.len() >= PAID {
+            inner.paid.clear();
+        }
+        inner.paid.insert(name.clone());
+        inner.spent.push_back(now);
+        Ok(())
+    }
+
+    /// Takes note that `address` is answered for `name`.
+    pub(crate) fn answer(&self, name: &Name, address: IpAddr) {
+        self.answered.borrow_mut().answer(name, address);
+    }
+
+    /// Whether `address` was answered for `name` before, as far as it is remembered.
+    pub(crate) fn is_answered(&self, name: &Name, address: IpAddr) -> bool {
+        self.answered.borrow().has(name, address)
+    }
+
+    /// The name that `address` was last answered for.
+    pub(crate) fn answered(&self, address: IpAddr) -> Option<Name> {
+        self.answered.borrow().name(address).cloned()
     }
 
     /// Allocates every name that has no index yet, in order, with one write.
@@ -102,7 +135,7 @@ impl NameTable {
     ) -> Result<(), NameTableError> {
         let mut inner = self.inner.borrow_mut();
         let mut fresh: Vec<(u32, &Name)> = Vec::new();
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         let mut text = String::new();
         let mut next = inner.next;
         for name in names {
@@ -152,6 +185,17 @@ impl Inner {
         drop(reader);
         if self.file.metadata()?.len() != whole {
             self.file.set_len(whole)?;
+        }
+        Ok(())
+    }
+
+    /// Whether one more name fits into the last window.
+    fn afford(&mut self, now: Instant) -> Result<(), NameTableError> {
+        while self.spent.front().is_some_and(|&t| now.saturating_duration_since(t) >= BUDGET_WINDOW) {
+            self.spent.pop_front();
+        }
+        if self.spent.len() >= BUDGET {
+            return Err(NameTableError::Budget);
         }
         Ok(())
     }
@@ -231,6 +275,22 @@ mod tests {
     }
 
     #[test]
+    fn names_with_real_addresses_share_the_budget_and_are_paid_for_once() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let names = table(&file);
+        let now = Instant::now();
+        names.allocate_budgeted(&name("virtual.example"), now).unwrap();
+        for n in 1..BUDGET {
+            names.pay(&name(&format!("l{n}.example")), now).unwrap();
+        }
+        assert!(matches!(names.pay(&name("more.example"), now), Err(NameTableError::Budget)));
+        assert!(matches!(names.allocate_budgeted(&name("more.example"), now), Err(NameTableError::Budget)));
+        assert!(names.pay(&name("l1.example"), now).is_ok());
+        assert!(names.pay(&name("more.example"), now + BUDGET_WINDOW).is_ok());
+        assert_eq!(names.index(&name("l1.example")), None);
+    }
+
+    #[test]
     fn a_full_disk_allocates_nothing() {
         let Ok(full) = File::options().read(true).append(true).open("/dev/full") else { return };
         let table = NameTable {
@@ -240,7 +300,9 @@ mod tests {
                 by_index: HashMap::new(),
                 next: virt::FIRST_NAME,
                 spent: VecDeque::new(),
+                paid: HashSet::new(),
             }),
+            answered: RefCell::default(),
         };
         assert!(matches!(table.allocate(&name("a.example")), Err(NameTableError::File(_))));
         assert_eq!(table.index(&name("a.example")), None);

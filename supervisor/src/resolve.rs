@@ -2,9 +2,11 @@
 //! name servers of /etc/resolv.conf. Never getaddrinfo: it loads code and asks services that were not agreed on.
 
 mod files;
+mod peers;
 mod question;
 
 pub(crate) use files::Files;
+pub(crate) use peers::Peers;
 use question::Failure;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -25,6 +27,8 @@ const RESOLUTION_DELAY: Duration = Duration::from_millis(50);
 const KEPT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 /// Failures are kept as long, so that waiting connections do not repeat them one after the other.
 const KEPT_FAILURE: Duration = Duration::from_secs(2);
+/// How long what /etc/hosts says may be believed: who changes a file does not announce it.
+const HOSTS_TTL: Duration = Duration::from_secs(60);
 /// Most answers kept.
 const CACHE: usize = 1024;
 
@@ -45,9 +49,19 @@ pub(crate) enum Family {
     V6,
 }
 
+/// The addresses of one family, possibly none, and for how long they may be believed from now on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Records {
+    /// In the order they were told.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// Time to live.
+    pub(crate) ttl: Duration,
+}
+
 type Key = (Name, Family);
 type Addresses = Result<Vec<IpAddr>, Failure>;
 
+#[derive(Clone)]
 struct Kept {
     answer: Addresses,
     until: Instant,
@@ -91,52 +105,73 @@ impl Resolver {
         }
     }
 
+    /// What is known of `name` in one family.
+    pub(crate) async fn records(&self, name: &Name, family: Family) -> Result<Records, ResolveError> {
+        if let Some(mut addresses) = self.files.borrow_mut().host(name) {
+            addresses.retain(|ip| family.has(*ip));
+            return Ok(Records { addresses, ttl: HOSTS_TTL });
+        }
+        let failed = |failure| ResolveError::Failed(name.clone(), failure);
+        let kept =
+            timeout(DEADLINE, self.lookup(name, family)).await.map_err(|_| failed(Failure::Timeout))?;
+        let ttl = kept.until.saturating_duration_since(Instant::now());
+        kept.answer.map(|addresses| Records { addresses, ttl }).map_err(failed)
+    }
+
     async fn both(&self, name: &Name) -> (Addresses, Addresses) {
-        let mut v6 = pin!(self.lookup(name, Family::V6));
-        let v4 = pin!(self.lookup(name, Family::V4));
+        let answer = async |family| self.lookup(name, family).await.answer;
+        let mut v6 = pin!(answer(Family::V6));
+        let v4 = pin!(answer(Family::V4));
         alternatives(&mut v6, v4).await
     }
 
-    async fn lookup(&self, name: &Name, family: Family) -> Addresses {
+    async fn lookup(&self, name: &Name, family: Family) -> Kept {
         let key = (name.clone(), family);
-        if let Some(answer) = self.kept(&key) {
-            return answer;
+        if let Some(kept) = self.kept(&key) {
+            return kept;
         }
         let turn = self.turn(&key);
         let _turn = turn.lock().await;
-        if let Some(answer) = self.kept(&key) {
-            return answer;
+        if let Some(kept) = self.kept(&key) {
+            return kept;
         }
         let servers = self.files.borrow_mut().servers();
         let (answer, ttl) = match question::ask(&servers, name, family).await {
             Ok(answer) => (Ok(answer.addresses), answer.ttl.clamp(KEPT.0, KEPT.1)),
             Err(failure) => (Err(failure), KEPT_FAILURE),
         };
-        self.keep(key, answer.clone(), ttl);
-        answer
-    }
-
-    fn kept(&self, key: &Key) -> Option<Addresses> {
-        let cache = self.cache.borrow();
-        cache.get(key).filter(|kept| kept.until > Instant::now()).map(|kept| kept.answer.clone())
-    }
-
-    fn keep(&self, key: Key, answer: Addresses, ttl: Duration) {
-        let mut cache = self.cache.borrow_mut();
         let now = Instant::now();
+        let kept = Kept { answer, until: now + ttl };
+        self.keep(key, kept.clone(), now);
+        kept
+    }
+
+    fn kept(&self, key: &Key) -> Option<Kept> {
+        self.cache.borrow().get(key).filter(|kept| kept.until > Instant::now()).cloned()
+    }
+
+    fn keep(&self, key: Key, kept: Kept, now: Instant) {
+        let mut cache = self.cache.borrow_mut();
         if cache.len() >= CACHE {
             cache.retain(|_, kept| kept.until > now);
         }
         if cache.len() >= CACHE {
             cache.clear();
         }
-        cache.insert(key, Kept { answer, until: now + ttl });
+        cache.insert(key, kept);
     }
 
     fn turn(&self, key: &Key) -> Rc<Mutex<()>> {
         let mut asking = self.asking.borrow_mut();
         asking.retain(|_, turn| Rc::strong_count(turn) > 1);
         asking.entry(key.clone()).or_default().clone()
+    }
+}
+
+impl Family {
+    /// Whether `ip` is of this family.
+    pub(crate) fn has(self, ip: IpAddr) -> bool {
+        ip.is_ipv6() == (self == Family::V6)
     }
 }
 
@@ -169,4 +204,4 @@ fn alternating(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -4,13 +4,15 @@
 use crate::audit::{Audit, Facts as _, LogFile, event, open_file};
 use crate::context::Context;
 use crate::control::Desk;
+use crate::dns::Dns;
 use crate::inherit::{BirthError, Inherited};
 use crate::names::NameTable;
 use crate::operator::Operator;
 use crate::parent_link::ParentLink;
 use crate::proxy::Proxy;
 use crate::readiness::readable;
-use crate::{control, dns, nflog, remains};
+use crate::resolve::{Files, Peers, Resolver};
+use crate::{control, nflog, remains};
 use anyhow::{Context as _, bail};
 use std::net::{TcpListener as StdTcpListener, UdpSocket as StdUdpSocket};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -155,17 +157,21 @@ fn services(inherited: &mut Inherited, context: &Rc<Context>, desk: Rc<Desk>) ->
         let second = if ipv6 { Some(inherited.take_fd(v6)?) } else { None };
         Ok([Some(first), second].into_iter().flatten().collect())
     };
-    for fd in both(Fd::DnsUdp4, Fd::DnsUdp6)? {
-        let socket = StdUdpSocket::from(fd);
-        socket.set_nonblocking(true)?;
-        tasks.spawn_local(dns::serve_udp(context.clone(), UdpSocket::from_std(socket)?));
-    }
-    for fd in both(Fd::DnsTcp4, Fd::DnsTcp6)? {
-        tasks.spawn_local(dns::serve_tcp(context.clone(), tcp(fd)?));
-    }
+    let (dns_udp, dns_tcp) = (both(Fd::DnsUdp4, Fd::DnsUdp6)?, both(Fd::DnsTcp4, Fd::DnsTcp6)?);
     let proxy = Proxy::new(context.clone())?;
     for fd in both(Fd::Proxy4, Fd::Proxy6)? {
         tasks.spawn_local(proxy.clone().serve(tcp(fd)?));
+    }
+    let peers = peers(inherited, context)?;
+    for socket in 0..peers.sockets() {
+        tasks.spawn_local(peers.clone().listen(socket));
+    }
+    let dns = Dns::new(context.clone(), Resolver::new(Files::host_files()), peers)?;
+    for fd in dns_udp {
+        tasks.spawn_local(dns.clone().serve_udp(udp(fd)?));
+    }
+    for fd in dns_tcp {
+        tasks.spawn_local(dns.clone().serve_tcp(tcp(fd)?));
     }
     let control = StdUnixListener::from(inherited.take_fd(Fd::Control)?);
     control.set_nonblocking(true)?;
@@ -177,6 +183,19 @@ fn services(inherited: &mut Inherited, context: &Rc<Context>, desk: Rc<Desk>) ->
         }
     });
     Ok(tasks)
+}
+
+/// The DNS servers of the container's own networks, where it has such.
+fn peers(inherited: &mut Inherited, context: &Context) -> anyhow::Result<Rc<Peers>> {
+    let sockets = [Fd::Peers4, Fd::Peers6].into_iter().filter_map(|fd| inherited.take_fd(fd).ok());
+    let sockets = sockets.map(udp).collect::<std::io::Result<_>>()?;
+    Ok(Rc::new(Peers::new(sockets, &context.config.facts.resolvers, 53)))
+}
+
+fn udp(fd: OwnedFd) -> std::io::Result<UdpSocket> {
+    let socket = StdUdpSocket::from(fd);
+    socket.set_nonblocking(true)?;
+    UdpSocket::from_std(socket)
 }
 
 fn tcp(fd: OwnedFd) -> std::io::Result<TcpListener> {

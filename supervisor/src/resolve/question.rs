@@ -66,7 +66,7 @@ async fn ask_one(server: SocketAddr, name: &Name, family: Family) -> Result<Answ
     let mut code = Rcode::SERVFAIL;
     // A server that stumbles over EDNS is asked without (RFC 6891 §7).
     for edns in [true, false] {
-        let query = query(name, family, edns).map_err(|what| unreachable(io::Error::other(what)))?;
+        let query = query(name, family, edns, true).map_err(|what| unreachable(io::Error::other(what)))?;
         let mut reply = over_udp(server, &query).await.map_err(unreachable)?;
         if reply.header().tc() {
             reply = over_tcp(server, &query).await.map_err(unreachable)?;
@@ -84,7 +84,13 @@ async fn ask_one(server: SocketAddr, name: &Name, family: Family) -> Result<Answ
     Err(Failure::Refused(server, code.to_string()))
 }
 
-fn query(name: &Name, family: Family, edns: bool) -> Result<Message<Vec<u8>>, &'static str> {
+/// A question to a server that resolves for us (`recursive`), or that is to tell only what it knows itself.
+pub(super) fn query(
+    name: &Name,
+    family: Family,
+    edns: bool,
+    recursive: bool,
+) -> Result<Message<Vec<u8>>, &'static str> {
     const LONG: &str = "the name does not fit a question";
     let name: DomainName<Vec<u8>> = DomainName::vec_from_str(name.as_str()).map_err(|_| LONG)?;
     let kind = match family {
@@ -93,7 +99,7 @@ fn query(name: &Name, family: Family, edns: bool) -> Result<Message<Vec<u8>>, &'
     };
     let mut builder = MessageBuilder::new_vec();
     builder.header_mut().set_random_id();
-    builder.header_mut().set_rd(true);
+    builder.header_mut().set_rd(recursive);
     let mut question = builder.question();
     question.push((name, kind)).map_err(|_| LONG)?;
     let mut additional = question.additional();
@@ -139,7 +145,7 @@ async fn over_tcp(server: SocketAddr, query: &Message<Vec<u8>>) -> io::Result<Me
 }
 
 /// The addresses at the end of the CNAME chain, `None` for a message that cannot be read.
-fn read(reply: &Message<Vec<u8>>, family: Family) -> Option<Answer> {
+pub(super) fn read(reply: &Message<Vec<u8>>, family: Family) -> Option<Answer> {
     let canonical = reply.canonical_name()?;
     let (mut addresses, mut ttl) = (Vec::new(), None);
     for record in reply.answer().ok()? {

@@ -6,22 +6,22 @@ use std::cell::Cell;
 use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UdpSocket};
-use tokio::task::LocalSet;
 
 /// A name server on loopback that answers each UDP question with messages, and each TCP question with one.
-struct Server {
-    address: SocketAddr,
-    udp: Rc<Cell<usize>>,
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    /// Questions that came.
+    pub(crate) udp: Rc<Cell<usize>>,
     tcp: Rc<Cell<usize>>,
 }
 
-type Reply = fn(&Message<Vec<u8>>) -> Vec<Vec<u8>>;
+pub(crate) type Reply = fn(&Message<Vec<u8>>) -> Vec<Vec<u8>>;
 
-async fn server(udp_reply: Reply, tcp_reply: Reply) -> Server {
+pub(crate) async fn server(udp_reply: Reply, tcp_reply: Reply) -> Server {
     server_at("127.0.0.1:0", udp_reply, tcp_reply).await
 }
 
-async fn server_at(address: &str, udp_reply: Reply, tcp_reply: Reply) -> Server {
+pub(crate) async fn server_at(address: &str, udp_reply: Reply, tcp_reply: Reply) -> Server {
     let socket = UdpSocket::bind(address).await.unwrap();
     let address = socket.local_addr().unwrap();
     let listener = TcpListener::bind(address).await.unwrap();
@@ -54,7 +54,7 @@ async fn server_at(address: &str, udp_reply: Reply, tcp_reply: Reply) -> Server 
 }
 
 /// Answers A with 192.0.2.7 and AAAA with 2001:db8::7, behind `aliases` CNAMEs.
-fn addresses(query: &Message<Vec<u8>>, aliases: usize) -> Vec<u8> {
+pub(crate) fn addresses(query: &Message<Vec<u8>>, aliases: usize) -> Vec<u8> {
     let question = query.sole_question().unwrap();
     let mut answer = MessageBuilder::new_vec().start_answer(query, Rcode::NOERROR).unwrap();
     let mut owner: DomainName<Vec<u8>> = question.qname().to_string().parse().unwrap();
@@ -74,15 +74,15 @@ fn addresses(query: &Message<Vec<u8>>, aliases: usize) -> Vec<u8> {
     answer.finish()
 }
 
-fn error(query: &Message<Vec<u8>>, code: Rcode) -> Vec<u8> {
+pub(crate) fn error(query: &Message<Vec<u8>>, code: Rcode) -> Vec<u8> {
     MessageBuilder::new_vec().start_answer(query, code).unwrap().finish()
 }
 
-fn good(query: &Message<Vec<u8>>) -> Vec<Vec<u8>> {
+pub(crate) fn good(query: &Message<Vec<u8>>) -> Vec<Vec<u8>> {
     vec![addresses(query, 0)]
 }
 
-fn silent(_: &Message<Vec<u8>>) -> Vec<Vec<u8>> {
+pub(crate) fn silent(_: &Message<Vec<u8>>) -> Vec<Vec<u8>> {
     Vec::new()
 }
 
@@ -95,7 +95,7 @@ fn both() -> Vec<IpAddr> {
 }
 
 /// A resolver that asks `addresses` (which share a port) in this order.
-fn resolver(servers: &[SocketAddr]) -> (Resolver, tempfile::TempDir) {
+pub(crate) fn resolver(servers: &[SocketAddr]) -> (Resolver, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let text: String = servers.iter().map(|s| format!("nameserver {}\n", s.ip())).collect();
     std::fs::write(dir.path().join("resolv.conf"), text).unwrap();
@@ -108,13 +108,14 @@ async fn resolved(servers: &[SocketAddr]) -> Result<Vec<IpAddr>, ResolveError> {
     resolver.addresses(&name()).await
 }
 
-macro_rules! local {
-    ($($body:tt)*) => { LocalSet::new().run_until(async { $($body)* }).await };
+macro_rules! local_set {
+    ($($body:tt)*) => { tokio::task::LocalSet::new().run_until(async { $($body)* }).await };
 }
+pub(crate) use local_set;
 
 #[tokio::test(flavor = "current_thread")]
 async fn both_families_are_asked_once_and_kept() {
-    local! {
+    local_set! {
         let server = server(good, silent).await;
         let (resolver, _dir) = resolver(&[server.address]);
         let name = name();
@@ -127,7 +128,7 @@ async fn both_families_are_asked_once_and_kept() {
 
 #[tokio::test(flavor = "current_thread")]
 async fn a_chain_of_aliases_is_followed_inside_the_answer_and_others_records_ignored() {
-    local! {
+    local_set! {
         let server = server(|q| vec![addresses(q, 5)], silent).await;
         assert_eq!(resolved(&[server.address]).await, Ok(both()));
         let endless = self::server(|q| vec![addresses(q, 30)], silent).await;
@@ -137,7 +138,7 @@ async fn a_chain_of_aliases_is_followed_inside_the_answer_and_others_records_ign
 
 #[tokio::test(flavor = "current_thread")]
 async fn an_alias_that_leads_in_a_circle_resolves_to_nothing() {
-    local! {
+    local_set! {
         let server = server(|query| {
             let owner: DomainName<Vec<u8>> = "api.example.com".parse().unwrap();
             let mut answer = MessageBuilder::new_vec().start_answer(query, Rcode::NOERROR).unwrap();
@@ -150,7 +151,7 @@ async fn an_alias_that_leads_in_a_circle_resolves_to_nothing() {
 
 #[tokio::test(flavor = "current_thread")]
 async fn a_truncated_answer_is_asked_for_again_over_tcp() {
-    local! {
+    local_set! {
         let server = server(|query| {
             let mut answer = MessageBuilder::new_vec().start_answer(query, Rcode::NOERROR).unwrap();
             answer.header_mut().set_tc(true);
@@ -163,7 +164,7 @@ async fn a_truncated_answer_is_asked_for_again_over_tcp() {
 
 #[tokio::test(flavor = "current_thread")]
 async fn answers_to_other_questions_are_ignored() {
-    local! {
+    local_set! {
         let server = server(|query| {
             let mut wrong_id = addresses(query, 0);
             wrong_id[0] ^= 0x55;
@@ -182,7 +183,7 @@ async fn answers_to_other_questions_are_ignored() {
 
 #[tokio::test(flavor = "current_thread")]
 async fn a_server_that_is_silent_or_fails_is_followed_by_the_next() {
-    local! {
+    local_set! {
         for bad in [silent as Reply, |q| vec![error(q, Rcode::SERVFAIL)], |q| vec![error(q, Rcode::REFUSED)]] {
             let first = server(bad, silent).await;
             let second = format!("127.0.0.2:{}", first.address.port());
@@ -194,7 +195,7 @@ async fn a_server_that_is_silent_or_fails_is_followed_by_the_next() {
 
 #[tokio::test(flavor = "current_thread")]
 async fn a_server_that_stumbles_over_edns_is_asked_without() {
-    local! {
+    local_set! {
         let server = server(|q| vec![match q.opt() {
             Some(_) => error(q, Rcode::FORMERR),
             None => addresses(q, 0),
@@ -205,7 +206,7 @@ async fn a_server_that_stumbles_over_edns_is_asked_without() {
 
 #[tokio::test(flavor = "current_thread")]
 async fn a_name_that_does_not_exist_has_no_address_and_is_not_asked_again_at_once() {
-    local! {
+    local_set! {
         let server = server(|q| vec![error(q, Rcode::NXDOMAIN)], silent).await;
         let (resolver, _dir) = resolver(&[server.address]);
         for _ in 0..3 {
@@ -217,7 +218,7 @@ async fn a_name_that_does_not_exist_has_no_address_and_is_not_asked_again_at_onc
 
 #[tokio::test(flavor = "current_thread")]
 async fn ipv4_does_not_wait_long_for_ipv6() {
-    local! {
+    local_set! {
         let server = server(|q| match q.qtype() {
             Some(Rtype::A) => good(q),
             _ => Vec::new(),
@@ -230,7 +231,7 @@ async fn ipv4_does_not_wait_long_for_ipv6() {
 
 #[tokio::test(flavor = "current_thread")]
 async fn a_server_on_ipv6_is_asked() {
-    local! {
+    local_set! {
         let server = server_at("[::1]:0", good, silent).await;
         assert_eq!(resolved(&[server.address]).await, Ok(both()));
     }
@@ -238,13 +239,33 @@ async fn a_server_on_ipv6_is_asked() {
 
 #[tokio::test(flavor = "current_thread")]
 async fn the_hosts_file_goes_before_the_servers() {
-    local! {
+    local_set! {
         let server = server(good, silent).await;
         let (resolver, dir) = resolver(&[server.address]);
         std::fs::write(dir.path().join("hosts"), "192.0.2.1 api.example.com\n2001:db8::1 api.example.com\n").unwrap();
         let want: Vec<IpAddr> = vec!["2001:db8::1".parse().unwrap(), "192.0.2.1".parse().unwrap()];
         assert_eq!(resolver.addresses(&name()).await, Ok(want));
         assert_eq!(server.udp.get(), 0);
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn one_family_is_told_with_the_time_that_is_left() {
+    local_set! {
+        let server = server(good, silent).await;
+        let (resolver, _dir) = resolver(&[server.address]);
+        let first = resolver.records(&name(), Family::V4).await.unwrap();
+        assert_eq!(first.addresses, ["192.0.2.7".parse::<IpAddr>().unwrap()]);
+        assert!(first.ttl <= Duration::from_secs(60) && first.ttl > Duration::from_secs(55), "{:?}", first.ttl);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let second = resolver.records(&name(), Family::V4).await.unwrap();
+        assert!(second.ttl < first.ttl - Duration::from_millis(15), "{:?} {:?}", first.ttl, second.ttl);
+        assert_eq!(server.udp.get(), 1);
+        let (resolver, dir) = self::resolver(&[server.address]);
+        std::fs::write(dir.path().join("hosts"), "192.0.2.1 here.example\n").unwrap();
+        let here = "here.example".parse().unwrap();
+        let v6 = resolver.records(&here, Family::V6).await.unwrap();
+        assert_eq!((v6.addresses, v6.ttl), (vec![], HOSTS_TTL));
     }
 }
 
