@@ -1,6 +1,6 @@
 //! A30: nothing of the container runs before its rules stand and every service answers.
 
-use terok_tests::{Mode, Net, Recipe, bad_addresses, every_network, seen_at, site};
+use terok_tests::{Net, Recipe, bad_addresses, every_network, seen_at, site};
 
 every_network! {
     fn the_first_instruction_finds_every_verdict(net: Net) {

@@ -1,6 +1,6 @@
 //! A9: allowed names whose DNS answers point where a name must never lead. Nothing is dialled.
 
-use terok_tests::{Mode, Net, Recipe, eventually, every_network, seen, seen_at};
+use terok_tests::{Net, Recipe, eventually, every_network, seen, seen_at};
 
 const FORMS: [&str; 8] = ["private", "loopback", "meta", "mapped", "host", "ula", "zero", "cgnat"];
 
