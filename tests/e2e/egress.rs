@@ -1,24 +1,10 @@
 //! What gets out of a container, without a card and with one, and what does not: the servers' own logs are the witness.
 
+use crate::expect::{nothing_arrived, refused_at_once};
 use serde_json::Value;
-use std::time::Duration;
 use terok_tests::{
     AT_ONCE, Mode, Net, Recipe, bad_addresses, both_modes, every_network, queries, seen_at, site,
 };
-
-/// EPERM, EACCES, ECONNREFUSED, ECONNRESET, ENETUNREACH, EHOSTUNREACH, EAFNOSUPPORT, EPROTONOSUPPORT, ENOSYS
-const REFUSALS: [i64; 9] = [1, 13, 111, 104, 101, 113, 97, 93, 38];
-
-/// A refusal that the program inside could tell at once; never a time-out.
-#[track_caller]
-fn refused_at_once(line: &Value) {
-    assert_eq!(line["ok"], false, "got out: {line}");
-    let errno = line["errno"].as_i64().unwrap_or(-1);
-    let no_such_name = line["error"].as_str().unwrap_or_default().starts_with("no address for");
-    assert!(REFUSALS.contains(&errno) || no_such_name, "not a refusal: {line}");
-    // Nowhere near a time-out; how fast exactly is measured without other tests beside it, below.
-    assert!(line["ms"].as_f64().is_some_and(|ms| ms < 1000.0), "not at once: {line}");
-}
 
 /// E5, on a machine that does nothing else: the median of five attempts of each kind.
 fn each_refusal_takes_less_than_fifty_milliseconds(mode: Mode) {
@@ -63,16 +49,6 @@ fn each_refusal_takes_less_than_fifty_milliseconds_rootless() {
 fn each_refusal_takes_less_than_fifty_milliseconds_rootful() {
     let Some(_lab) = terok_tests::Lab::alone() else { return };
     each_refusal_takes_less_than_fifty_milliseconds(Mode::Rootful);
-}
-
-/// Waits a little, so that something that did get out has arrived, then asks the servers.
-#[track_caller]
-fn nothing_arrived(addresses: &[String]) {
-    std::thread::sleep(Duration::from_millis(100));
-    for address in addresses {
-        let seen = seen_at(address);
-        assert!(seen.is_empty(), "{address} was reached: {seen:?}");
-    }
 }
 
 every_network! {

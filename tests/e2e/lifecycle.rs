@@ -1,7 +1,9 @@
 //! However a container starts, stops or loses a process: protected again, or gone. And nothing is left over.
 
 use std::collections::BTreeSet;
-use terok_tests::{Container, Mode, Recipe, bad_addresses, both_modes, eventually, seen_at, site};
+use terok_tests::{
+    Container, Mode, Net, Recipe, bad_addresses, both_modes, eventually, every_network, seen_at, site,
+};
 
 #[track_caller]
 fn is_protected(container: &Container, allowed: &str) {
@@ -41,10 +43,10 @@ fn leftovers(mode: Mode) -> [BTreeSet<String>; 4] {
     ]
 }
 
-both_modes! {
-    fn stop_and_start_protect_again(mode: Mode) {
+every_network! {
+    fn stop_and_start_protect_again(net: Net) {
         let site = site();
-        let container = Recipe::sealed(mode, &site.name).idle();
+        let container = Recipe::on(net, &site.name).idle();
         is_protected(&container, &site.name);
         for verb in [&["stop", "--time=0"][..], &["restart", "--time=0"], &["kill"]] {
             container.podman(verb).succeeded();
@@ -56,9 +58,9 @@ both_modes! {
         }
     }
 
-    fn the_restart_policy_protects_again(mode: Mode) {
+    fn the_restart_policy_protects_again(net: Net) {
         let site = site();
-        let container = Recipe::sealed(mode, &site.name).option("--restart=always").idle();
+        let container = Recipe::on(net, &site.name).option("--restart=always").idle();
         let pid = container.pid();
         kill("-KILL", pid);
         eventually("podman restarts it", || {
@@ -71,6 +73,37 @@ both_modes! {
         is_protected(&container, &site.name);
     }
 
+    /// L5: one crash is an event, not an outage.
+    fn a_killed_worker_comes_back_on_the_same_sockets(net: Net) {
+        let site = site();
+        let container = Recipe::on(net, &site.name).idle();
+        for _ in 0..3 {
+            let worker = *container.supervisors().last().expect("a worker");
+            kill("-KILL", worker);
+            let line = container.try_step(&format!("http {0} 80 {0} /during", site.name));
+            assert_eq!(line["answers"][0]["status"], 200, "clients wait in the backlog: {line}");
+        }
+        is_protected(&container, &site.name);
+        container.audited("lifecycle", "worker-restart", "");
+    }
+
+    fn killed_parent_and_worker_leave_it_shut(net: Net) {
+        let site = site();
+        let container = Recipe::on(net, &site.name).idle();
+        let (v4, v6) = bad_addresses();
+        for pid in container.supervisors() {
+            kill("-KILL", pid);
+        }
+        let steps = [format!("http {0} 80 {0} /shut", site.name), format!("tcp {v4} 80"), format!("tcp {v6} 80"), format!("udp {v4} 123 x")];
+        let steps: Vec<&str> = steps.iter().map(String::as_str).collect();
+        for line in container.probe(&steps) {
+            assert_eq!(line["ok"], false, "{line}");
+        }
+        assert!(site.seen().is_empty() && seen_at(v4).is_empty() && seen_at(v6).is_empty());
+    }
+}
+
+both_modes! {
     fn kill_and_forced_removal_end_everything(mode: Mode) {
         let container = Recipe::sealed(mode, "api.example.com").idle();
         assert!(container.supervisors().len() >= 2, "{:?}", container.supervisors());
@@ -88,20 +121,6 @@ both_modes! {
         assert!(mode.terok(&["audit", &container.id, "--json"]).succeeded().contains("lifecycle"));
     }
 
-    /// L5: one crash is an event, not an outage.
-    fn a_killed_worker_comes_back_on_the_same_sockets(mode: Mode) {
-        let site = site();
-        let container = Recipe::sealed(mode, &site.name).idle();
-        for _ in 0..3 {
-            let worker = *container.supervisors().last().expect("a worker");
-            kill("-KILL", worker);
-            let line = container.try_step(&format!("http {0} 80 {0} /during", site.name));
-            assert_eq!(line["answers"][0]["status"], 200, "clients wait in the backlog: {line}");
-        }
-        is_protected(&container, &site.name);
-        container.audited("lifecycle", "worker-restart", "");
-    }
-
     fn a_killed_parent_leaves_the_container_served_and_protected(mode: Mode) {
         let site = site();
         let container = Recipe::sealed(mode, &site.name).idle();
@@ -109,21 +128,6 @@ both_modes! {
         is_protected(&container, &site.name);
         container.podman(&["rm", "--force", "--time=0"]).succeeded();
         eventually("the worker ends with the container", || container.supervisors().is_empty());
-    }
-
-    fn killed_parent_and_worker_leave_it_shut(mode: Mode) {
-        let site = site();
-        let container = Recipe::sealed(mode, &site.name).idle();
-        let (v4, v6) = bad_addresses();
-        for pid in container.supervisors() {
-            kill("-KILL", pid);
-        }
-        let steps = [format!("http {0} 80 {0} /shut", site.name), format!("tcp {v4} 80"), format!("tcp {v6} 80"), format!("udp {v4} 123 x")];
-        let steps: Vec<&str> = steps.iter().map(String::as_str).collect();
-        for line in container.probe(&steps) {
-            assert_eq!(line["ok"], false, "{line}");
-        }
-        assert!(site.seen().is_empty() && seen_at(v4).is_empty() && seen_at(v6).is_empty());
     }
 
     fn a_killed_conmon_does_not_open_anything(mode: Mode) {

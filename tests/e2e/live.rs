@@ -1,59 +1,17 @@
 //! The operator's hand while a container runs: deny, block, down; at once, and for good.
 
+use crate::expect::{FOREVER, cut_within_a_second, download, is_refused, reaches, terok};
 use serde_json::Value;
 use std::time::Duration;
 use terok_tests::{
-    Container, Mode, Recipe, Running, bad_addresses, both_modes, eventually, seen_at, site, within,
+    Mode, Net, Recipe, bad_addresses, both_modes, eventually, every_network, seen_at, site, within,
 };
 
-/// Long enough that only a cut ends it within a test.
-const FOREVER: &str = "/bytes/109951162777600";
-
-/// A download that has begun.
-#[track_caller]
-fn download(container: &Container, step: &str) -> Running {
-    let mut running = container.spawn(step);
-    assert_eq!(running.line()["open"], true, "the download never began");
-    running
-}
-
-/// That `running` ends within a second of now, by a reset.
-#[track_caller]
-fn cut_within_a_second(mut running: Running) {
-    let started = std::time::Instant::now();
-    let line = running.line();
-    assert!(started.elapsed() < Duration::from_secs(1), "cut only after {:?}", started.elapsed());
-    assert_eq!(
-        (line["ok"].as_bool(), line["errno"].as_i64()),
-        (Some(false), Some(104)),
-        "not a reset: {line}"
-    );
-    assert!(line["bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{line}");
-}
-
-#[track_caller]
-fn reaches(container: &Container, host: &str) {
-    let line = container.try_step(&format!("http {host} 80 {host} /reached"));
-    assert_eq!(line["answers"][0]["status"], 200, "{line}");
-}
-
-#[track_caller]
-fn is_refused(container: &Container, host: &str) {
-    let line = container.try_step(&format!("http {host} 80 {host} /refused"));
-    assert_eq!(line["ok"], false, "{line}");
-}
-
-#[track_caller]
-fn terok(container: &Container, verb: &[&str]) -> String {
-    let (first, rest) = verb.split_first().expect("a verb");
-    container.mode.terok(&[&[*first, &container.name], rest].concat()).succeeded()
-}
-
-both_modes! {
+every_network! {
     /// A8: the flow goes with its rule; the other name on the same address stays.
-    fn deny_cuts_a_live_download_and_only_that(mode: Mode) {
+    fn deny_cuts_a_live_download_and_only_that(net: Net) {
         // api.example.com and shared.example.org are one address.
-        let container = Recipe::sealed(mode, "api.example.com shared.example.org").idle();
+        let container = Recipe::on(net, "api.example.com shared.example.org").idle();
         let cut = download(&container, &format!("hold api.example.com 80 {FOREVER}"));
         let mut kept = download(&container, "hold shared.example.org 80 /drip/40");
         terok(&container, &["deny", "api.example.com"]);
@@ -67,9 +25,9 @@ both_modes! {
     }
 
     /// E1: a denied address is denied under every name that leads to it, a flow that is open included.
-    fn denying_an_address_cuts_the_names_that_lead_to_it(mode: Mode) {
+    fn denying_an_address_cuts_the_names_that_lead_to_it(net: Net) {
         let (denied, other) = (site(), site());
-        let container = Recipe::sealed(mode, &format!("{} {}", denied.name, other.name)).idle();
+        let container = Recipe::on(net, &format!("{} {}", denied.name, other.name)).idle();
         let cut = download(&container, &format!("hold {} 80 {FOREVER}", denied.name));
         terok(&container, &["deny", &denied.v4.to_string(), &denied.v6.to_string()]);
         cut_within_a_second(cut);
@@ -79,9 +37,9 @@ both_modes! {
         assert_eq!(line["reason"], "denied", "{line}");
     }
 
-    fn deny_survives_stop_and_start_and_a_crash_of_the_worker(mode: Mode) {
+    fn deny_survives_stop_and_start_and_a_crash_of_the_worker(net: Net) {
         let (denied, other) = (site(), site());
-        let container = Recipe::sealed(mode, &format!("{} {}", denied.name, other.name)).idle();
+        let container = Recipe::on(net, &format!("{} {}", denied.name, other.name)).idle();
         reaches(&container, &denied.name);
         terok(&container, &["deny", &denied.name]);
         is_refused(&container, &denied.name);
@@ -99,10 +57,10 @@ both_modes! {
         assert!(denied.paths().iter().all(|path| path == "/reached"), "{:?}", denied.paths());
     }
 
-    fn a_live_allow_opens_at_once_and_lasts(mode: Mode) {
+    fn a_live_allow_opens_at_once_and_lasts(net: Net) {
         let site = site();
         let (v4, _) = bad_addresses();
-        let container = Recipe::sealed(mode, "").idle();
+        let container = Recipe::on(net, "").idle();
         is_refused(&container, &site.name);
         terok(&container, &["allow", &site.name, &format!("{v4}:80")]);
         reaches(&container, &site.name);
@@ -115,10 +73,10 @@ both_modes! {
         is_refused(&container, &site.name);
     }
 
-    fn block_cuts_everything_and_lasts(mode: Mode) {
+    fn block_cuts_everything_and_lasts(net: Net) {
         let site = site();
         let (v4, _) = bad_addresses();
-        let container = Recipe::sealed(mode, &format!("{} {v4}:80", site.name)).idle();
+        let container = Recipe::on(net, &format!("{} {v4}:80", site.name)).idle();
         let named = download(&container, &format!("hold {} 80 {FOREVER}", site.name));
         let literal = download(&container, &format!("hold {v4} 80 {FOREVER}"));
         terok(&container, &["block"]);
@@ -139,10 +97,10 @@ both_modes! {
     }
 
     /// `down` lets through what is neither denied nor below the floor, and ends by itself.
-    fn down_opens_all_but_the_floor_and_the_denies_for_its_time(mode: Mode) {
+    fn down_opens_all_but_the_floor_and_the_denies_for_its_time(net: Net) {
         let site = site();
         let ((open, _), (denied, _)) = (bad_addresses(), bad_addresses());
-        let container = Recipe::sealed(mode, "api.example.com").annotate("shield.deny", &format!("{denied}:80")).idle();
+        let container = Recipe::on(net, "api.example.com").annotate("shield.deny", &format!("{denied}:80")).idle();
         is_refused(&container, &site.name);
         // Long enough for everything below on a busy machine.
         terok(&container, &["down", "--for", "15s"]);
@@ -163,6 +121,28 @@ both_modes! {
         container.audited("control", "state", "");
     }
 
+    /// A29: what cannot be written down does not happen.
+    fn while_no_worker_runs_everything_waits_or_is_refused(net: Net) {
+        let site = site();
+        let container = Recipe::on(net, &site.name).idle();
+        let (v4, _) = bad_addresses();
+        let supervisors = container.supervisors();
+        for pid in &supervisors {
+            Mode::Rootful.run("kill", &["-STOP", &pid.to_string()]).succeeded();
+        }
+        let line = container.try_step(&format!("tcp {v4} 80"));
+        assert_eq!(line["errno"], 111, "the kernel refuses by itself: {line}");
+        assert!(seen_at(v4).is_empty() && site.seen().is_empty());
+        for pid in &supervisors {
+            Mode::Rootful.run("kill", &["-CONT", &pid.to_string()]).succeeded();
+        }
+        within(Duration::from_secs(5), "it serves again", || {
+            container.try_step(&format!("http {0} 80 {0} /again", site.name))["ok"] == true
+        });
+    }
+}
+
+both_modes! {
     fn status_and_ps_tell_what_is_in_force(mode: Mode) {
         let container = Recipe::sealed(mode, "api.example.com").idle();
         let status: Value = serde_json::from_str(&terok(&container, &["status", "--json"])).expect("JSON");
@@ -182,25 +162,5 @@ both_modes! {
         container.is_left_alone();
         std::fs::write(&path, text.replacen("api.example.com", "bpi.example.com", 1)).expect("root may write");
         assert!(!mode.terok(&["audit", &container.id, "--verify"]).failed().is_empty());
-    }
-
-    /// A29: what cannot be written down does not happen.
-    fn while_no_worker_runs_everything_waits_or_is_refused(mode: Mode) {
-        let site = site();
-        let container = Recipe::sealed(mode, &site.name).idle();
-        let (v4, _) = bad_addresses();
-        let supervisors = container.supervisors();
-        for pid in &supervisors {
-            Mode::Rootful.run("kill", &["-STOP", &pid.to_string()]).succeeded();
-        }
-        let line = container.try_step(&format!("tcp {v4} 80"));
-        assert_eq!(line["errno"], 111, "the kernel refuses by itself: {line}");
-        assert!(seen_at(v4).is_empty() && site.seen().is_empty());
-        for pid in &supervisors {
-            Mode::Rootful.run("kill", &["-CONT", &pid.to_string()]).succeeded();
-        }
-        within(Duration::from_secs(5), "it serves again", || {
-            container.try_step(&format!("http {0} 80 {0} /again", site.name))["ok"] == true
-        });
     }
 }

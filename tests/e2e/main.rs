@@ -2,6 +2,7 @@
 
 mod birth;
 mod egress;
+mod expect;
 mod install;
 mod launcher;
 mod lifecycle;

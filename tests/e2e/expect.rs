@@ -1,0 +1,72 @@
+//! What several modules expect of a step: refused at once, arrived, cut, and the operator's verbs.
+
+use serde_json::Value;
+use std::time::Duration;
+use terok_tests::{Container, Running, seen_at};
+
+/// EPERM, EACCES, ECONNREFUSED, ECONNRESET, ENETUNREACH, EHOSTUNREACH, EAFNOSUPPORT, EPROTONOSUPPORT, ENOSYS
+pub(crate) const REFUSALS: [i64; 9] = [1, 13, 111, 104, 101, 113, 97, 93, 38];
+
+/// A refusal that the program inside could tell at once; never a time-out.
+#[track_caller]
+pub(crate) fn refused_at_once(line: &Value) {
+    assert_eq!(line["ok"], false, "got out: {line}");
+    let errno = line["errno"].as_i64().unwrap_or(-1);
+    let no_such_name = line["error"].as_str().unwrap_or_default().starts_with("no address for");
+    assert!(REFUSALS.contains(&errno) || no_such_name, "not a refusal: {line}");
+    // Nowhere near a time-out; how fast exactly is measured without other tests beside it, below.
+    assert!(line["ms"].as_f64().is_some_and(|ms| ms < 1000.0), "not at once: {line}");
+}
+
+/// Waits a little, so that something that did get out has arrived, then asks the servers.
+#[track_caller]
+pub(crate) fn nothing_arrived(addresses: &[String]) {
+    std::thread::sleep(Duration::from_millis(100));
+    for address in addresses {
+        let seen = seen_at(address);
+        assert!(seen.is_empty(), "{address} was reached: {seen:?}");
+    }
+}
+
+/// Long enough that only a cut ends it within a test.
+pub(crate) const FOREVER: &str = "/bytes/109951162777600";
+
+/// A download that has begun.
+#[track_caller]
+pub(crate) fn download(container: &Container, step: &str) -> Running {
+    let mut running = container.spawn(step);
+    assert_eq!(running.line()["open"], true, "the download never began");
+    running
+}
+
+/// That `running` ends within a second of now, by a reset.
+#[track_caller]
+pub(crate) fn cut_within_a_second(mut running: Running) {
+    let started = std::time::Instant::now();
+    let line = running.line();
+    assert!(started.elapsed() < Duration::from_secs(1), "cut only after {:?}", started.elapsed());
+    assert_eq!(
+        (line["ok"].as_bool(), line["errno"].as_i64()),
+        (Some(false), Some(104)),
+        "not a reset: {line}"
+    );
+    assert!(line["bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{line}");
+}
+
+#[track_caller]
+pub(crate) fn reaches(container: &Container, host: &str) {
+    let line = container.try_step(&format!("http {host} 80 {host} /reached"));
+    assert_eq!(line["answers"][0]["status"], 200, "{line}");
+}
+
+#[track_caller]
+pub(crate) fn is_refused(container: &Container, host: &str) {
+    let line = container.try_step(&format!("http {host} 80 {host} /refused"));
+    assert_eq!(line["ok"], false, "{line}");
+}
+
+#[track_caller]
+pub(crate) fn terok(container: &Container, verb: &[&str]) -> String {
+    let (first, rest) = verb.split_first().expect("a verb");
+    container.mode.terok(&[&[*first, &container.name], rest].concat()).succeeded()
+}
