@@ -70,3 +70,17 @@ pub(crate) fn terok(container: &Container, verb: &[&str]) -> String {
     let (first, rest) = verb.split_first().expect("a verb");
     container.mode.terok(&[&[*first, &container.name], rest].concat()).succeeded()
 }
+
+/// Steps of the probe, each given as a `String`.
+#[track_caller]
+pub(crate) fn steps(container: &Container, steps: &[String]) -> Vec<Value> {
+    container.probe(&steps.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// That each line is an attempt that arrived and was answered.
+#[track_caller]
+pub(crate) fn all_arrived(lines: &[Value]) {
+    for line in lines {
+        assert_eq!(line["ok"], true, "{line}");
+    }
+}

@@ -1,6 +1,7 @@
 //! End to end on real Podman: what must be shown, one module for each promise. The ids A1 … are attacks (tests/README.md).
 
 mod birth;
+mod cards;
 mod egress;
 mod expect;
 mod install;

@@ -1,5 +1,6 @@
 //! The fake internet: addresses for one test alone, and what its servers really saw.
 
+use crate::Mode;
 use serde_json::Value;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -36,6 +37,33 @@ pub fn bad_addresses() -> (Ipv4Addr, Ipv6Addr) {
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let [high, low] = number.to_be_bytes();
     (Ipv4Addr::new(203, 1, high, low), Ipv6Addr::new(0x2001, 0xdb8, 0xbad, 0, 0, 0, 0, number))
+}
+
+/// Blocks of 16 addresses, /28 and /124, that all answer and that no name leads to, of the test's own; their first addresses.
+pub fn bad_blocks() -> (Ipv4Addr, Ipv6Addr) {
+    static NEXT: AtomicU16 = AtomicU16::new(1);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let [high, low] = (0x8000 | number << 4).to_be_bytes();
+    (Ipv4Addr::new(203, 1, high, low), Ipv6Addr::new(0x2001, 0xdb8, 0xbad, 0, 0, 0, 1, number << 4))
+}
+
+/// A port of the host's that no other test uses.
+pub fn host_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(21_000);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// A step of the probe on the host itself.
+#[track_caller]
+pub fn on_the_host(step: &str) -> Value {
+    Mode::Rootful.run("/run/lab/bin/terok-probe", &[step]).lines().pop().unwrap_or_default()
+}
+
+/// A step of the probe somewhere in the fake internet.
+#[track_caller]
+pub fn outside(step: &str) -> Value {
+    let net = "--net=/run/netns/inet";
+    Mode::Rootful.run("nsenter", &[net, "/run/lab/bin/terok-probe", step]).lines().pop().unwrap_or_default()
 }
 
 /// Everything the servers saw so far.

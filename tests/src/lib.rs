@@ -7,7 +7,9 @@ mod inet;
 
 pub use container::{Container, Ended, Pod, Recipe, Running};
 pub use engine::{Mode, Net, major, networks};
-pub use inet::{Site, bad_addresses, queries, seen, seen_at, site};
+pub use inet::{
+    Site, bad_addresses, bad_blocks, host_port, on_the_host, outside, queries, seen, seen_at, site,
+};
 
 use std::sync::{OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
