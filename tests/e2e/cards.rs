@@ -2,12 +2,14 @@
 //! takes its flows along.
 
 use crate::expect::{
-    FOREVER, all_arrived, cut_within_a_second, download, is_refused, nothing_arrived, reaches, refused_at_once, steps, terok,
+    FOREVER, all_arrived, cut_within_a_second, download, is_refused, nothing_arrived, reaches,
+    refused_at_once, steps, terok,
 };
 use serde_json::Value;
 use std::time::{Duration, Instant};
 use terok_tests::{
-    Container, Mode, Net, Recipe, Running, bad_addresses, bad_blocks, every_card, eventually, queries, seen_at, site,
+    Container, Mode, Net, Recipe, Running, bad_addresses, bad_blocks, eventually, every_card, queries,
+    seen_at, site,
 };
 
 /// A UDP flow that answers.
@@ -359,12 +361,23 @@ impl Sender {
     #[track_caller]
     fn of(container: &Container) -> Self {
         let route = container.nsenter(&["ip", "-4", "route", "show", "default"]).succeeded();
-        let words: Vec<&str> = route.lines().find(|line| !line.contains("dev lo")).expect("a default route").split_whitespace().collect();
-        let after = |word: &str| words.iter().position(|w| *w == word).and_then(|at| words.get(at + 1)).map(|w| (*w).to_owned());
+        let words: Vec<&str> = route
+            .lines()
+            .find(|line| !line.contains("dev lo"))
+            .expect("a default route")
+            .split_whitespace()
+            .collect();
+        let after = |word: &str| {
+            words.iter().position(|w| *w == word).and_then(|at| words.get(at + 1)).map(|w| (*w).to_owned())
+        };
         let (gateway, card) = (after("via").expect("a gateway"), after("dev").expect("a card"));
         let neighbours = container.nsenter(&["ip", "-4", "neigh", "show", &gateway]).succeeded();
         let words: Vec<&str> = neighbours.split_whitespace().collect();
-        let mac = words.iter().position(|w| *w == "lladdr").map(|at| words[at + 1]).unwrap_or_else(|| panic!("no neighbour: {neighbours}"));
+        let mac = words
+            .iter()
+            .position(|w| *w == "lladdr")
+            .map(|at| words[at + 1])
+            .unwrap_or_else(|| panic!("no neighbour: {neighbours}"));
         Sender { card, mac: mac.to_owned(), source: container.address(false).to_string() }
     }
 
@@ -381,6 +394,9 @@ fn expires(container: &Container, address: &str) -> u64 {
     let sets = all["nftables"].as_array().into_iter().flatten().filter_map(|item| item.get("set"));
     let named = sets.filter(|set| set["name"].as_str().is_some_and(|name| name.starts_with("named")));
     let elements = named.flat_map(|set| set["elem"].as_array().cloned().unwrap_or_default());
-    let element = elements.into_iter().map(|item| item["elem"].clone()).find(|elem| elem.to_string().contains(address));
-    element.and_then(|elem| elem["expires"].as_u64()).unwrap_or_else(|| panic!("{address} is in no set: {text}"))
+    let element =
+        elements.into_iter().map(|item| item["elem"].clone()).find(|elem| elem.to_string().contains(address));
+    element
+        .and_then(|elem| elem["expires"].as_u64())
+        .unwrap_or_else(|| panic!("{address} is in no set: {text}"))
 }

@@ -1,0 +1,55 @@
+//! What is refused before anything runs, because no packet filter could hold it: capabilities beside a card, the host's namespaces,
+//! sockets of engines and sessions (A20, A22).
+
+use terok_tests::{Mode, Net, Recipe, every_card, every_network};
+
+#[track_caller]
+fn refused(recipe: &Recipe, what: &str) {
+    let (container, ended) = recipe.run(&["true"]);
+    assert_ne!(ended.code, 0, "{what} was let through");
+    let said = ended.stderr.to_lowercase();
+    assert!(said.contains(&what.to_lowercase()), "{what} is not named: {said}");
+    assert!(container.supervisors().is_empty());
+    container.is_left_alone();
+}
+
+every_card! {
+    fn capabilities_that_could_change_the_rules_are_refused(net: Net) {
+        for capability in ["NET_ADMIN", "NET_RAW", "SYS_ADMIN", "SYS_PTRACE"] {
+            refused(&Recipe::on(net, "api.example.com").option(&format!("--cap-add={capability}")), capability);
+        }
+        refused(&Recipe::on(net, "api.example.com").option("--privileged"), "CAP_");
+        let (_gone, ended) = Recipe::on(net, "api.example.com").option("--cap-add=SYS_TIME").run(&["true"]);
+        ended.succeeded();
+    }
+}
+
+every_network! {
+    fn the_hosts_processes_are_refused(net: Net) {
+        refused(&Recipe::on(net, "api.example.com").option("--pid=host"), "pid");
+    }
+
+    fn engine_and_session_sockets_are_refused(net: Net) {
+        let (mode, folder) = (net.mode(), if net.mode() == Mode::Rootful { "/run/podman" } else { "/run/user/1001/podman" });
+        mode.run("mkdir", &["-p", folder]).succeeded();
+        let socket = format!("{folder}/podman.sock");
+        let made = format!("import socket,os; os.path.exists('{socket}') or socket.socket(socket.AF_UNIX).bind('{socket}')");
+        mode.run("python3", &["-c", &made]).succeeded();
+        for mount in [format!("{socket}:/s"), format!("{folder}:/run/podman"), format!("{}:/host", if mode == Mode::Rootful { "/run" } else { "/run/user/1001" })] {
+            let (container, ended) = Recipe::on(net, "api.example.com").option(&format!("--volume={mount}")).run(&["true"]);
+            assert_ne!(ended.code, 0, "{mount} was let through");
+            assert!(ended.stderr.contains("socket"), "{mount}: {}", ended.stderr);
+            drop(container);
+        }
+    }
+}
+
+/// `ns:` of the host, under whatever name. A user cannot name it: the kernel refuses before terok is asked.
+#[test]
+fn the_hosts_namespace_by_path_is_refused() {
+    let Some(_lab) = terok_tests::Lab::open() else { return };
+    let (_gone, ended) =
+        Recipe::sealed(Mode::Rootful, "api.example.com").network("ns:/proc/1/ns/net").run(&["true"]);
+    let said = ended.failed();
+    assert!(said.contains("terok") || said.contains("hook"), "{said}");
+}
