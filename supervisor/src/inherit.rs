@@ -9,14 +9,14 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use terok_kernel::statedir::Dir;
 use terok_kernel::{error, inherited, memfd};
-use terok_policy::plan::{Fd, SupervisorConfig};
+use terok_policy::plan::{Fd, HostFacts, SupervisorConfig, Wiring};
 
 /// Ten thousand rules are one megabyte.
 const CONFIG_LIMIT: u64 = 64 << 20;
 
 /// Descriptors by meaning.
 pub(crate) struct Inherited {
-    config: OwnedFd,
+    config: StoredConfig,
     fds: HashMap<Fd, OwnedFd>,
     /// In the worker: the line to the parent.
     link: Option<OwnedFd>,
@@ -41,7 +41,7 @@ pub(crate) enum BirthError {
 
 /// What the worker must not hold: rights over the kernel's table, and the word to the hook that all is well.
 fn is_parents(fd: Fd) -> bool {
-    matches!(fd, Fd::Nftables | Fd::Ready)
+    matches!(fd, Fd::Nftables | Fd::NftablesNews | Fd::Links | Fd::Ready)
 }
 
 /// The part of [`SupervisorConfig`] that the parent lives by: a policy that may be large is the worker's to read.
@@ -53,8 +53,22 @@ pub(crate) struct ParentConfig {
     pub(crate) run_dir: String,
     /// Absolute state folder of this container.
     pub(crate) state_dir: String,
+    /// The facts.
+    pub(crate) facts: HostFacts,
+    /// What was chosen at the start.
+    pub(crate) wiring: Wiring,
     /// What each descriptor from 4 on is, in order.
     pub(crate) fds: Vec<Fd>,
+}
+
+/// The configuration where it is kept, read again when it is needed: the parent keeps no copy of a policy that may be large.
+pub(crate) struct StoredConfig(OwnedFd);
+
+impl StoredConfig {
+    /// All of it.
+    pub(crate) fn read<C: DeserializeOwned>(&self) -> Result<C, BirthError> {
+        Ok(serde_json::from_slice(&memfd::read_sealed(self.0.try_clone()?, CONFIG_LIMIT)?)?)
+    }
 }
 
 impl Inherited {
@@ -71,22 +85,17 @@ impl Inherited {
     }
 
     fn take<C: DeserializeOwned>(held: impl Fn(&C) -> Vec<Fd>, link: bool) -> Result<(Self, C), BirthError> {
-        let config = inherited::take(3, 1)?.pop().ok_or(BirthError::Missing(Fd::Ready))?;
-        let this = Inherited { config, fds: HashMap::new(), link: None };
-        let parsed = this.read()?;
+        let config = StoredConfig(inherited::take(3, 1)?.pop().ok_or(BirthError::Missing(Fd::Ready))?);
+        let parsed = config.read()?;
         let kinds = held(&parsed);
         let mut fds = inherited::take(4, kinds.len() + usize::from(link))?;
         let link = if link { fds.pop() } else { None };
-        Ok((Inherited { fds: kinds.into_iter().zip(fds).collect(), link, ..this }, parsed))
+        Ok((Inherited { fds: kinds.into_iter().zip(fds).collect(), link, config }, parsed))
     }
 
-    /// The configuration, read again: the parent keeps no copy of a policy that may be large.
-    pub(crate) fn config(&self) -> Result<SupervisorConfig, BirthError> {
-        self.read()
-    }
-
-    fn read<C: DeserializeOwned>(&self) -> Result<C, BirthError> {
-        Ok(serde_json::from_slice(&memfd::read_sealed(self.config.try_clone()?, CONFIG_LIMIT)?)?)
+    /// The configuration, to be read again.
+    pub(crate) fn stored_config(&self) -> Result<StoredConfig, BirthError> {
+        Ok(StoredConfig(self.config.0.try_clone()?))
     }
 
     /// Hands out one descriptor.
@@ -112,6 +121,6 @@ impl Inherited {
     /// What a worker is started with, from descriptor 3 on, in the order of the configuration's `list`.
     pub(crate) fn for_worker<'a>(&'a self, list: &[Fd], link: &'a OwnedFd) -> Vec<BorrowedFd<'a>> {
         let listed = list.iter().filter(|&&fd| !is_parents(fd)).filter_map(|fd| self.fds.get(fd));
-        std::iter::once(&self.config).chain(listed).chain([link]).map(|fd| fd.as_fd()).collect()
+        std::iter::once(&self.config.0).chain(listed).chain([link]).map(|fd| fd.as_fd()).collect()
     }
 }

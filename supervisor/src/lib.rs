@@ -7,6 +7,7 @@ pub(crate) mod control;
 pub mod dns;
 pub(crate) mod flows;
 pub(crate) mod hold;
+pub(crate) mod guard;
 pub(crate) mod inherit;
 pub(crate) mod names;
 pub(crate) mod nflog;

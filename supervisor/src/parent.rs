@@ -1,10 +1,11 @@
 //! The parent: keeps the sockets while workers come and go (L5), holds the one right that the worker must not have, and
 //! clears up when the container has ended (L4). One thread, no runtime, and no byte from the container is ever read here.
 
-use crate::inherit::{BirthError, Inherited};
+use crate::guard::Guard;
+use crate::inherit::{Inherited, ParentConfig};
 use crate::parent_link::{Ask, LONGEST_QUESTION, Question, Told};
 use crate::remains;
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use std::fs::File;
 use std::io::{ErrorKind, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,30 +15,27 @@ use std::time::{Duration, Instant};
 use terok_kernel::capabilities::Kept;
 use terok_kernel::confine::{Confinement, confine};
 use terok_kernel::landlock::Allowed;
-use terok_kernel::nft::NftSocket;
 use terok_kernel::pidfd::{PidFd, readable};
 use terok_kernel::program::{Child, Exit, Program, set_name};
 use terok_kernel::seccomp::Filter;
 use terok_kernel::socket::message_pair;
 use terok_kernel::statedir::Dir;
 use terok_kernel::userns::{Owner, owner};
-use terok_policy::grants::Grants;
 use terok_policy::layout;
-use terok_policy::live::Live;
-use terok_policy::plan::{Fd, Now, Plan};
+use terok_policy::plan::Fd;
 
 /// Wait before a restart: doubled at each, back to the first after a worker that lived [`LIVED`].
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(2));
 const LIVED: Duration = Duration::from_secs(10);
 /// How long a worker may take to end after its container.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// An operator's rules, at most.
-const LIVE_LIMIT: u64 = 16 << 20;
 
 /// Supervises until the container has ended.
 pub(crate) fn run() -> anyhow::Result<()> {
     set_name(layout::SUPERVISOR);
     let (mut inherited, config) = Inherited::of_parent()?;
+    let state = inherited.folder(Fd::StateDir, &config.state_dir)?;
+    let guard = Guard::new(&mut inherited, &config, &state)?;
     let mut parent = Parent {
         owner: match owner()? {
             Owner::User(uid) => uid,
@@ -46,11 +44,10 @@ pub(crate) fn run() -> anyhow::Result<()> {
         program: Program::own()?,
         container: PidFd::from(inherited.share(Fd::Pidfd)?),
         ready: Some(inherited.take_fd(Fd::Ready)?),
-        nft: NftSocket::from(inherited.take_fd(Fd::Nftables)?),
+        guard,
         run: inherited.folder(Fd::RunDir, &config.run_dir)?,
-        state: inherited.folder(Fd::StateDir, &config.state_dir)?,
-        id: config.id,
-        fds: config.fds,
+        state,
+        config,
         inherited,
         restarts: 0,
     };
@@ -66,12 +63,10 @@ struct Parent {
     container: PidFd,
     /// Closed once the hook was told.
     ready: Option<OwnedFd>,
-    nft: NftSocket,
+    guard: Guard,
     run: Dir,
     state: Dir,
-    id: String,
-    /// The configuration's list.
-    fds: Vec<Fd>,
+    config: ParentConfig,
     restarts: u64,
 }
 
@@ -127,22 +122,26 @@ impl Parent {
             }
             self.restarts += 1;
             // A container that ends meanwhile still gets a worker: it writes the log's last line.
-            self.container.wait(wait);
+            self.pause(wait)?;
             wait = (wait * 2).min(BACKOFF.1);
         }
     }
 
-    fn start(&self, why: &str) -> anyhow::Result<Worker> {
+    fn start(&mut self, why: &str) -> anyhow::Result<Worker> {
         let (ours, theirs) = message_pair()?;
         let (null, log) = (std::io::stdin(), std::io::stderr());
         let mut fds: Vec<BorrowedFd<'_>> = vec![null.as_fd(), null.as_fd(), log.as_fd()];
-        fds.extend(self.inherited.for_worker(&self.fds, &theirs));
+        fds.extend(self.inherited.for_worker(&self.config.fds, &theirs));
         let child = self
             .program
             .spawn(&["worker", &self.restarts.to_string(), &self.owner.to_string(), why], &fds)?;
         let link = UnixDatagram::from(ours);
         link.set_nonblocking(true)?;
-        Ok(Worker { child, link, born: Instant::now() })
+        let worker = Worker { child, link, born: Instant::now() };
+        for news in self.guard.standing(&self.config) {
+            self.tell(&worker, &Told::News(news))?;
+        }
+        Ok(worker)
     }
 
     /// Answers the worker until it ends (how) or the container does (`None`).
@@ -153,16 +152,35 @@ impl Parent {
             if listening {
                 watched.push(worker.link.as_fd());
             }
-            let ready = readable(&watched, None)?;
+            watched.extend(self.guard.watched());
+            let ready = readable(&watched, self.guard.due())?;
             if ready[0] {
                 return Ok(None);
             }
-            if let Some(true) = ready.get(2) {
+            for news in self.guard.attend() {
+                self.tell(worker, &Told::News(news))?;
+            }
+            if listening && ready[2] {
                 listening = self.answer(worker)?;
             }
             if ready[1] {
                 return Ok(Some(worker.child.reap()?.unwrap_or(Exit::Code(0))));
             }
+        }
+    }
+
+    /// Waits between two workers; whatever the guard finds out meanwhile, the next one is told.
+    fn pause(&mut self, limit: Duration) -> anyhow::Result<()> {
+        let end = Instant::now() + limit;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let mut watched = vec![self.container.as_fd()];
+            watched.extend(self.guard.watched());
+            let ready = readable(&watched, Some(self.guard.due().map_or(left, |due| due.min(left))))?;
+            if ready[0] || left.is_zero() {
+                return Ok(());
+            }
+            self.guard.attend();
         }
     }
 
@@ -188,8 +206,8 @@ impl Parent {
                 }
                 return Ok(true);
             }
-            Ask::Apply => self.apply().map(|()| Vec::new()),
-            Ask::Grant { .. } => Err(anyhow::anyhow!("nothing is granted to a container without a card")),
+            Ask::Apply => self.guard.apply(&self.state).map(|()| Vec::new()),
+            Ask::Grant { name, ttl, addresses } => self.guard.grant(&name, ttl, &addresses),
         };
         self.tell(worker, &Told::Answer { number, done: done.map_err(|error| format!("{error:#}")) })?;
         Ok(true)
@@ -204,18 +222,6 @@ impl Parent {
         }
     }
 
-    /// Loads what the operator's file says into the kernel's sets: the worker names no set and no element.
-    fn apply(&self) -> anyhow::Result<()> {
-        let live: Live = match self.state.read(layout::LIVE, LIVE_LIMIT)? {
-            Some(text) => serde_json::from_slice(&text).context(layout::LIVE)?,
-            None => Live::default(),
-        };
-        let config = self.inherited.config().map_err(|error: BirthError| anyhow::anyhow!(error))?;
-        let plan = Plan { policy: config.policy, facts: config.facts };
-        let now = Now { live: &live, grants: &Grants::default(), unix: crate::context::unix_seconds() };
-        Ok(self.nft.replace_sets(&plan.live_sets(&now))?)
-    }
-
     /// Sees the worker off. One that died with the container, before it wrote the log's last line, has one successor.
     fn farewell(&mut self, worker: Worker) -> anyhow::Result<()> {
         let exit = see_off(worker)?;
@@ -223,7 +229,7 @@ impl Parent {
             self.restarts += 1;
             see_off(self.start(&describe(exit))?)?;
         }
-        let cleared = remains::clear(&self.run, &self.state, &self.id);
+        let cleared = remains::clear(&self.run, &self.state, &self.config.id);
         let pruned = remains::prune(&self.run, &self.state);
         Ok(cleared.and(pruned)?)
     }

@@ -1,0 +1,463 @@
+//! Watches over the container's tables and cards: loads what is wanted, notices what somebody else changed, and cuts a
+//! container off whose firewall is not the one we loaded (L8). Lives in the parent: the container has no way to speak to it.
+
+mod granting;
+mod steady;
+
+use crate::inherit::{BirthError, Inherited, ParentConfig, StoredConfig};
+use crate::parent_link::News;
+use anyhow::{Context as _, bail};
+use granting::{Asked, Granting};
+use std::net::IpAddr;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::time::{Duration, Instant};
+use steady::Steady;
+use terok_kernel::netlink;
+use terok_kernel::nft::{NftError, NftSocket};
+use terok_kernel::rtnl::{self, Rtnl};
+use terok_kernel::statedir::Dir;
+use terok_policy::floor::floor;
+use terok_policy::live::Live;
+use terok_policy::plan::{Card, Fd, HostFacts, Network, Now, Plan, SupervisorConfig, Wiring};
+use terok_policy::policy::{Policy, Shield};
+use terok_policy::ruleset::Set;
+use terok_policy::{Name, layout};
+
+/// An operator's rules, at most.
+const LIVE_LIMIT: u64 = 16 << 20;
+/// A comparison that failed for another reason than a difference is tried again so soon, and this often: then whatever
+/// hinders it counts as tampering, because a table that cannot be read cannot be trusted.
+const AGAIN: Duration = Duration::from_millis(50);
+const ATTEMPTS: u32 = 8;
+/// Elements end a moment later in the kernel than by our clock, which is read in whole seconds.
+const LINGERING: u64 = 2;
+/// The least time between two comparisons that others' changes give rise to.
+const SPACED: Duration = Duration::from_millis(200);
+/// News in a row that are acted on before the worker gets its turn.
+const ROUNDS: usize = 16;
+
+/// The right to change the container's network, and the knowledge of what it should be.
+pub(crate) struct Guard {
+    nft: NftSocket,
+    /// Readable when a table was changed in the container's namespace.
+    tables: Option<netlink::News>,
+    /// The container's cards, where it has any.
+    cards: Option<Rtnl>,
+    /// The host's own addresses, where the table must know them.
+    host: Option<Rtnl>,
+    /// The kernel has chains at the cards.
+    egress: bool,
+    config: StoredConfig,
+    wiring: Wiring,
+    /// As found at the start, with cards and the host's addresses of now.
+    facts: HostFacts,
+    /// What the operator had set when the sets were last loaded, its times by our clock.
+    live: Live,
+    granting: Granting,
+    clock: Steady,
+    /// Of the tables when they were last as they should be; `None`: to be compared.
+    generation: Option<u32>,
+    /// When something that failed, or was put off, is tried again.
+    again: Option<Instant>,
+    /// How often in a row a comparison could not be made.
+    failures: u32,
+    /// When the last comparison was made.
+    compared: Option<Instant>,
+    /// What the worker does not know yet.
+    untold: Vec<News>,
+    tampered: Option<Tampering>,
+}
+
+struct Tampering {
+    what: String,
+    cut: bool,
+}
+
+impl Guard {
+    /// Takes over what the hook has loaded, for a container whose operator state is in `state`.
+    pub(crate) fn new(
+        inherited: &mut Inherited,
+        config: &ParentConfig,
+        state: &Dir,
+    ) -> Result<Self, anyhow::Error> {
+        let filtered = config.facts.network == Network::Filtered;
+        let optional = |fd: Result<_, BirthError>| fd.ok();
+        let tables = optional(inherited.take_fd(Fd::NftablesNews)).map(netlink::News::from);
+        let cards = optional(inherited.take_fd(Fd::Links)).map(Rtnl::from);
+        if filtered && (tables.is_none() || cards.is_none()) {
+            bail!(BirthError::Missing(if tables.is_none() { Fd::NftablesNews } else { Fd::Links }));
+        }
+        let clock = Steady::new();
+        let mut guard = Guard {
+            nft: NftSocket::from(inherited.take_fd(Fd::Nftables)?),
+            tables,
+            cards: cards.filter(|_| filtered),
+            host: if filtered { Some(rtnl::news()?) } else { None },
+            egress: filtered,
+            config: inherited.stored_config()?,
+            wiring: config.wiring,
+            facts: config.facts.clone(),
+            live: clock.of_live(read_live(state)?),
+            granting: Granting::default(),
+            clock,
+            generation: None,
+            again: None,
+            failures: 0,
+            compared: None,
+            untold: Vec::new(),
+            tampered: None,
+        };
+        guard.egress = filtered && guard.has_egress();
+        // What was changed since the hook has compared it is news; if there is none, what is there now is what it loaded.
+        let generation = guard.nft.generation().ok();
+        let changed = guard.tables.as_ref().is_some_and(|tables| tables.drain().unwrap_or(true));
+        guard.generation = generation.filter(|_| !changed);
+        Ok(guard)
+    }
+
+    /// What becomes readable when [`Guard::attend`] has something to do.
+    pub(crate) fn watched(&self) -> Vec<BorrowedFd<'_>> {
+        let tables = self.tables.as_ref().map(|news| news.as_fd());
+        let links = [&self.cards, &self.host].into_iter().flatten().map(|socket| socket.as_fd());
+        tables.into_iter().chain(links).collect()
+    }
+
+    /// How long until [`Guard::attend`] has something to do without being told.
+    pub(crate) fn due(&self) -> Option<Duration> {
+        if !self.untold.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let again = self.again.map(|at| at.saturating_duration_since(Instant::now()));
+        let granting = self.granting.due(self.clock.now()).filter(|_| !self.is_cut_off());
+        [again, granting].into_iter().flatten().min()
+    }
+
+    /// What a worker that starts now must know.
+    pub(crate) fn standing(&mut self, config: &ParentConfig) -> Vec<News> {
+        self.untold.clear();
+        let tampered = self.tampered.as_ref().map(Tampering::news);
+        let cards = Some(News::Cards(self.facts.cards.clone())).filter(|_| self.facts.cards != config.facts.cards);
+        tampered.into_iter().chain(cards).collect()
+    }
+
+    /// Acts on all that has happened; what the worker must know of it.
+    pub(crate) fn attend(&mut self) -> Vec<News> {
+        for _ in 0..ROUNDS {
+            let heard = |socket: &Option<Rtnl>| socket.as_ref().is_some_and(|s| s.heard().unwrap_or(true));
+            let changed = self.tables.as_ref().is_some_and(|tables| tables.drain().unwrap_or(true));
+            let (cards, host) = (heard(&self.cards), heard(&self.host));
+            let waited = self.again.take_if(|at| *at <= Instant::now()).is_some();
+            if !(changed || cards || host || waited) {
+                break;
+            }
+            if cards || waited {
+                self.note_cards();
+            }
+            if host || waited {
+                self.note_addresses();
+            }
+            self.check_in_time();
+        }
+        if !self.is_cut_off() {
+            self.keep_grants();
+        }
+        std::mem::take(&mut self.untold)
+    }
+
+    /// Loads what the operator's file in `state` says into the kernel's sets.
+    pub(crate) fn apply(&mut self, state: &Dir) -> anyhow::Result<()> {
+        self.refuse_if_cut_off()?;
+        let live = self.clock.of_live(read_live(state)?);
+        let before = std::mem::replace(&mut self.live, live);
+        self.granting.forget_rules();
+        self.granting.expire(self.clock.now().saturating_sub(LINGERING));
+        let loaded = self.load(|plan, now, _| plan.live_sets(now));
+        if loaded.is_err() {
+            self.live = before;
+            // Part of a large change may be made: what was there comes back, or the comparison tells.
+            let _ = self.load(|plan, now, _| plan.live_sets(now));
+        }
+        self.generation = None;
+        self.check();
+        loaded?;
+        self.refuse_if_cut_off()
+    }
+
+    /// Lets packets pass to those of `addresses` that an answer for `name` may give out; returns which.
+    pub(crate) fn grant(&mut self, name: &Name, ttl: u32, addresses: &[IpAddr]) -> anyhow::Result<Vec<IpAddr>> {
+        self.refuse_if_cut_off()?;
+        if self.facts.network == Network::Sealed {
+            bail!("nothing is granted to a container without a card");
+        }
+        self.granting.know(&self.facts, || Ok(self.config.read::<SupervisorConfig>()?.policy))?;
+        let is_own = |ip| self.host.as_ref().is_none_or(|host| host.is_local(ip).unwrap_or(true));
+        let (asked, now) = (Asked { name, ttl, addresses }, self.clock.now());
+        let granted = self.granting.grant(&self.live, &self.facts, is_own, &asked, now);
+        let granted = granted.map_err(anyhow::Error::msg)?;
+        if granted.new {
+            let loaded = self.load_granted();
+            if loaded.is_err() {
+                self.granting.take_back();
+            }
+            loaded?;
+        }
+        Ok(granted.addresses)
+    }
+
+    /// Lets what ends soon stand longer where a flow to it is open.
+    fn keep_grants(&mut self) {
+        let now = self.clock.now();
+        if self.granting.due(now).is_none_or(|due| !due.is_zero()) {
+            return;
+        }
+        let kept = self.granting.know(&self.facts, || Ok(self.config.read::<SupervisorConfig>()?.policy)).and_then(|()| {
+            let flows = self.flows()?;
+            Ok(self.granting.keep(&self.live, &self.facts, &flows, now))
+        });
+        let loaded = match kept {
+            Ok(true) => self.load_granted(),
+            Ok(false) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = loaded {
+            eprintln!("{}: flows to granted addresses: {error:#}", layout::SUPERVISOR);
+        }
+        self.granting.expire(now.saturating_sub(LINGERING));
+    }
+
+    fn flows(&self) -> anyhow::Result<Vec<granting::Flow>> {
+        Ok(Vec::new())
+    }
+
+    /// Where nobody else has changed anything since the last comparison, and nobody did while we changed something, there
+    /// is nothing to compare: a grant must not cost the reading of ten thousand elements.
+    fn load_granted(&mut self) -> anyhow::Result<()> {
+        let before = self.nft.generation()?;
+        let sets = self.granting.sets(&self.live, &self.facts, self.clock.now());
+        let loaded = self.nft.replace_sets(&sets);
+        let ours = before.wrapping_add(1);
+        let alone = loaded.is_ok() && self.generation == Some(before);
+        match self.nft.generation() {
+            Ok(after) if alone && after == ours => self.generation = Some(ours),
+            _ => {
+                self.generation = None;
+                self.again.get_or_insert_with(Instant::now);
+            }
+        }
+        Ok(loaded?)
+    }
+
+    /// Loads some of the table's sets as they should be now.
+    fn load(&self, sets: impl Fn(&Plan, &Now<'_>, &Wiring) -> Vec<Set>) -> anyhow::Result<()> {
+        let plan = self.plan()?;
+        let now = Now { live: &self.live, grants: self.granting.grants(), unix: self.clock.now() };
+        Ok(self.nft.replace_sets(&sets(&plan, &now, &self.wiring))?)
+    }
+
+    /// Read anew each time: a policy may be large, and the parent is to stay small.
+    fn plan(&self) -> anyhow::Result<Plan> {
+        Ok(Plan { policy: self.config.read::<SupervisorConfig>()?.policy, facts: self.facts.clone() })
+    }
+
+    /// As [`Guard::check`], but who changes other tables all the time does not keep us busy all the time.
+    fn check_in_time(&mut self) {
+        match self.compared.map(|at| at + SPACED).filter(|&at| at > Instant::now()) {
+            Some(at) if !self.is_as_compared() => {
+                self.again.get_or_insert(at);
+            }
+            _ => self.check(),
+        }
+    }
+
+    fn is_as_compared(&self) -> bool {
+        self.generation.is_some() && self.generation == self.nft.generation().ok()
+    }
+
+    /// Compares, unless nobody has changed anything since it was last done.
+    fn check(&mut self) {
+        if self.tampered.is_some() || self.is_as_compared() {
+            return;
+        }
+        // Read before: what is changed during the comparison is to be compared again.
+        let generation = self.nft.generation().ok();
+        let compared = self.compare();
+        self.compared = Some(Instant::now());
+        let failed = match compared {
+            Ok(()) => {
+                (self.generation, self.failures) = (generation, 0);
+                return;
+            }
+            Err(error) => error,
+        };
+        match failed.downcast_ref() {
+            Some(NftError::Differs(what)) => {
+                let what = what.clone();
+                self.found_tampering(what);
+            }
+            _ if self.failures < ATTEMPTS => {
+                self.failures += 1;
+                self.again = Some(Instant::now() + AGAIN);
+            }
+            _ => self.found_tampering(format!("they cannot be read: {failed:#}")),
+        }
+    }
+
+    fn compare(&mut self) -> anyhow::Result<()> {
+        // A card that came or went a moment ago is no tampering.
+        self.note_cards();
+        let plan = self.plan()?;
+        let unix = self.clock.now();
+        let timed = self.live.until.is_some() || !self.granting.is_empty();
+        let mut compared = Ok(());
+        for back in 0..=if timed { LINGERING } else { 0 } {
+            let now = Now { live: &self.live, grants: self.granting.grants(), unix: unix.saturating_sub(back) };
+            compared = self.nft.verify(&plan.ruleset(&self.wiring, &now));
+            if compared.is_ok() {
+                break;
+            }
+        }
+        compared?;
+        match plan.egress(&self.wiring).filter(|_| self.egress) {
+            Some(egress) => Ok(self.nft.verify_egress(&egress)?),
+            None => Ok(()),
+        }
+    }
+
+    fn found_tampering(&mut self, what: String) {
+        eprintln!("{}: the container's tables were changed by somebody else: {what}", layout::SUPERVISOR);
+        let cut = self.facts.network == Network::Filtered;
+        if cut {
+            self.remove_cards();
+            if let Err(error) = self.block() {
+                eprintln!("{}: a blocking table could not be loaded: {error:#}", layout::SUPERVISOR);
+            }
+        }
+        let tampering = Tampering { what, cut };
+        self.untold.push(tampering.news());
+        self.tampered = Some(tampering);
+    }
+
+    /// Whatever the tables say: there is nothing to leave by.
+    fn remove_cards(&self) {
+        let Some(socket) = &self.cards else { return };
+        let removed = socket.cards().and_then(|cards| {
+            // Each is tried; the first that failed is told.
+            cards.iter().map(|card| socket.delete_link(card.index)).fold(Ok(()), Result::and)
+        });
+        if let Err(error) = removed {
+            eprintln!("{}: the container's cards: {error}", layout::SUPERVISOR);
+        }
+    }
+
+    fn block(&self) -> anyhow::Result<()> {
+        let policy = Policy { shield: Shield::Block, ..Policy::default() };
+        let plan = Plan { policy, facts: self.facts.clone() };
+        let grants = Default::default();
+        let now = Now { live: &Live::default(), grants: &grants, unix: self.clock.now() };
+        Ok(self.nft.reload(&plan.ruleset(&self.wiring, &now))?)
+    }
+
+    /// A card came, went or got another address.
+    fn note_cards(&mut self) {
+        if self.is_cut_off() {
+            return self.remove_cards();
+        }
+        let Some(socket) = &self.cards else { return };
+        let cards = match socket.cards() {
+            Ok(cards) if cards == self.facts.cards => return,
+            Ok(cards) => cards,
+            Err(error) => return self.try_again("the container's cards", &error),
+        };
+        let before = std::mem::replace(&mut self.facts.cards, cards);
+        self.generation = None;
+        self.again.get_or_insert_with(Instant::now);
+        match self.guard_cards(&before) {
+            Ok(()) => self.untold.push(News::Cards(self.facts.cards.clone())),
+            Err(error) => {
+                self.facts.cards = before;
+                self.try_again("the container's new card", &*error);
+            }
+        }
+    }
+
+    fn try_again(&mut self, what: &str, error: &dyn std::fmt::Display) {
+        eprintln!("{}: {what}: {error:#}", layout::SUPERVISOR);
+        self.again = Some(Instant::now() + AGAIN);
+    }
+
+    /// The table refuses what it does not know by whichever card; what is missing is the chain that stops other frames.
+    fn guard_cards(&self, before: &[Card]) -> anyhow::Result<()> {
+        let plan = Plan { policy: Policy::default(), facts: self.facts.clone() };
+        if let Some(egress) = plan.egress(&self.wiring).filter(|_| self.egress) {
+            let known = |card: &&String| !before.iter().any(|before| before.name == **card);
+            for card in egress.cards.iter().filter(known) {
+                self.nft.add_egress_card(&egress, card)?;
+            }
+        }
+        self.load(|plan, _, _| plan.near_sets())
+    }
+
+    /// The host's own addresses may have changed. Those below the floor anyway, as of each container's link, do not matter.
+    fn note_addresses(&mut self) {
+        let Some(host) = &self.host else { return };
+        let own = match host.addresses() {
+            Ok(addresses) => above_the_floor(addresses.iter().map(|address| address.ip)),
+            Err(error) => return self.try_again("the host's addresses", &error),
+        };
+        if self.is_cut_off() || own == above_the_floor(self.facts.own.iter().copied()) {
+            return;
+        }
+        let before = std::mem::replace(&mut self.facts.own, own);
+        self.generation = None;
+        self.again.get_or_insert_with(Instant::now);
+        let loaded = self.load(|plan, now, wiring| {
+            let sets = plan.ruleset(wiring, now).sets;
+            sets.into_iter().filter(|set| set.name.starts_with("floor")).collect()
+        });
+        if let Err(error) = loaded {
+            self.facts.own = before;
+            self.try_again("the host's addresses", &*error);
+        }
+    }
+
+    fn has_egress(&self) -> bool {
+        let plan = Plan { policy: Policy::default(), facts: self.facts.clone() };
+        let Some(egress) = plan.egress(&self.wiring) else { return false };
+        let probed = egress.cards.first().map(|card| self.nft.add_egress_card(&egress, card));
+        !matches!(probed, Some(Err(NftError::NoEgress(_))))
+    }
+
+    fn is_cut_off(&self) -> bool {
+        self.tampered.as_ref().is_some_and(|tampering| tampering.cut)
+    }
+
+    fn refuse_if_cut_off(&self) -> anyhow::Result<()> {
+        match &self.tampered {
+            Some(Tampering { what, cut: true }) => {
+                bail!("the container is cut off because its tables were changed ({what}): start it again")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Tampering {
+    fn news(&self) -> News {
+        News::Tampered { what: self.what.clone(), cut: self.cut }
+    }
+}
+
+fn above_the_floor(addresses: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
+    let mut above: Vec<IpAddr> =
+        addresses.map(|ip| ip.to_canonical()).filter(|ip| floor(*ip).is_none()).collect();
+    above.sort_unstable();
+    above.dedup();
+    above
+}
+
+fn read_live(state: &Dir) -> anyhow::Result<Live> {
+    match state.read(layout::LIVE, LIVE_LIMIT)? {
+        Some(text) => serde_json::from_slice(&text).context(layout::LIVE),
+        None => Ok(Live::default()),
+    }
+}
