@@ -136,7 +136,8 @@ impl Guard {
     pub(crate) fn standing(&mut self, config: &ParentConfig) -> Vec<News> {
         self.untold.clear();
         let tampered = self.tampered.as_ref().map(Tampering::news);
-        let cards = Some(News::Cards(self.facts.cards.clone())).filter(|_| self.facts.cards != config.facts.cards);
+        let cards =
+            Some(News::Cards(self.facts.cards.clone())).filter(|_| self.facts.cards != config.facts.cards);
         tampered.into_iter().chain(cards).collect()
     }
 
@@ -184,7 +185,12 @@ impl Guard {
     }
 
     /// Lets packets pass to those of `addresses` that an answer for `name` may give out; returns which.
-    pub(crate) fn grant(&mut self, name: &Name, ttl: u32, addresses: &[IpAddr]) -> anyhow::Result<Vec<IpAddr>> {
+    pub(crate) fn grant(
+        &mut self,
+        name: &Name,
+        ttl: u32,
+        addresses: &[IpAddr],
+    ) -> anyhow::Result<Vec<IpAddr>> {
         self.refuse_if_cut_off()?;
         if self.facts.network == Network::Sealed {
             bail!("nothing is granted to a container without a card");
@@ -210,10 +216,13 @@ impl Guard {
         if self.granting.due(now).is_none_or(|due| !due.is_zero()) {
             return;
         }
-        let kept = self.granting.know(&self.facts, || Ok(self.config.read::<SupervisorConfig>()?.policy)).and_then(|()| {
-            let flows = self.flows()?;
-            Ok(self.granting.keep(&self.live, &self.facts, &flows, now))
-        });
+        let kept = self
+            .granting
+            .know(&self.facts, || Ok(self.config.read::<SupervisorConfig>()?.policy))
+            .and_then(|()| {
+                let flows = self.flows()?;
+                Ok(self.granting.keep(&self.live, &self.facts, &flows, now))
+            });
         let loaded = match kept {
             Ok(true) => self.load_granted(),
             Ok(false) => Ok(()),
@@ -310,7 +319,8 @@ impl Guard {
         let timed = self.live.until.is_some() || !self.granting.is_empty();
         let mut compared = Ok(());
         for back in 0..=if timed { LINGERING } else { 0 } {
-            let now = Now { live: &self.live, grants: self.granting.grants(), unix: unix.saturating_sub(back) };
+            let now =
+                Now { live: &self.live, grants: self.granting.grants(), unix: unix.saturating_sub(back) };
             compared = self.nft.verify(&plan.ruleset(&self.wiring, &now));
             if compared.is_ok() {
                 break;

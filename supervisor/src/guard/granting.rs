@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 use std::time::Duration;
+use terok_policy::Name;
 use terok_policy::answer::{Answer, answer, is_peer_name, may_be_given};
 use terok_policy::grants::Grants;
 use terok_policy::live::Live;
@@ -10,7 +11,6 @@ use terok_policy::plan::{HostFacts, Now, Plan};
 use terok_policy::policy::Policy;
 use terok_policy::rule::{Proto, Rule, Target};
 use terok_policy::ruleset::{Element, Set, Transport};
-use terok_policy::Name;
 
 /// How long an answer stands at least, and how much longer than the container may keep it: a client resolves, then connects.
 const AT_LEAST: u64 = 60;
@@ -108,7 +108,8 @@ impl Granting {
             if given.contains(&ip) || !allowed(facts, kind, ip, &is_own) {
                 continue;
             }
-            let until = self.grants.iter().find(|(of, at, _)| of == name && *at == ip).map(|(.., until)| until);
+            let until =
+                self.grants.iter().find(|(of, at, _)| of == name && *at == ip).map(|(.., until)| until);
             if until.is_none() && (of_name >= OF_A_NAME || of_all >= OF_ALL) {
                 continue;
             }
@@ -195,9 +196,9 @@ impl Granting {
 impl Flow {
     fn is_in(&self, element: &Element) -> bool {
         let (first, last) = element.addr;
-        let ports = element.ports.is_some_and(|(proto, from, to)| {
-            proto == self.proto && (from..=to).contains(&self.port)
-        });
+        let ports = element
+            .ports
+            .is_some_and(|(proto, from, to)| proto == self.proto && (from..=to).contains(&self.port));
         first.is_ipv4() == self.to.is_ipv4() && first <= self.to && self.to <= last && ports
     }
 }
