@@ -72,7 +72,7 @@ fn beside(report: &mut Report) -> anyhow::Result<()> {
 }
 
 /// A process at rest holds what it holds: wait until start-up work is over, which shows as no processor time used.
-fn settle(containers: &[Container]) {
+pub(crate) fn settle(containers: &[Container]) {
     let pids: Vec<u32> = containers.iter().flat_map(Container::supervisors).collect();
     let used = || {
         pids.iter().map(|pid| std::fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap_or_default())
@@ -86,8 +86,22 @@ fn settle(containers: &[Container]) {
     }
 }
 
+/// Milliseconds of processor time that these processes use in a second (schedstats(5), time on the processor).
+pub(crate) fn busy(pids: &[u32]) -> f64 {
+    const WATCHED: std::time::Duration = std::time::Duration::from_secs(2);
+    let used = || -> u64 {
+        let of = |pid: &u32| -> Option<u64> {
+            std::fs::read_to_string(format!("/proc/{pid}/schedstat")).ok()?.split(' ').next()?.parse().ok()
+        };
+        pids.iter().filter_map(of).sum::<u64>()
+    };
+    let before = used();
+    std::thread::sleep(WATCHED);
+    used().saturating_sub(before) as f64 / 1e6 / WATCHED.as_secs_f64()
+}
+
 /// MiB of a process, its share of shared pages included (proc(5), smaps_rollup).
-fn pss(pid: u32) -> anyhow::Result<f64> {
+pub(crate) fn pss(pid: u32) -> anyhow::Result<f64> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let text = std::fs::read_to_string(&path).with_context(|| path.clone())?;
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).with_context(|| path.clone())?;

@@ -2,6 +2,7 @@
 //! Everything is interleaved, so that a busy machine slows all alike; ratios and differences count, not single numbers.
 //! Standard output: one line of JSON, then the table. Progress goes to standard error.
 
+mod filtered;
 mod footprint;
 mod hooks;
 mod network;
@@ -18,13 +19,17 @@ use terok_tests::Mode;
 /// A part of the run: its name and what measures it.
 type Section = (&'static str, fn(&mut Report) -> anyhow::Result<()>);
 
-const SECTIONS: [Section; 6] = [
+const SECTIONS: [Section; 10] = [
     ("start", start::phases),
     ("hooks", start::hooks_alone),
     ("footprint", footprint::measure),
     ("network", network::measure),
     ("dns", network::dns),
     ("growth", start::growth),
+    ("crowd", filtered::crowd),
+    ("filtered", filtered::phases),
+    ("card", filtered::throughput),
+    ("rules", filtered::rules),
 ];
 
 fn main() -> ExitCode {

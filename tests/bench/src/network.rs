@@ -13,9 +13,9 @@ use terok_tests::{Container, Ended, Mode};
 const SERVER: &str = "big.example.com";
 
 /// Where a client runs.
-enum Client {
+pub(crate) enum Client {
     Host,
-    Inside(Network, Container),
+    Inside(Subject, Container),
 }
 
 impl Client {
@@ -25,7 +25,8 @@ impl Client {
         for mut subject in Subject::all(Mode::Rootless)? {
             subject.image = "localhost/demo"; // it has curl
             if subject.network != Network::None {
-                clients.push(Client::Inside(subject.network, subject.idle()?));
+                let container = subject.idle()?;
+                clients.push(Client::Inside(subject, container));
             }
         }
         Ok(clients)
@@ -35,14 +36,14 @@ impl Client {
     fn network(&self) -> Option<Network> {
         match self {
             Client::Host => None,
-            Client::Inside(network, _) => Some(*network),
+            Client::Inside(subject, _) => Some(subject.network),
         }
     }
 
     fn label(&self) -> String {
         match self {
             Client::Host => "the host itself".to_owned(),
-            Client::Inside(network, container) => Subject::new(container.mode, *network).label(),
+            Client::Inside(subject, _) => subject.label(),
         }
     }
 
@@ -63,7 +64,7 @@ impl Client {
     }
 
     /// One number of the line that a step of the probe prints.
-    fn probe(&self, step: &str, field: &str) -> anyhow::Result<f64> {
+    pub(crate) fn probe(&self, step: &str, field: &str) -> anyhow::Result<f64> {
         let text = self.run(PROBE, &[step])?;
         let line: Value = serde_json::from_str(&text)?;
         if line["ok"] != true {
@@ -79,7 +80,6 @@ pub(crate) fn measure(report: &mut Report) -> anyhow::Result<()> {
         let rate = client.probe(&format!("bulk {SERVER} 8081 /big.bin"), "bytes_per_second")?;
         Ok([rate / 1e9])
     };
-    let bounds = |rounds, seconds| Bounds { rounds, limit: Duration::from_secs(seconds) };
     let plain = [(None, 0.7), (Some(Network::Slirp), 2.0)];
     side_by_side(report, "1 GiB over HTTP", "GB/s", &clients, bounds(7, 30), &plain, fetch);
 
@@ -108,6 +108,11 @@ pub(crate) fn measure(report: &mut Report) -> anyhow::Result<()> {
     let one = |client: &Client| Ok([client.probe(&format!("rate 1 1 {SERVER} 8081 /small"), "per_second")?]);
     side_by_side(report, "connections (one by one)", "/s", &clients, bounds(3, 20), &[], one);
     Ok(())
+}
+
+/// So many rounds in so many seconds at most.
+pub(crate) fn bounds(rounds: usize, seconds: u64) -> Bounds {
+    Bounds { rounds, limit: Duration::from_secs(seconds) }
 }
 
 /// The least ratio to the client on this network; to the host itself where there is none.
@@ -144,8 +149,9 @@ fn side_by_side(
 /// A name's answer inside one container: terok's, and dnsmasq's on the same loopback.
 pub(crate) fn dns(report: &mut Report) -> anyhow::Result<()> {
     const PORT: &str = "5355";
-    let container = Subject::new(Mode::Rootless, Network::Sealed).idle()?;
-    let client = Client::Inside(Network::Sealed, container);
+    let sealed = Subject::new(Mode::Rootless, Network::Sealed);
+    let container = sealed.idle()?;
+    let client = Client::Inside(sealed, container);
     let Client::Inside(_, container) = &client else { bail!("no container") };
     let _dnsmasq = Dnsmasq::start(container, PORT)?;
     until_it_answers(&client, PORT)?;

@@ -57,7 +57,7 @@ pub(crate) fn phases(report: &mut Report) -> anyhow::Result<()> {
 }
 
 /// `run --rm true`, then `start`, `stop` and `rm` of a container that sleeps.
-fn life(subject: &Subject) -> anyhow::Result<[f64; 4]> {
+pub(crate) fn life(subject: &Subject) -> anyhow::Result<[f64; 4]> {
     let run = timed(|| run_true(subject))?;
     let [start, stop, rm] = sleeper(subject)?;
     Ok([run, start, stop, rm])
@@ -164,50 +164,32 @@ fn execs(subject: &Subject) -> anyhow::Result<f64> {
     Ok(text.lines().filter(|line| line.contains("execve") && line.trim_end().ends_with("= 0")).count() as f64)
 }
 
-/// Many rules, many containers: a start must not feel them.
+/// Many rules: a start must not feel them. How many containers there are is measured in [`crate::filtered::crowd`].
 pub(crate) fn growth(report: &mut Report) -> anyhow::Result<()> {
-    let stopwatch = Stopwatch::new()?;
-    let ruled = |kind: &str, count: usize| -> anyhow::Result<Subject> {
-        let profile = profile(kind, count)?;
-        let mut subject = watched(&stopwatch, Subject::new(Mode::Rootless, Network::Sealed));
-        subject.annotations = vec![format!("terok.shield.profiles={profile}")];
-        Ok(subject)
-    };
-    let subjects =
-        [ruled("names", 10)?, ruled("names", 10_000)?, ruled("literals", 10)?, ruled("literals", 10_000)?];
-    let bounds = Bounds { rounds: 10, limit: Duration::from_secs(40) };
-    let outcomes = interleaved(&subjects, bounds, |subject| started(&stopwatch, subject));
-    for (kind, pair) in ["names", "literal addresses"].iter().zip(outcomes.chunks_exact(2)) {
-        compare(report, &format!("10 000 rules ({kind})"), "10 rules", pair);
-    }
+    started_with(report, &Subject::new(Mode::Rootless, Network::Sealed), "sealed")
+}
 
-    let (none, sealed) =
-        (Subject::new(Mode::Rootless, Network::None), Subject::new(Mode::Rootless, Network::Sealed));
-    let few = Bounds { rounds: 8, limit: Duration::from_secs(20) };
-    let pair = [none.clone(), sealed.clone()];
-    let alone = interleaved(&pair, few, start);
-    let mut crowd = Vec::new();
-    for _ in 0..20 {
-        crowd.push(sealed.idle()?);
-    }
-    let crowded = interleaved(&pair, few, start);
-    drop(crowd);
-    for ((subject, alone), crowded) in pair.iter().zip(alone).zip(crowded) {
-        let (what, budget) = match subject.network {
-            Network::Sealed => ("start beside 20 sealed containers, sealed", Some(Budget::RatioAtMost(1.1))),
-            _ => ("start beside 20 sealed containers, none", None),
+/// Starts on the network of `plain` with 10, 1 000 and 10 000 rules.
+pub(crate) fn started_with(report: &mut Report, plain: &Subject, kind: &str) -> anyhow::Result<()> {
+    const COUNTS: [usize; 3] = [10, 1_000, 10_000];
+    let stopwatch = Stopwatch::new()?;
+    for rules in ["names", "literals"] {
+        let ruled = |count| -> anyhow::Result<Subject> {
+            let annotation = format!("terok.shield.profiles={}", profile(rules, count)?);
+            Ok(watched(&stopwatch, plain.protected(&[&annotation])))
         };
-        match (alone, crowded) {
-            (Ok([alone]), Ok([crowded])) => {
-                report.compared(what, "ms", &crowded, ("alone", &alone), budget);
-            }
-            (Err(error), _) | (_, Err(error)) => report.absent(what, &format!("{error:#}")),
+        let subjects = COUNTS.map(ruled).into_iter().collect::<anyhow::Result<Vec<_>>>()?;
+        let bounds = Bounds { rounds: 8, limit: Duration::from_secs(40) };
+        let outcomes = interleaved(&subjects, bounds, |subject| started(&stopwatch, subject));
+        let Some((few, more)) = outcomes.split_first() else { continue };
+        for (count, many) in COUNTS[1..].iter().zip(more) {
+            compare(report, &format!("{count} rules ({rules}, {kind})"), "10 rules", [few, many]);
         }
     }
     Ok(())
 }
 
-fn compare(report: &mut Report, what: &str, than: &str, pair: &[Outcome<3>]) {
+fn compare(report: &mut Report, what: &str, than: &str, pair: [&Outcome<3>; 2]) {
     let [Ok(few), Ok(many)] = pair else {
         for error in pair.iter().filter_map(|outcome| outcome.as_ref().err()) {
             report.absent(what, &format!("{error:#}"));
@@ -227,7 +209,7 @@ fn started(stopwatch: &Stopwatch, subject: &Subject) -> anyhow::Result<[f64; 3]>
     Ok([start, precreate, create])
 }
 
-fn start(subject: &Subject) -> anyhow::Result<[f64; 1]> {
+pub(crate) fn start(subject: &Subject) -> anyhow::Result<[f64; 1]> {
     let [start, ..] = sleeper(subject)?;
     Ok([start])
 }

@@ -53,6 +53,12 @@ impl Subject {
         Ok(networks.into_iter().map(|network| Subject::new(mode, network)).collect())
     }
 
+    /// The same with terok.
+    pub(crate) fn protected(&self, annotations: &[&str]) -> Self {
+        let annotations = annotations.iter().map(ToString::to_string).collect();
+        Subject { annotations, ..self.clone() }
+    }
+
     pub(crate) fn label(&self) -> String {
         let network = match self.network {
             Network::None => "none",
