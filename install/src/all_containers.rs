@@ -5,7 +5,7 @@ use crate::setup::{SetupError, Step};
 use crate::target::Target;
 
 /// Name of the table.
-const TABLE: &str = "all_containers";
+pub(crate) const TABLE: &str = "all_containers";
 
 /// What is written where there is nothing.
 const TEXT: &str = "\

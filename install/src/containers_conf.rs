@@ -118,7 +118,43 @@ fn drop_ins(dir: &Path) -> Result<Vec<PathBuf>, ConfError> {
     Ok(paths)
 }
 
+/// What the files say about networks, where it keeps a container from being protected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Network {
+    /// `containers.netns`, in this file.
+    Default(PathBuf, String),
+    /// An option in `network.pasta_options` that leads to the host's loopback.
+    Pasta(PathBuf, String),
+}
+
+/// The last words on `netns` and `pasta_options`.
+///
+/// # Errors
+/// As [`hook_dirs`].
+pub(crate) fn networks(host: &Host) -> Result<Vec<Network>, ConfError> {
+    let (mut netns, mut pasta) = (None, Vec::new());
+    for path in files(host)? {
+        let Some(settings) = read(&path)? else { continue };
+        if let Some(value) = settings.netns {
+            netns = Some(Network::Default(path.clone(), value));
+        }
+        if let Some(options) = settings.pasta {
+            let leads = |option: &String| {
+                ["-T", "-U", "--tcp-ns", "--udp-ns"].iter().any(|name| option.starts_with(name))
+            };
+            pasta = options
+                .into_iter()
+                .filter(leads)
+                .map(|option| Network::Pasta(path.clone(), option))
+                .collect();
+        }
+    }
+    Ok(netns.into_iter().chain(pasta).collect())
+}
+
 struct Settings {
+    netns: Option<String>,
+    pasta: Option<Vec<String>>,
     /// The list, and whether it is added to the one before.
     hooks_dir: Option<(Vec<PathBuf>, bool)>,
     remote: Option<bool>,
@@ -141,8 +177,13 @@ fn parse(text: &str) -> Result<Settings, String> {
     })?;
     let engine = table.get("engine").and_then(toml::Value::as_table);
     let remote = engine.and_then(|engine| engine.get("remote")).and_then(toml::Value::as_bool);
+    let of = |section: &str, key: &str| table.get(section)?.as_table()?.get(key);
+    let netns = of("containers", "netns").and_then(toml::Value::as_str).map(str::to_owned);
+    let words =
+        |list: &Vec<toml::Value>| list.iter().filter_map(|word| Some(word.as_str()?.to_owned())).collect();
+    let pasta = of("network", "pasta_options").and_then(toml::Value::as_array).map(words);
     let Some(list) = engine.and_then(|engine| engine.get("hooks_dir")) else {
-        return Ok(Settings { hooks_dir: None, remote });
+        return Ok(Settings { netns, pasta, hooks_dir: None, remote });
     };
     let list = list.as_array().ok_or("engine.hooks_dir is not a list")?;
     let mut dirs = Vec::new();
@@ -157,7 +198,7 @@ fn parse(text: &str) -> Result<Settings, String> {
             _ => return Err("engine.hooks_dir holds something that is not a path".to_owned()),
         }
     }
-    Ok(Settings { hooks_dir: Some((dirs, append)), remote })
+    Ok(Settings { netns, pasta, hooks_dir: Some((dirs, append)), remote })
 }
 
 #[cfg(test)]

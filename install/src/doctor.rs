@@ -2,6 +2,7 @@
 
 use crate::consulted::consulted;
 use crate::findings;
+use crate::hook_json::Containers;
 use crate::host::Host;
 use crate::{podman, trial};
 use serde::Serialize;
@@ -22,7 +23,7 @@ pub enum Level {
 /// One thing looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// `kernel`, `engine`, `configuration` or `container`.
+    /// `kernel`, `engine`, `configuration`, `container` (one without a network card) or `network` (one with a card).
     pub area: &'static str,
     /// How bad it is.
     pub level: Level,
@@ -60,6 +61,10 @@ pub fn examine(host: &Host, ask: Ask<'_>) -> Vec<Finding> {
     found.extend(findings::engine(&podman));
     found.extend(findings::configuration(host));
     found.extend(findings::folders(host));
+    found.extend(findings::networks(host));
+    let panics = findings::panic(host);
+    let panic = !panics.is_empty();
+    found.extend(panics);
     match consulted(host) {
         Ok(consulted) => {
             found.push(Finding::ok(
@@ -69,6 +74,13 @@ pub fn examine(host: &Host, ask: Ask<'_>) -> Vec<Finding> {
                     consulted.bin_dir.display()
                 ),
             ));
+            if consulted.containers == Containers::All {
+                found.push(findings::all_containers(host));
+            }
+            // Nothing starts, which is as it should be.
+            if panic {
+                return found;
+            }
             let trial = trial::container(host, &podman, ask);
             if trial.iter().any(|finding| finding.level == Level::Fail) {
                 found.extend(findings::netfilter(host));

@@ -1,6 +1,6 @@
 //! What `doctor` reads without starting a container: kernel features, engine versions, configuration files.
 
-use crate::containers_conf::{files, hook_dirs};
+use crate::containers_conf::{Network, files, hook_dirs, networks as conf_networks};
 use crate::doctor::Finding;
 use crate::host::Host;
 use crate::target::Target;
@@ -205,6 +205,68 @@ pub(crate) fn configuration(host: &Host) -> Vec<Finding> {
     found
 }
 
+/// Networks that Podman's files give containers and that cannot be protected, or not wholly.
+pub(crate) fn networks(host: &Host) -> Vec<Finding> {
+    // A file that cannot be read is told about where the hooks are looked for.
+    let found = conf_networks(host).unwrap_or_default();
+    found.into_iter().filter_map(network).collect()
+}
+
+fn network(network: Network) -> Option<Finding> {
+    match network {
+        Network::Default(file, mode) if mode == "host" || mode.starts_with("ns:") => Some(Finding::warn(
+            "network",
+            format!(
+                "{} gives containers netns = {mode:?}: protected ones do not start there",
+                file.display()
+            ),
+            "take netns out of it, or name another network at each start",
+        )),
+        Network::Default(..) => None,
+        Network::Pasta(file, option) => Some(Finding::warn(
+            "network",
+            format!(
+                "{} starts pasta with {option}: the container's loopback then leads to the host's, past the firewall",
+                file.display()
+            ),
+            "take it out of pasta_options; a port of the host is reached with --allow host:PORT",
+        )),
+    }
+}
+
+/// A panic that is in force.
+pub(crate) fn panic(host: &Host) -> Vec<Finding> {
+    let finding = |marker: &std::path::PathBuf| {
+        let own = *marker == host.panic_marker();
+        Finding::fail(
+            "configuration",
+            format!("no container starts, because of {}", marker.display()),
+            if own { "when the danger is over: terok panic --clear" } else { "as root: terok panic --clear" },
+        )
+    };
+    host.panics().iter().map(finding).collect()
+}
+
+/// Where every container is protected: by what.
+pub(crate) fn all_containers(host: &Host) -> Finding {
+    let has_table = |path: &&std::path::PathBuf| {
+        let table = std::fs::read_to_string(path).ok().and_then(|text| text.parse::<toml::Table>().ok());
+        table.is_some_and(|table| table.contains_key(crate::all_containers::TABLE))
+    };
+    let files = host.settings_files();
+    match files.iter().rev().find(has_table) {
+        Some(file) => Finding::ok(
+            "configuration",
+            format!("every container is protected, one without annotations as {} says", file.display()),
+        ),
+        None => Finding::warn(
+            "configuration",
+            "every container is protected, but no [all_containers] says how: those without annotations get the default, which reaches nothing",
+            "run: terok setup --all-containers",
+        ),
+    }
+}
+
 /// The folders in which containers leave their sockets and logs (L6): where the hook would refuse one, it cannot say so there.
 pub(crate) fn folders(host: &Host) -> Vec<Finding> {
     let mut found = Vec::new();
@@ -318,6 +380,53 @@ mod tests {
         assert!(
             configuration(&host).iter().any(|finding| finding.what.contains("99.conf sets hooks_dir after"))
         );
+    }
+
+    #[test]
+    fn networks_that_cannot_be_protected_are_found_where_podman_reads_them() {
+        let root = tempfile::tempdir().unwrap();
+        let host = tests_host(root.path(), 1001);
+        let conf = host.at("/home/u/.config/containers/containers.conf");
+        std::fs::create_dir_all(conf.parent().unwrap()).unwrap();
+        std::fs::write(
+            &conf,
+            "[containers]\nnetns = \"private\"\n[network]\npasta_options = [\"--map-gw\"]\n",
+        )
+        .unwrap();
+        assert_eq!(networks(&host), []);
+        std::fs::write(
+            &conf,
+            "[containers]\nnetns = \"host\"\n[network]\npasta_options = [\"-T\", \"auto\"]\n",
+        )
+        .unwrap();
+        let found = networks(&host);
+        assert!(
+            found[0].what.contains("netns = \"host\"") && found[1].what.contains("pasta with -T"),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn a_panic_is_found_with_who_can_end_it() {
+        let root = tempfile::tempdir().unwrap();
+        let (user, admin) = (tests_host(root.path(), 1001), tests_host(root.path(), 0));
+        std::fs::create_dir_all(root.path().join("var/lib")).unwrap();
+        assert_eq!(panic(&user), []);
+        std::fs::write(admin.panic_marker(), "").unwrap();
+        assert!(panic(&user)[0].remedy.contains("as root") && !panic(&admin)[0].remedy.contains("as root"));
+    }
+
+    #[test]
+    fn where_every_container_is_protected_the_file_that_says_how_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let host = tests_host(root.path(), 1001);
+        assert_eq!(all_containers(&host).level, Level::Warn);
+        let [system, own] = host.settings_files().try_into().unwrap();
+        for file in [&system, &own] {
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(file, "[all_containers]\n").unwrap();
+            assert!(all_containers(&host).what.contains(&file.display().to_string()));
+        }
     }
 
     #[test]

@@ -46,38 +46,46 @@ pub fn probe() -> io::Result<()> {
     Ok(())
 }
 
-/// What it means.
-pub(crate) fn inside(seen: &Seen) -> Vec<Finding> {
+/// What it means, in a container that was to have a network card or none.
+pub(crate) fn inside(seen: &Seen, card: bool) -> Vec<Finding> {
     let mut found = Vec::new();
-    if seen.interfaces == ["lo"] {
-        found.push(Finding::ok("container", "has no network card"));
-    } else {
-        found.push(Finding::fail(
-            "container",
-            format!("has network interfaces {}", seen.interfaces.join(", ")),
+    let area = if card { "network" } else { "container" };
+    let interfaces = seen.interfaces.join(", ");
+    match (card, seen.interfaces == ["lo"]) {
+        (false, true) => found.push(Finding::ok(area, "has no network card")),
+        (false, false) => found.push(Finding::fail(
+            area,
+            format!("has network interfaces {interfaces}"),
             "take network settings out of containers.conf",
-        ));
-    }
-    match &seen.dns {
-        Ok(NXDOMAIN) => found
-            .push(Finding::ok("container", "is answered by its supervisor: an unlisted name does not exist")),
-        Ok(code) => found.push(Finding::fail(
-            "container",
-            format!("an unlisted name is answered with code {code}"),
+        )),
+        (true, false) => {
+            found.push(Finding::ok(area, format!("a container with a network card starts: {interfaces}")));
+        }
+        (true, true) => found.push(Finding::warn(
+            area,
+            "containers get no network card by default, so none was tried",
             "",
         )),
+    }
+    match &seen.dns {
+        Ok(NXDOMAIN) => {
+            found.push(Finding::ok(area, "is answered by its supervisor: an unlisted name does not exist"))
+        }
+        Ok(code) => {
+            found.push(Finding::fail(area, format!("an unlisted name is answered with code {code}"), ""))
+        }
         Err(error) => found.push(Finding::fail(
-            "container",
+            area,
             format!("no supervisor answers in it: {error}"),
             "podman did not run the hooks; run: terok setup",
         )),
     }
     let (outcome, ms) = &seen.connect;
     if outcome == "refused" && *ms < 1000 {
-        found.push(Finding::ok("container", format!("an unlisted address is refused after {ms} ms")));
+        found.push(Finding::ok(area, format!("an unlisted address is refused after {ms} ms")));
     } else {
         found.push(Finding::fail(
-            "container",
+            area,
             format!("an unlisted address: {outcome} after {ms} ms"),
             "podman did not run the hooks; run: terok setup",
         ));
@@ -139,12 +147,14 @@ mod tests {
             dns: Err("connection refused".into()),
             connect: ("connected".into(), 12),
         };
-        assert!(inside(&seen).iter().all(|finding| finding.level == crate::doctor::Level::Fail));
+        assert!(inside(&seen, false).iter().all(|finding| finding.level == crate::doctor::Level::Fail));
         let seen = Seen { interfaces: vec!["lo".into()], dns: Ok(NXDOMAIN), connect: ("refused".into(), 1) };
-        assert!(inside(&seen).iter().all(|finding| finding.level == crate::doctor::Level::Ok));
+        assert!(inside(&seen, false).iter().all(|finding| finding.level == crate::doctor::Level::Ok));
+        let with_card = Seen { interfaces: vec!["lo".into(), "eth0".into()], ..seen.clone() };
+        assert!(inside(&with_card, true).iter().all(|finding| finding.level == crate::doctor::Level::Ok));
         let seen = Seen { connect: ("refused".into(), 5000), ..seen };
         assert_eq!(
-            inside(&seen).iter().filter(|finding| finding.level == crate::doctor::Level::Fail).count(),
+            inside(&seen, false).iter().filter(|finding| finding.level == crate::doctor::Level::Fail).count(),
             1
         );
     }

@@ -22,6 +22,7 @@ pub(crate) fn container(host: &Host, podman: &Path, ask: Ask<'_>) -> Vec<Finding
         Ok(trial) => {
             let mut found = protected(host, &trial, ask);
             found.push(misspelt(&trial));
+            found.extend(with_card(host, &trial, ask));
             found
         }
         Err(finding) => vec![finding],
@@ -75,21 +76,20 @@ impl<'a> Trial<'a> {
         Err(last_line(&output.stderr))
     }
 
+    /// A container without a network card, with `annotation`.
     fn create(&self, annotation: &str) -> Result<String, String> {
-        let annotation = format!("--annotation={annotation}");
+        self.create_on(Some("none"), &format!("--annotation={annotation}"))
+    }
+
+    /// A container on `network`, or on what Podman takes by itself.
+    fn create_on(&self, network: Option<&str>, annotation: &str) -> Result<String, String> {
+        let network = network.map(|network| format!("--network={network}"));
         let program = format!("/{PROGRAM}");
-        self.podman(&[
-            "create",
-            "--pull=never",
-            "--network=none",
-            "--http-proxy=false",
-            "--security-opt=no-new-privileges",
-            "--cap-drop=all",
-            &annotation,
-            &self.image,
-            &program,
-            PROBE,
-        ])
+        let mut words = vec!["create", "--pull=never", "--http-proxy=false"];
+        words.extend(network.as_deref());
+        words.extend(["--security-opt=no-new-privileges", "--cap-drop=all", annotation]);
+        words.extend([self.image.as_str(), program.as_str(), PROBE]);
+        self.podman(&words)
     }
 
     fn remove(&self, id: &str) {
@@ -120,7 +120,7 @@ fn protected(host: &Host, trial: &Trial<'_>, ask: Ask<'_>) -> Vec<Finding> {
     let mut found = Vec::new();
     match start(trial, &id) {
         Ok((mut child, seen)) => {
-            found.extend(inside(&seen));
+            found.extend(inside(&seen, false));
             found.extend(outside(&id, &state, ask));
             trial.remove(&id);
             // It ends with its container.
@@ -138,6 +138,63 @@ fn protected(host: &Host, trial: &Trial<'_>, ask: Ask<'_>) -> Vec<Finding> {
     }
     forget(&state);
     found
+}
+
+/// A container on Podman's own default network must be answered and refused likewise. That it does not start is worth a
+/// warning: nobody is left unprotected by it.
+fn with_card(host: &Host, trial: &Trial<'_>, ask: Ask<'_>) -> Vec<Finding> {
+    let warn = |what: String, remedy: &str| vec![Finding::warn("network", what, remedy)];
+    let id = match trial.create_on(None, "--annotation=terok.shield=up") {
+        Ok(id) => id,
+        Err(reason) => {
+            return warn(format!("podman creates no container with a network card: {reason}"), "");
+        }
+    };
+    let state = host.state_dir().join(&id);
+    let found = match start(trial, &id) {
+        Ok((mut child, seen)) => {
+            let mut found = inside(&seen, true);
+            if let Ok(status) = ask(&id) {
+                let lacks = status.confinement.iter().filter(|layer| layer.starts_with("no-egress"));
+                found.extend(lacks.map(|layer| {
+                    Finding::warn(
+                        "network",
+                        format!("this kernel guards no card: {layer}"),
+                        "a kernel with CONFIG_NETFILTER_EGRESS (5.16); until then a packet socket in the container's namespace is not stopped at the card",
+                    )
+                }));
+            }
+            trial.remove(&id);
+            let _ = child.wait();
+            found
+        }
+        Err(reason) => {
+            let reason = logged(&state).unwrap_or(reason);
+            trial.remove(&id);
+            match plain_start(trial) {
+                Ok(()) => warn(
+                    format!("a protected container with a network card does not start: {reason}"),
+                    "start containers with --network none; as root, for nf_tables: modprobe -a nft_fib_inet nft_masq nft_ct nft_reject_inet",
+                ),
+                Err(plain) => warn(
+                    format!("podman itself starts no container with a network card: {plain}"),
+                    "install slirp4netns, or passt with podman 5; containers with --network none need neither",
+                ),
+            }
+        }
+    };
+    forget(&state);
+    found
+}
+
+/// Whether Podman starts a container with a card where nothing of ours is asked.
+fn plain_start(trial: &Trial<'_>) -> Result<(), String> {
+    let id = trial.create_on(None, "--annotation=com.example.terok=unprotected")?;
+    let started = start(trial, &id);
+    trial.remove(&id);
+    started.map(|(mut child, _)| {
+        let _ = child.wait();
+    })
 }
 
 /// What hook and supervisor wrote into the state folder, which goes with the doctor's container.
