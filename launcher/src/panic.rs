@@ -6,7 +6,7 @@ mod users;
 use crate::containers::{self, Known};
 use crate::control::{self, Order};
 use crate::show::{self, Tone};
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Args;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
@@ -14,10 +14,11 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 use terok_install::host::Host;
 use terok_install::{podman, setup};
+use terok_policy::control::Applied;
 use terok_policy::policy::Shield;
 use zlink::futures_util::future::join_all;
 
-/// How long a supervisor, and then Podman, may take.
+/// How long Podman may take; a supervisor has the time that [`control`] gives every answer.
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// `terok panic`
@@ -40,6 +41,11 @@ pub(crate) fn panic(host: &Host, args: &PanicArgs) -> anyhow::Result<ExitCode> {
         clear(host)?;
         return Ok(ExitCode::SUCCESS);
     }
+    Ok(if alarm(host, args)? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whether everything was stopped.
+fn alarm(host: &Host, args: &PanicArgs) -> anyhow::Result<bool> {
     // A marker that cannot be written must not keep the containers that run from being blocked.
     let marked = if args.own { Ok(None) } else { mark(host).map(Some) };
     match &marked {
@@ -67,7 +73,7 @@ pub(crate) fn panic(host: &Host, args: &PanicArgs) -> anyhow::Result<ExitCode> {
     if marked.is_ok() && !args.own {
         say!("to let containers start again: terok panic --clear")?;
     }
-    Ok(if stopped { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(stopped)
 }
 
 fn mark(host: &Host) -> anyhow::Result<PathBuf> {
@@ -85,13 +91,7 @@ fn mark(host: &Host) -> anyhow::Result<PathBuf> {
 
 /// Blocks, and with `kill` kills; tells what became of each. Whether all were stopped.
 fn stop(known: &[Known], kill: bool) -> anyhow::Result<bool> {
-    let orders = known.iter().map(|known| async move {
-        let order = control::give(known, Order::State(Shield::Block, None));
-        match tokio::time::timeout(DEADLINE, order).await {
-            Ok(answer) => answer.map(|applied| applied.cut),
-            Err(_) => bail!("its supervisor does not answer"),
-        }
-    });
+    let orders = known.iter().map(|known| control::give(known, Order::State(Shield::Block, None)));
     let answers = control::block_on(join_all(orders))?;
     let killed: Vec<Option<Result<(), String>>> = match kill {
         true => killed(known).into_iter().map(Some).collect(),
@@ -101,10 +101,14 @@ fn stop(known: &[Known], kill: bool) -> anyhow::Result<bool> {
     for ((known, answer), killed) in known.iter().zip(answers).zip(killed) {
         let name = show::printable(known.name());
         let blocked = match &answer {
-            Ok(0) => show::toned(Tone::Good, "blocked"),
-            Ok(cut) => format!("{}, {cut} connections cut", show::toned(Tone::Good, "blocked")),
+            Ok(Applied { cut: 0, .. }) => show::toned(Tone::Good, "blocked"),
+            Ok(Applied { cut, .. }) => {
+                format!("{}, {cut} connections cut", show::toned(Tone::Good, "blocked"))
+            }
             Err(error) => {
-                show::toned(Tone::Bad, &format!("not blocked: {}", show::printable(&format!("{error:#}"))))
+                // Its name stands before it already.
+                let reason = error.chain().nth(1).map_or_else(|| error.to_string(), ToString::to_string);
+                show::toned(Tone::Bad, &format!("not blocked: {}", show::printable(&reason)))
             }
         };
         let end = match &killed {
@@ -182,4 +186,85 @@ fn clear(host: &Host) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixListener;
+    use terok_policy::control::Container;
+    use terok_policy::layout;
+
+    const NOTHING: PanicArgs = PanicArgs { kill: false, clear: false, own: false };
+
+    fn host(root: &std::path::Path) -> Host {
+        Host {
+            root: root.into(),
+            uid: 1001,
+            home: "/home/u".into(),
+            config_home: "/home/u/.config".into(),
+            conf: None,
+            conf_override: None,
+            remote: None,
+        }
+    }
+
+    /// The runtime folder of a container that is this very process.
+    fn container(host: &Host, id: &str) -> PathBuf {
+        let run = host.run_dir().join(id);
+        std::fs::create_dir_all(&run).unwrap();
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let record = Container { id: id.to_owned(), name: id.to_owned(), pid, ..Container::default() };
+        std::fs::write(run.join(layout::CONTAINER), serde_json::to_string(&record).unwrap()).unwrap();
+        run
+    }
+
+    /// A supervisor that answers one call as if it blocked; what it was asked.
+    fn supervisor(run: &std::path::Path) -> std::thread::JoinHandle<String> {
+        let listener = UnixListener::bind(run.join(layout::CONTROL)).unwrap();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut call = vec![0; 4096];
+            let n = stream.read(&mut call).unwrap();
+            stream
+                .write_all(b"{\"parameters\":{\"applied\":{\"changed\":[\"block\"],\"cut\":2}}}\0")
+                .unwrap();
+            String::from_utf8_lossy(&call[..n]).into_owned()
+        })
+    }
+
+    #[test]
+    fn the_marker_comes_first_and_every_supervisor_is_told_to_block() {
+        let root = tempfile::tempdir().unwrap();
+        let host = host(root.path());
+        let supervisor = supervisor(&container(&host, "abc"));
+        assert!(alarm(&host, &NOTHING).unwrap());
+        assert!(host.panic_marker().exists());
+        let asked = supervisor.join().unwrap();
+        assert!(asked.contains("SetState") && asked.contains("\"block\""), "{asked}");
+        clear(&host).unwrap();
+        assert!(!host.panic_marker().exists());
+        clear(&host).unwrap();
+    }
+
+    #[test]
+    fn a_supervisor_that_does_not_answer_is_no_success_and_keeps_no_other_from_being_told() {
+        let root = tempfile::tempdir().unwrap();
+        let host = host(root.path());
+        container(&host, "dead");
+        let supervisor = supervisor(&container(&host, "good"));
+        assert!(!alarm(&host, &NOTHING).unwrap());
+        supervisor.join().unwrap();
+    }
+
+    #[test]
+    fn a_marker_that_cannot_be_written_is_no_success_but_what_runs_is_blocked() {
+        let root = tempfile::tempdir().unwrap();
+        let host = host(root.path());
+        let supervisor = supervisor(&container(&host, "abc"));
+        std::fs::create_dir_all(host.panic_marker()).unwrap();
+        assert!(!alarm(&host, &NOTHING).unwrap());
+        supervisor.join().unwrap();
+    }
 }

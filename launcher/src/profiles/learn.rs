@@ -349,6 +349,32 @@ mod tests {
     }
 
     #[test]
+    fn a_container_that_ended_is_learned_from_and_an_older_profile_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let host = Host {
+            root: root.path().into(),
+            uid: 1001,
+            home: "/home/u".into(),
+            config_home: "/home/u/.config".into(),
+            conf: None,
+            conf_override: None,
+            remote: None,
+        };
+        let state = host.state_dir().join("abc123");
+        std::fs::create_dir_all(&state).unwrap();
+        let log: Vec<String> = lines(LOG).iter().map(|line| serde_json::to_string(line).unwrap()).collect();
+        std::fs::write(state.join("audit.jsonl"), log.join("\n") + "\n").unwrap();
+        let args = |name: &str| LearnArgs { container: "abc".into(), name: Some(name.into()), print: false };
+        learn(&host, &args("mine")).unwrap();
+        let catalog = crate::profiles::catalog(&host).unwrap();
+        assert_eq!(catalog.resolve(&["mine".to_owned()]).unwrap().len(), 7);
+        assert!(learn(&host, &args("mine")).unwrap_err().to_string().contains("is there already"));
+        assert!(learn(&host, &args("base")).unwrap_err().to_string().contains("include base"));
+        std::fs::write(state.join("audit.jsonl"), "").unwrap();
+        assert!(learn(&host, &args("other")).unwrap_err().to_string().contains("reached nothing"));
+    }
+
+    #[test]
     fn a_profile_is_called_like_the_container_as_far_as_it_can_be() {
         let known = |name: &str| {
             Known { id: "abc".into(), record: None, run: None, state: "/".into() }.called(name.into())
