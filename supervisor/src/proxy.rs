@@ -7,6 +7,7 @@ mod exchange;
 pub mod gate;
 pub mod hello;
 pub mod http;
+mod publish;
 mod relay;
 mod retry;
 pub mod sniff;
@@ -16,6 +17,7 @@ use crate::audit::{Facts as _, event};
 use crate::context::Context;
 use crate::flows::{Host, Target};
 use crate::resolve::{Files, Resolver};
+pub(crate) use publish::{Insides, publish};
 use relay::{Relay, Socket};
 use std::cell::Cell;
 use std::io;
@@ -56,8 +58,10 @@ pub(crate) struct Proxy {
 
 impl Proxy {
     /// A proxy in the network namespace of the calling thread, the host's.
-    pub(crate) fn new(context: Rc<Context>) -> io::Result<Rc<Self>> {
-        let limit = connections(birth::descriptor_limit().unwrap_or(1024));
+    ///
+    /// Besides the usual ones, `taken` descriptors are somebody else's.
+    pub(crate) fn new(context: Rc<Context>, taken: u64) -> io::Result<Rc<Self>> {
+        let limit = connections(birth::descriptor_limit().unwrap_or(1024).saturating_sub(taken));
         let upstream = context.config.upstream.clone().map(Upstream::new);
         Ok(Rc::new(Proxy {
             context,

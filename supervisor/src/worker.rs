@@ -9,7 +9,7 @@ use crate::inherit::{BirthError, Inherited};
 use crate::names::NameTable;
 use crate::operator::Operator;
 use crate::parent_link::ParentLink;
-use crate::proxy::Proxy;
+use crate::proxy::{Insides, Proxy, publish};
 use crate::readiness::readable;
 use crate::resolve::{Files, Peers, Resolver};
 use crate::{control, nflog, remains};
@@ -152,13 +152,14 @@ async fn settle(context: &Context) {
 fn services(inherited: &mut Inherited, context: &Rc<Context>, desk: Rc<Desk>) -> anyhow::Result<JoinSet<()>> {
     let mut tasks = JoinSet::new();
     let ipv6 = context.config.facts.ipv6;
+    let insides = insides(inherited, context)?;
     let mut both = |v4: Fd, v6: Fd| -> Result<Vec<OwnedFd>, BirthError> {
         let first = inherited.take_fd(v4)?;
         let second = if ipv6 { Some(inherited.take_fd(v6)?) } else { None };
         Ok([Some(first), second].into_iter().flatten().collect())
     };
     let (dns_udp, dns_tcp) = (both(Fd::DnsUdp4, Fd::DnsUdp6)?, both(Fd::DnsTcp4, Fd::DnsTcp6)?);
-    let proxy = Proxy::new(context.clone())?;
+    let proxy = Proxy::new(context.clone(), insides.descriptors())?;
     for fd in both(Fd::Proxy4, Fd::Proxy6)? {
         tasks.spawn_local(proxy.clone().serve(tcp(fd)?));
     }
@@ -172,6 +173,10 @@ fn services(inherited: &mut Inherited, context: &Rc<Context>, desk: Rc<Desk>) ->
     }
     for fd in dns_tcp {
         tasks.spawn_local(dns.clone().serve_tcp(tcp(fd)?));
+    }
+    for (index, published) in context.config.policy.publish.iter().enumerate() {
+        let listener = tcp(inherited.take_fd(Fd::Publish(u16::try_from(index)?))?)?;
+        tasks.spawn_local(publish(proxy.clone(), insides.clone(), listener, *published));
     }
     let control = StdUnixListener::from(inherited.take_fd(Fd::Control)?);
     control.set_nonblocking(true)?;
@@ -196,6 +201,13 @@ fn udp(fd: OwnedFd) -> std::io::Result<UdpSocket> {
     let socket = StdUdpSocket::from(fd);
     socket.set_nonblocking(true)?;
     UdpSocket::from_std(socket)
+}
+
+/// The sockets inside that published ports are served with.
+fn insides(inherited: &mut Inherited, context: &Context) -> anyhow::Result<Rc<Insides>> {
+    let listed = context.config.fds.iter().filter(|fd| matches!(fd, Fd::Inside(_)));
+    let sockets: Vec<OwnedFd> = listed.map(|fd| inherited.take_fd(*fd)).collect::<Result<_, _>>()?;
+    Ok(Rc::new(Insides::new(sockets)?))
 }
 
 fn tcp(fd: OwnedFd) -> std::io::Result<TcpListener> {

@@ -107,6 +107,41 @@ pub fn finish_sending(connection: impl AsFd) -> Result<()> {
         .map_err(Error::call("shutdown", ""))
 }
 
+/// Makes a TCP socket that was connected, or failed to be, one that can be connected again: what is left of the connection
+/// is reset, and what was not sent is forgotten. One that had an IPv4 peer through a v4-mapped address can have no IPv6 one.
+pub fn refresh(socket: impl AsFd) -> Result<()> {
+    setsockopt(&socket, sockopt::Linger, &libc::linger { l_onoff: 0, l_linger: 0 })
+        .map_err(Error::call("setsockopt", "SO_LINGER"))?;
+    let nobody = libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] };
+    // SAFETY: the kernel reads `nobody`, of the length given, and keeps nothing of it.
+    #[allow(unsafe_code, reason = "nix has no address of family AF_UNSPEC")]
+    let parted = unsafe {
+        let length = size_of::<libc::sockaddr>() as libc::socklen_t;
+        libc::connect(socket.as_fd().as_raw_fd(), &raw const nobody, length)
+    };
+    Errno::result(parted).map(drop).map_err(Error::call("connect", "AF_UNSPEC"))
+}
+
+/// Whether nothing is left of a TCP connection: both ends have ended it, and all that was sent has arrived.
+pub fn has_ended(connection: impl AsFd) -> Result<bool> {
+    // include/net/tcp_states.h; the state is the first octet of struct tcp_info.
+    const TCP_CLOSE: u8 = 7;
+    let mut state = 0u8;
+    let mut length = size_of::<u8>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` octets to `state`, which lives until the call has returned.
+    #[allow(unsafe_code, reason = "nix has no wrapper for TCP_INFO")]
+    let got = unsafe {
+        libc::getsockopt(
+            connection.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut state).cast(),
+            &mut length,
+        )
+    };
+    Errno::result(got).map(|_| state == TCP_CLOSE).map_err(Error::call("getsockopt", "TCP_INFO"))
+}
+
 /// The process at the other end of a connected unix socket, as it was when it connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
@@ -189,6 +224,40 @@ mod tests {
         reset_on_close(&served).unwrap();
         drop(served);
         assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
+
+    #[test]
+    fn a_refreshed_socket_connects_again_and_its_old_peer_is_reset() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let client = TcpStream::connect(address).unwrap();
+        let (mut first, _) = listener.accept().unwrap();
+        reset_on_close(&client).unwrap();
+        refresh(&client).unwrap();
+        assert_eq!(first.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+        nix::sys::socket::connect(client.as_raw_fd(), &SockaddrStorage::from(address)).unwrap();
+        let (mut second, _) = listener.accept().unwrap();
+        drop(client);
+        assert_eq!(
+            second.read(&mut [0]).unwrap(),
+            0,
+            "an orderly end: the earlier reset on close is forgotten"
+        );
+    }
+
+    #[test]
+    fn a_connection_has_ended_when_both_ends_have_said_so_and_all_has_arrived() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (served, _) = listener.accept().unwrap();
+        assert!(!has_ended(&client).unwrap());
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(!has_ended(&client).unwrap());
+        drop(served);
+        let start = std::time::Instant::now();
+        while !has_ended(&client).unwrap() {
+            assert!(start.elapsed().as_secs() < 5);
+        }
     }
 
     #[test]

@@ -19,15 +19,15 @@ mod hold;
 mod through;
 
 /// A proxy under a policy, without a container around it.
-struct Rig {
-    proxy: Rc<Proxy>,
-    context: Rc<Context>,
+pub(super) struct Rig {
+    pub(super) proxy: Rc<Proxy>,
+    pub(super) context: Rc<Context>,
     dir: tempfile::TempDir,
 }
 
 impl Rig {
     /// Allows `allow`; `hosts` is the hosts file, and no name server answers.
-    fn new(allow: &[String], hosts: &str) -> Self {
+    pub(super) fn new(allow: &[String], hosts: &str) -> Self {
         let allow =
             allow.iter().map(|rule| Sourced { rule: rule.parse().unwrap(), source: Source::Annotation });
         Self::under(Policy { allow: allow.collect(), ..Policy::default() }, None, hosts)
@@ -76,7 +76,7 @@ impl Rig {
     }
 
     /// The audit lines, once there are `count`.
-    async fn lines(&self, count: usize) -> Vec<serde_json::Value> {
+    pub(super) async fn lines(&self, count: usize) -> Vec<serde_json::Value> {
         let start = Instant::now();
         loop {
             let text = std::fs::read_to_string(self.dir.path().join(layout::AUDIT)).unwrap();
@@ -121,7 +121,7 @@ async fn listener() -> (TcpListener, u16) {
     (listener, port)
 }
 
-async fn assert_reset(stream: &mut TcpStream) {
+pub(super) async fn assert_reset(stream: &mut TcpStream) {
     let read = timeout(Duration::from_secs(1), stream.read(&mut [0])).await.unwrap();
     assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
 }
