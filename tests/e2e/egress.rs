@@ -283,6 +283,20 @@ every_network! {
         let (_gone, lines) = Recipe::on(net, "api.example.com").probe(&["tcp host.terok.internal 8000", "dns - host.terok.internal A"]);
         refused_at_once(&lines[0]);
     }
+
+    /// E5: what was refused says so, and what merely nobody listens on says that.
+    fn refusals_are_told_from_a_port_on_which_nobody_listens(net: Net) {
+        let (v4, v6) = bad_addresses();
+        let (_gone, lines) = Recipe::on(net, "api.example.com").probe(&[
+            &format!("tcp {v4} 80"), &format!("tcp {v6} 80"), &format!("udp {v4} 123 x"), &format!("udp {v6} 123 x"), &format!("ping {v4}"), &format!("ping {v6}"),
+            "udp 127.0.0.1 4321 x", "udp ::1 4321 x", "tcp 127.0.0.1 4321", "tcp ::1 4321",
+        ]);
+        let errno: Vec<i64> = lines.iter().map(|line| line["errno"].as_i64().unwrap_or(-1)).collect();
+        // A reset; admin-prohibited (EHOSTUNREACH, EACCES) or refused in the sending call itself (EPERM); ECONNREFUSED where nobody is.
+        assert_eq!(&errno[..2], [111, 111], "{lines:?}");
+        assert!(errno[2..6].iter().all(|errno| [1, 13, 113].contains(errno)), "{lines:?}");
+        assert_eq!(&errno[6..], [111; 4], "{lines:?}");
+    }
 }
 
 both_modes! {

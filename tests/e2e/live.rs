@@ -140,6 +140,37 @@ every_network! {
             container.try_step(&format!("http {0} 80 {0} /again", site.name))["ok"] == true
         });
     }
+
+    fn many_changes_in_one_call_all_count(net: Net) {
+        let sites: Vec<_> = (0..20).map(|_| site()).collect();
+        let container = Recipe::on(net, "").idle();
+        let names: Vec<&str> = sites.iter().map(|site| site.name.as_str()).collect();
+        terok(&container, &[&["allow"], names.as_slice()].concat());
+        for name in [names[0], names[10], names[19]] {
+            reaches(&container, name);
+        }
+        terok(&container, &[&["deny"], &names[..10]].concat());
+        is_refused(&container, names[0]);
+        is_refused(&container, names[9]);
+        reaches(&container, names[10]);
+    }
+
+    fn up_and_down_in_quick_turns_end_as_the_last_word_says(net: Net) {
+        let site = site();
+        let container = Recipe::on(net, "").idle();
+        for _ in 0..5 {
+            terok(&container, &["down"]);
+            terok(&container, &["down"]);
+            terok(&container, &["up"]);
+            terok(&container, &["up"]);
+        }
+        is_refused(&container, &site.name);
+        assert!(site.seen().is_empty());
+        let states: Vec<String> = container.audit().iter().filter(|line| line["kind"] == "control" && line["action"] == "state").map(|line| line["target"].as_str().unwrap_or_default().to_owned()).collect();
+        assert_eq!((states.first().map(String::as_str), states.last().map(String::as_str)), (Some("down"), Some("up")), "{states:?}");
+        terok(&container, &["down"]);
+        reaches(&container, &site.name);
+    }
 }
 
 both_modes! {

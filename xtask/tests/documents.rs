@@ -54,8 +54,29 @@ fn every_promise_names_tests_that_exist() {
 }
 
 #[test]
+fn every_row_of_the_comparison_names_tests_that_exist() {
+    let (text, sources) = (document("docs/parity.md"), sources());
+    let mut rows = 0;
+    for line in text.lines().filter(|line| line.starts_with('|') && !line.starts_with("|---")) {
+        let cell = line.trim_end_matches('|').rsplit('|').next().unwrap();
+        if cell.trim() == "tests" {
+            continue;
+        }
+        rows += 1;
+        let tests: Vec<&str> = quoted(cell).collect();
+        assert!(!tests.is_empty(), "no test: {line}");
+        for test in tests {
+            assert!(sources.contains(&format!("fn {test}(")), "there is no test {test}: {line}");
+        }
+    }
+    assert!(rows > 20, "{rows} rows");
+}
+
+#[test]
 fn every_link_and_folder_of_the_documents_exists() {
-    for name in ["README.md", "SECURITY.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"] {
+    for name in
+        ["README.md", "SECURITY.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/parity.md"]
+    {
         let text = document(name);
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             let path = link.split('#').next().unwrap();
