@@ -21,6 +21,7 @@ pub mod rule;
 pub mod ruleset;
 pub mod settings;
 pub mod spelling;
+pub mod tighten;
 pub mod virt;
 
 pub use annotation::AnnotationError;
@@ -30,3 +31,4 @@ pub use name::Name;
 pub use plan::{HostFacts, Plan};
 pub use policy::{Labels, Policy, Shield};
 pub use rule::Rule;
+pub use tighten::within;

@@ -239,6 +239,28 @@ impl std::fmt::Display for Rule {
         Spelling { rule: self, ports }.fmt(f)
     }
 }
+/// A target alone.
+impl std::str::FromStr for Target {
+    type Err = RuleError;
+    fn from_str(text: &str) -> Result<Self, RuleError> {
+        let refuse = |reason: String| RuleError { text: text.chars().take(300).collect(), reason };
+        match parse_spec(text).map_err(refuse)? {
+            (target, None) => Ok(target),
+            (target, Some(_)) => Err(refuse(format!("no port stands here: write {target}"))),
+        }
+    }
+}
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Target::Name(name) => write!(f, "{name}"),
+            Target::Under(name) => write!(f, "*.{name}"),
+            Target::Net(net) => write!(f, "{net}"),
+            Target::Host => f.write_str("host"),
+            Target::Any => f.write_str("any"),
+        }
+    }
+}
 impl TryFrom<String> for Rule {
     type Error = RuleError;
     fn try_from(text: String) -> Result<Self, RuleError> {
@@ -279,12 +301,8 @@ impl std::fmt::Display for Spelling<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Rule { target, ports, proto, direct } = self.rule;
         match target {
-            Target::Name(name) => write!(f, "{name}")?,
-            Target::Under(name) => write!(f, "*.{name}")?,
             Target::Net(net) if self.ports && net.addr.is_ipv6() => write!(f, "[{net}]")?,
-            Target::Net(net) => write!(f, "{net}")?,
-            Target::Host => f.write_str("host")?,
-            Target::Any => f.write_str("any")?,
+            _ => target.fmt(f)?,
         }
         if self.ports {
             write!(f, ":{ports}")?;

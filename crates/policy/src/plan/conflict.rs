@@ -51,7 +51,7 @@ fn one_kind_of_address<'a>(
         if let (Some(real), Some(proxied)) = (real, proxied) {
             return Err(PlanError::TwoKinds {
                 // The narrower of the two is what they share.
-                name: pattern(&rule.target),
+                name: rule.target.to_string(),
                 real: real.to_string(),
                 proxied: proxied.to_string(),
                 instead: Rule { direct: true, ..proxied.clone() }.to_string(),
@@ -59,14 +59,6 @@ fn one_kind_of_address<'a>(
         }
     }
     Ok(())
-}
-
-fn pattern(target: &Target) -> String {
-    match target {
-        Target::Under(name) => format!("*.{name}"),
-        Target::Name(name) => name.to_string(),
-        _ => String::new(),
-    }
 }
 
 /// Rules by what they name: finding one that covers a name takes as many look-ups as the name has labels.
