@@ -102,6 +102,13 @@ pub enum NftError {
     Differs(String),
 }
 
+impl NftError {
+    /// Whether the table could not be created because there is one of its name.
+    pub fn is_table_there(&self) -> bool {
+        matches!(self, NftError::Refused { object: Object::Table, errno: Errno::EEXIST, .. })
+    }
+}
+
 impl NftSocket {
     /// Creates `ruleset` in one transaction; the table must not exist. Only adds: in a batch that deletes, closing the socket
     /// waits some 11 ms.

@@ -10,41 +10,58 @@ use nix::sys::socket::{
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 
-/// The same port on 127.0.0.1 and, where there is IPv6, on ::1.
+/// The same port on both families: of 127.0.0.1 and ::1 unless said otherwise.
 #[derive(Debug)]
 pub struct Loopback<T> {
     /// Port of both.
     pub port: u16,
-    /// On 127.0.0.1.
+    /// IPv4.
     pub v4: T,
-    /// On ::1.
+    /// IPv6, where there is any.
     pub v6: Option<T>,
 }
 
 /// TCP listeners on a port of the kernel's choice, non-blocking, close-on-exec.
 pub fn tcp_loopback(ipv6: bool) -> Result<Loopback<TcpListener>> {
-    loopback(SockType::Stream, ipv6)
+    pair(SockType::Stream, (Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST), ipv6)
 }
 
 /// UDP sockets on a port of the kernel's choice, non-blocking, close-on-exec.
 pub fn udp_loopback(ipv6: bool) -> Result<Loopback<UdpSocket>> {
-    loopback(SockType::Datagram, ipv6)
+    pair(SockType::Datagram, (Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST), ipv6)
 }
 
-fn loopback<T: From<OwnedFd>>(kind: SockType, ipv6: bool) -> Result<Loopback<T>> {
+/// UDP sockets of no address in particular, for questions to others, on a port of the kernel's choice; non-blocking,
+/// close-on-exec.
+pub fn udp_asking(ipv6: bool) -> Result<Loopback<UdpSocket>> {
+    pair(SockType::Datagram, (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED), ipv6)
+}
+
+/// An unconnected TCP socket, non-blocking, close-on-exec; where there is IPv6, one for both families.
+pub fn tcp_unconnected(ipv6: bool) -> Result<OwnedFd> {
+    let family = if ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
+    let fd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)
+        .map_err(Error::call("socket", "tcp"))?;
+    if ipv6 {
+        setsockopt(&fd, sockopt::Ipv6V6Only, &false).map_err(Error::call("setsockopt IPV6_V6ONLY", "tcp"))?;
+    }
+    Ok(fd)
+}
+
+fn pair<T: From<OwnedFd>>(kind: SockType, (v4, v6): (Ipv4Addr, Ipv6Addr), ipv6: bool) -> Result<Loopback<T>> {
     // The port the kernel chooses on one family may be taken on the other.
     for _ in 0..16 {
-        let (v4, port) = bound(kind, SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0))?;
+        let (socket, port) = bound(kind, SocketAddr::new(v4.into(), 0))?;
         if !ipv6 {
-            return Ok(Loopback { port, v4: v4.into(), v6: None });
+            return Ok(Loopback { port, v4: socket.into(), v6: None });
         }
-        match bound(kind, SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port)) {
-            Ok((v6, _)) => return Ok(Loopback { port, v4: v4.into(), v6: Some(v6.into()) }),
+        match bound(kind, SocketAddr::new(v6.into(), port)) {
+            Ok((other, _)) => return Ok(Loopback { port, v4: socket.into(), v6: Some(other.into()) }),
             Err(error) if error.errno() == Some(Errno::EADDRINUSE) => continue,
             Err(error) => return Err(error),
         }
     }
-    Err(Error::call("bind", "one port on 127.0.0.1 and ::1")(Errno::EADDRINUSE))
+    Err(Error::call("bind", "one port of both families")(Errno::EADDRINUSE))
 }
 
 fn bound(kind: SockType, address: SocketAddr) -> Result<(OwnedFd, u16)> {
@@ -204,6 +221,31 @@ mod tests {
         client.send_to(b"q", ("::1", udp.port)).unwrap();
         assert_eq!(udp.v4.local_addr().unwrap().port(), udp.v6.unwrap().local_addr().unwrap().port());
         assert!(udp_loopback(false).unwrap().v6.is_none());
+    }
+
+    #[test]
+    fn sockets_for_questions_have_one_port_on_both_families_and_share_it_with_nobody() {
+        let asking = udp_asking(true).unwrap();
+        assert_eq!(
+            asking.v4.local_addr().unwrap(),
+            SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), asking.port)
+        );
+        assert_eq!(asking.v6.unwrap().local_addr().unwrap().port(), asking.port);
+        assert_eq!(UdpSocket::bind(("127.0.0.1", asking.port)).unwrap_err().kind(), ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn an_unconnected_socket_reaches_both_families() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::from(tcp_unconnected(true).unwrap());
+        let to = SocketAddr::new(
+            Ipv4Addr::LOCALHOST.to_ipv6_mapped().into(),
+            listener.local_addr().unwrap().port(),
+        );
+        let started = nix::sys::socket::connect(stream.as_raw_fd(), &SockaddrStorage::from(to));
+        assert!(matches!(started, Ok(()) | Err(Errno::EINPROGRESS)), "{started:?}");
+        assert!(listener.accept().unwrap().1.ip().is_loopback());
+        tcp_unconnected(false).unwrap();
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The table of family `netdev`: a base chain at each card, where frames of packet sockets pass too.
 
-use super::batch::{BaseChain, FILTER};
+use super::batch::{BaseChain, Batch, FILTER};
 use super::{NftError, NftSocket, Object, readback};
 use nix::errno::Errno;
 use std::borrow::Cow;
@@ -15,7 +15,17 @@ impl NftSocket {
     /// A chain belongs to a card by its name: since Linux 6.16 a card that is renamed leaves its chain, and a name that no
     /// card has is no error. So take the names from the kernel, and again after every news of links.
     pub fn load_egress(&self, egress: &Egress) -> Result<(), NftError> {
+        self.load_egress_after(egress, |_| {})
+    }
+
+    /// Makes the table be `egress`, whatever it was: the old one, where there is one, goes in the same transaction.
+    pub fn reload_egress(&self, egress: &Egress) -> Result<(), NftError> {
+        self.load_egress_after(egress, Batch::delete_table)
+    }
+
+    fn load_egress_after(&self, egress: &Egress, first: impl FnOnce(&mut Batch)) -> Result<(), NftError> {
         let mut batch = self.batch(libc::NFPROTO_NETDEV, egress.table)?;
+        first(&mut batch);
         batch.table();
         egress.cards.iter().for_each(|card| batch.chain(&chain(egress, card)));
         self.commit(batch).map_err(no_egress)
