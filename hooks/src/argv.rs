@@ -21,11 +21,13 @@ pub struct Request {
     pub stage: Stage,
     /// `--home`: the home directory that `terok setup` pinned.
     pub home: Option<PathBuf>,
+    /// `--all`: containers without annotations are protected as well.
+    pub all: bool,
 }
 
 /// A command line that is not one of ours.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}; usage: terok-hook precreate|create|stop [--home=DIR]")]
+#[error("{0}; usage: terok-hook precreate|create|stop [--home=DIR] [--all]")]
 pub struct Usage(String);
 
 impl Request {
@@ -33,6 +35,7 @@ impl Request {
     pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, Usage> {
         let mut stage = None;
         let mut home = None;
+        let mut all = false;
         for argument in arguments {
             let text = argument.to_str().ok_or_else(|| Usage(format!("{argument:?} is not UTF-8")))?;
             match (text, text.strip_prefix("--home=")) {
@@ -40,6 +43,7 @@ impl Request {
                 (_, Some(folder)) => {
                     return Err(Usage(format!("--home={folder:?} is not one absolute path")));
                 }
+                ("--all", _) if !all => all = true,
                 ("precreate", _) if stage.is_none() => stage = Some(Stage::Precreate),
                 ("create", _) if stage.is_none() => stage = Some(Stage::Create),
                 ("stop", _) if stage.is_none() => stage = Some(Stage::Stop),
@@ -47,7 +51,7 @@ impl Request {
             }
         }
         let stage = stage.ok_or_else(|| Usage("no stage given".into()))?;
-        Ok(Request { stage, home })
+        Ok(Request { stage, home, all })
     }
 }
 
@@ -61,9 +65,9 @@ mod tests {
 
     #[test]
     fn a_stage_and_a_home_are_understood() {
-        let request = parse(&["create", "--home=/home/x"]).unwrap();
-        assert_eq!(request, Request { stage: Stage::Create, home: Some("/home/x".into()) });
-        assert_eq!(parse(&["stop"]).unwrap().home, None);
+        let request = parse(&["create", "--home=/home/x", "--all"]).unwrap();
+        assert_eq!(request, Request { stage: Stage::Create, home: Some("/home/x".into()), all: true });
+        assert_eq!(parse(&["stop"]).unwrap(), Request { stage: Stage::Stop, home: None, all: false });
     }
 
     #[test]

@@ -3,42 +3,56 @@
 
 use crate::argv::Request;
 use crate::handover::{self, Handover};
+use crate::inside::{self, Before};
 use crate::place::Place;
 use crate::refusal::{self, Refusal};
+use crate::standing::{Asking, Standing};
 use crate::state::{self, Annotations, State, ours};
-use crate::{catalog, guards, image, inside};
+use crate::{asked, guards, image, publish};
+use serde_json::Value;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 use terok_kernel::netns::NetNs;
 use terok_kernel::pidfd::PidFd;
 use terok_kernel::statedir::Dir;
 use terok_policy::control::Container;
 use terok_policy::live::Live;
-use terok_policy::{amend, annotation, layout};
+use terok_policy::{amend, layout};
 
 const LIVE_LIMIT: u64 = 16 << 20;
+const RESOLV_CONF_LIMIT: u64 = 64 << 10;
 
 /// Protects the container that stdin describes, or refuses it.
 pub(crate) fn run(request: &Request) -> Result<(), Refusal> {
     let state =
         State::read(std::io::stdin().lock()).map_err(|error| Refusal::input("the OCI state", error))?;
     let ours = ours(&state.annotations);
-    if ours.is_empty() {
+    if ours.is_empty() && !request.all {
         return Ok(());
     }
     let place = Place::find(request)?;
     let folder = place.state()?.make_private(&state.id)?;
-    protect(&state, &ours, &place, &folder).inspect_err(|refusal| refusal::record(&folder, refusal))
+    protect(request, &state, &ours, &place, &folder).inspect_err(|refusal| refusal::record(&folder, refusal))
 }
 
-fn protect(state: &State, ours: &Annotations, place: &Place, folder: &Dir) -> Result<(), Refusal> {
+fn protect(
+    request: &Request,
+    state: &State,
+    ours: &Annotations,
+    place: &Place,
+    folder: &Dir,
+) -> Result<(), Refusal> {
     // What was asked for, and by whom.
-    let mut policy = annotation::parse(ours, &catalog::read(place.home())?)?;
+    place.refuse_in_panic()?;
+    let asked = asked::read(request, ours, place)?;
+    let mut policy = asked.policy;
     let container = image::by_bundle(&state.bundle, &state.id);
     image::check(ours, &policy, &container)?;
 
     // What the runtime is about to start: is it what precreate made of it, in a network of its own?
-    check_config(state, ours)?;
+    let config = read_config(state, ours)?;
+    let sockets = guards::check(&config, place.uid())?;
     let pid = state.pid.ok_or_else(|| Refusal::input("the OCI state", "has no pid"))?;
     let pidfd = PidFd::open(pid)?;
     let network = NetNs::of(pid, &pidfd)?;
@@ -46,47 +60,94 @@ fn protect(state: &State, ours: &Annotations, place: &Place, folder: &Dir) -> Re
         return Err(guards::host());
     }
 
-    // Inside: loopback, sockets, table; with what the operator had set before.
+    // Who else is in that network?
+    let base = place.runtime()?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let live = operator_state(folder)?;
-    let inside = network.run(|| inside::prepare(policy.clone(), &live, now))??;
-
-    // Outside: the runtime folder, then the supervisor, then nothing until it is ready.
     let name = container.ok().and_then(|found| found.record.names).and_then(|names| names.into_iter().next());
     let name = name.unwrap_or_default();
+    let digest = policy.digest();
+    let asking = Asking { state, ours, config: &config, pid, network: &network, digest: &digest };
+    let standing = asking.standing(&base)?;
     if policy.labels.name.is_empty() {
         policy.labels.name = name.clone();
     }
-    let record = Container {
+    let netns = network.id();
+    let mut record = Container {
         id: state.id.clone(),
         name,
         pid,
         started: now,
         bundle: state.bundle.display().to_string(),
         labels: policy.labels.clone(),
-        network: Some(inside.facts.network),
-        netns: None,
-        policy: String::new(),
+        network: None,
+        netns: Some((netns.dev, netns.ino)),
+        policy: digest.clone(),
         served_by: None,
     };
-    let base = place.runtime()?;
-    let (runtime, control) = runtime_folder(&base, &record)?;
+    if let Standing::Member(guard) = &standing {
+        record.served_by = Some(guard.id.clone());
+        record.network = guard.network;
+        return runtime_folder(&base, &record).map(drop);
+    }
+
+    // Inside: loopback, sockets, tables; with what the operator had set before. A pod's guard has folders of its own.
+    let (guarded, folder, pidfd) = match &standing {
+        Standing::First(infra, _) => {
+            record.served_by = Some(infra.id.clone());
+            policy.labels.name = infra.name.clone();
+            let guarded = Container {
+                id: infra.id.clone(),
+                name: infra.name.clone(),
+                pid: infra.pid,
+                bundle: infra.bundle.display().to_string(),
+                labels: policy.labels.clone(),
+                served_by: None,
+                ..record.clone()
+            };
+            (guarded, &place.state()?.make_private(&infra.id)?, &infra.pidfd)
+        }
+        _ => (record.clone(), folder, &pidfd),
+    };
+    let published = publish::listen(&policy.publish)?;
+    let alone = guards::wanted(&config) == guards::Wanted::Own;
+    let live = operator_state(folder)?;
+    let before = Before {
+        own: if alone { Vec::new() } else { inside::own_addresses()? },
+        resolvers: inside::nameservers(&resolv_conf(&config)),
+        beyond_a_card: guards::capabilities(&config).err(),
+        live: &live,
+        now,
+        may_have_a_table: !alone,
+    };
+    let inside = network.run(|| inside::prepare(policy.clone(), before))??;
+
+    // Outside: the runtime folder, then the supervisor, then nothing until it is ready.
+    record.network = Some(inside.facts.network);
+    let guarded = Container { network: record.network, ..guarded };
+    let (runtime, control) = guarded_folder(&base, &guarded)?;
     let handover = Handover {
-        id: &state.id,
+        id: &guarded.id,
         policy,
-        pidfd: &pidfd,
+        upstream: asked.upstream,
+        sockets,
+        pidfd,
         control: &control,
         runtime: &runtime,
         state: folder,
+        published: &published,
     };
-    handover::start(handover, &inside).inspect_err(|_| {
+    let started = handover::start(handover, &inside).and_then(|()| match &record.served_by {
+        Some(_) => runtime_folder(&base, &record).map(drop),
+        None => Ok(()),
+    });
+    started.inspect_err(|_| {
         // The refusal is what matters; the next start replaces the folder anyway.
         let _ = runtime.remove_self();
     })
 }
 
-/// The bundle's `config.json`: amended, with the same annotations, and a network of the container's own.
-fn check_config(state: &State, ours: &Annotations) -> Result<(), Refusal> {
+/// The bundle's `config.json`: amended, and with the same annotations.
+fn read_config(state: &State, ours: &Annotations) -> Result<Value, Refusal> {
     let path = state.bundle.join("config.json");
     let what = || path.display().to_string();
     let file = std::fs::File::open(&path).map_err(|error| Refusal::input(what(), error))?;
@@ -96,7 +157,17 @@ fn check_config(state: &State, ours: &Annotations) -> Result<(), Refusal> {
         return Err(Refusal::input(what(), "has other terok. annotations than the runtime reports"));
     }
     amend::is_amended(&config).map_err(Refusal::NotAmended)?;
-    guards::check(&config)
+    Ok(config)
+}
+
+/// What the engine mounts as `/etc/resolv.conf`. Without one nobody is asked for other containers' names.
+fn resolv_conf(config: &Value) -> String {
+    let mut mounts = config.get("mounts").and_then(Value::as_array).into_iter().flatten();
+    let text = |mount: &Value, key| mount.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let source = mounts.rfind(|mount| text(mount, "destination") == "/etc/resolv.conf");
+    let read =
+        source.and_then(|mount| state::read_file(Path::new(&text(mount, "source")), RESOLV_CONF_LIMIT).ok());
+    String::from_utf8(read.unwrap_or_default()).unwrap_or_default()
 }
 
 /// What an operator set in an earlier run. It may be a denial, so what cannot be read is no reason to go on without.
@@ -110,18 +181,31 @@ fn operator_state(folder: &Dir) -> Result<Live, Refusal> {
     }
 }
 
-/// A fresh runtime folder with its control socket, put in place as a whole. The supervisor of an earlier run may still
-/// be ending: it finds that the folder at its path is not its own any more, and a folder that is never empty there.
-fn runtime_folder(base: &Dir, record: &Container) -> Result<(Dir, UnixListener), Refusal> {
+/// A fresh runtime folder, put in place as a whole. The supervisor of an earlier run may still be ending: it finds that the
+/// folder at its path is not its own any more, and a folder that is never empty there.
+fn runtime_folder(base: &Dir, record: &Container) -> Result<Dir, Refusal> {
+    fresh_folder(base, record, |_| Ok(())).map(|(folder, ())| folder)
+}
+
+/// One with the control socket of a guard.
+fn guarded_folder(base: &Dir, record: &Container) -> Result<(Dir, UnixListener), Refusal> {
+    fresh_folder(base, record, |folder| Ok(folder.listen(layout::CONTROL)?))
+}
+
+fn fresh_folder<T>(
+    base: &Dir,
+    record: &Container,
+    fill: impl FnOnce(&Dir) -> Result<T, Refusal>,
+) -> Result<(Dir, T), Refusal> {
     let fresh = format!(".new-{}", record.id);
     base.remove_tree(&fresh)?;
     let folder = base.make_private(&fresh)?;
     let json = serde_json::to_vec(record).map_err(|error| Refusal::input(layout::CONTAINER, error))?;
     folder.write(layout::CONTAINER, &json)?;
-    let control = folder.listen(layout::CONTROL)?;
+    let filled = fill(&folder)?;
     base.remove_tree(&record.id)?;
     base.rename(&fresh, &record.id)?;
-    Ok((folder.moved_to(base.path().join(&record.id)), control))
+    Ok((folder.moved_to(base.path().join(&record.id)), filled))
 }
 
 #[cfg(test)]
@@ -129,26 +213,15 @@ mod tests {
     use super::*;
 
     fn record() -> Container {
-        Container {
-            id: "c1".into(),
-            name: String::new(),
-            pid: 1,
-            started: 0,
-            bundle: "/b".into(),
-            labels: Default::default(),
-            network: None,
-            netns: None,
-            policy: String::new(),
-            served_by: None,
-        }
+        Container { id: "c1".into(), pid: 1, bundle: "/b".into(), ..Container::default() }
     }
 
     #[test]
     fn a_stale_runtime_folder_is_replaced_and_its_old_owner_cannot_remove_the_new_one() {
         let temporary = tempfile::tempdir().unwrap();
         let base = Dir::base(temporary.path()).unwrap();
-        let (old, _old_control) = runtime_folder(&base, &record()).unwrap();
-        let (new, _control) = runtime_folder(&base, &record()).unwrap();
+        let (old, _old_control) = guarded_folder(&base, &record()).unwrap();
+        let (new, _control) = guarded_folder(&base, &record()).unwrap();
         assert!(!old.is_still_at_its_path());
         old.remove_self().unwrap();
         assert!(new.is_still_at_its_path());

@@ -1,54 +1,97 @@
-//! What no protection can be built on (L8), read from the configuration: a namespace that is not the container's own.
+//! What no protection can be built on (L8), read from the configuration: namespaces that are not the container's own,
+//! capabilities over a network that has a card, doors out of it.
 
+use crate::doors;
 use crate::refusal::Refusal;
 use serde_json::Value;
-use terok_policy::plan::PlanError;
 
-const HOST: &str = "the container is in the host's network namespace, where nothing can be kept from it; start it with --network none";
-const SHARED: &str = "the container joins another container's network namespace (or a pod's), which this version of terok does not protect; start it with --network none";
+const HOST: &str = "the container is in the host's network namespace, where nothing can be kept from it; start it with another --network";
+const HOST_PIDS: &str = "the container is in the host's pid namespace, where it reaches processes outside of every protection; start it without --pid=host";
+/// Over its own network a container that has one of these can undo what the table says, or see and send what passes it by.
+const CAPABILITIES: [&str; 4] = ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE"];
 
 /// The container's network namespace, as the configuration wants it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Wanted {
-    /// Made by the runtime, for this container alone.
+    /// Made by the runtime, for this container alone: there will be no card in it.
     Own,
     /// Prepared by the engine (with a card in it) or by somebody else.
     Prepared,
-    /// That of another process.
-    Joined,
+    /// That of another process: `--network container:X`, or the infra container of a pod.
+    Joined {
+        /// Its number, as this pid namespace counts.
+        holder: i32,
+    },
     /// None: the host's.
     Host,
 }
 
 /// What the configuration says of the network.
 pub(crate) fn wanted(config: &Value) -> Wanted {
-    let namespaces = config.pointer("/linux/namespaces").and_then(Value::as_array);
-    let network = namespaces
-        .into_iter()
-        .flatten()
-        .find(|namespace| namespace.get("type").and_then(Value::as_str) == Some("network"));
-    match network.map(|network| network.get("path").and_then(Value::as_str).unwrap_or_default()) {
-        None => Wanted::Host,
-        Some("") => Wanted::Own,
-        // Podman writes /proc/PID/ns/net for `--network container:X` and pods.
-        Some(path) if path.starts_with("/proc/") => Wanted::Joined,
-        Some(_) => Wanted::Prepared,
+    let path = match namespace(config, "network") {
+        None => return Wanted::Host,
+        Some("") => return Wanted::Own,
+        Some(path) => path,
+    };
+    // Podman writes /proc/PID/ns/net for `--network container:X` and pods.
+    let holder = path.strip_prefix("/proc/").and_then(|rest| rest.strip_suffix("/ns/net"));
+    match holder.and_then(|pid| pid.parse().ok()) {
+        Some(holder) => Wanted::Joined { holder },
+        None => Wanted::Prepared,
     }
 }
 
-/// Refuses every network but one of the container's own.
-pub(crate) fn check(config: &Value) -> Result<(), Refusal> {
-    match wanted(config) {
-        Wanted::Own => Ok(()),
-        Wanted::Prepared => Err(PlanError::Filtered.into()),
-        Wanted::Joined => Err(Refusal::Guard(SHARED)),
-        Wanted::Host => Err(Refusal::Guard(HOST)),
+/// The path of a namespace in the configuration, empty where the runtime makes a new one; `None` where the container has
+/// the host's.
+fn namespace<'a>(config: &'a Value, kind: &str) -> Option<&'a str> {
+    let namespaces = config.pointer("/linux/namespaces").and_then(Value::as_array);
+    let namespace = namespaces
+        .into_iter()
+        .flatten()
+        .find(|namespace| namespace.get("type").and_then(Value::as_str) == Some(kind))?;
+    Some(namespace.get("path").and_then(Value::as_str).unwrap_or_default())
+}
+
+/// Whether the container shares the processes of another one.
+pub(crate) fn joins_pids(config: &Value) -> bool {
+    namespace(config, "pid").is_some_and(|path| !path.is_empty())
+}
+
+/// Refuses what cannot be protected, whatever the network; the host's sockets that are mounted, for the audit log. `uid` is
+/// the owner's.
+pub(crate) fn check(config: &Value, uid: u32) -> Result<Vec<String>, Refusal> {
+    if wanted(config) == Wanted::Host {
+        return Err(host());
     }
+    if namespace(config, "pid").is_none() {
+        return Err(Refusal::Guard(HOST_PIDS.into()));
+    }
+    if wanted(config) != Wanted::Own {
+        capabilities(config)?;
+    }
+    doors::check(config, uid)
+}
+
+/// Refuses capabilities that undo the protection of a container with a card.
+pub(crate) fn capabilities(config: &Value) -> Result<(), Refusal> {
+    let has = |capability: &str| {
+        let sets = config.pointer("/process/capabilities").and_then(Value::as_object);
+        let mut all = sets.into_iter().flat_map(|sets| sets.values()).filter_map(Value::as_array).flatten();
+        all.any(|found| found.as_str().is_some_and(|found| found.eq_ignore_ascii_case(capability)))
+    };
+    let Some(found) = CAPABILITIES.into_iter().find(|capability| has(capability)) else { return Ok(()) };
+    let drop = match has("CAP_SYS_MODULE") && has("CAP_SYS_RAWIO") {
+        true => "without --privileged".to_owned(),
+        false => format!("with --cap-drop={}", found.trim_start_matches("CAP_")),
+    };
+    Err(Refusal::Guard(format!(
+        "the container has {found}, with which it could undo the protection of its network card; start it {drop}, or with --network none"
+    )))
 }
 
 /// The refusal of a process that is in the host's namespace in spite of its configuration.
 pub(crate) fn host() -> Refusal {
-    Refusal::Guard(HOST)
+    Refusal::Guard(HOST.into())
 }
 
 #[cfg(test)]
@@ -56,13 +99,70 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    fn fixture(name: &str) -> Value {
+        let path = format!("{}/tests/fixtures/{name}.config.json", env!("CARGO_MANIFEST_DIR"));
+        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    }
+
+    fn refused(config: &Value) -> String {
+        check(config, 1001).unwrap_err().to_string()
+    }
+
     #[test]
-    fn only_a_namespace_of_the_containers_own_passes() {
-        let of = |namespaces: Value| wanted(&json!({"linux": {"namespaces": namespaces}}));
-        assert_eq!(of(json!([{"type": "pid"}, {"type": "network"}])), Wanted::Own);
-        assert_eq!(of(json!([{"type": "network", "path": "/run/netns/netns-1"}])), Wanted::Prepared);
-        assert_eq!(of(json!([{"type": "network", "path": "/proc/398/ns/net"}])), Wanted::Joined);
-        assert_eq!(of(json!([{"type": "pid"}])), Wanted::Host);
+    fn the_wanted_network_is_told_from_what_podman_writes() {
+        for (name, wanting) in [
+            ("podman-4.3.1-rootless", Wanted::Own),
+            ("podman-4.3.1-rootless-slirp4netns", Wanted::Prepared),
+            ("podman-4.3.1-rootless-bridge", Wanted::Prepared),
+            ("podman-4.3.1-rootless-pod-member", Wanted::Joined { holder: 2262 }),
+            ("podman-4.3.1-rootful-container", Wanted::Joined { holder: 1502 }),
+            ("podman-4.3.1-rootful-host", Wanted::Host),
+            ("podman-4.3.1-rootful-ns-path", Wanted::Prepared),
+        ] {
+            assert_eq!(wanted(&fixture(name)), wanting, "{name}");
+        }
         assert_eq!(wanted(&json!({})), Wanted::Host);
+    }
+
+    #[test]
+    fn what_podman_starts_by_default_passes_on_every_network() {
+        for name in ["", "-slirp4netns", "-bridge", "-pod-member"] {
+            assert_eq!(check(&fixture(&format!("podman-4.3.1-rootless{name}")), 1001).unwrap(), [""; 0]);
+        }
+    }
+
+    #[test]
+    fn the_hosts_namespaces_are_refused() {
+        assert!(refused(&fixture("podman-4.3.1-rootful-host")).contains("host's network namespace"));
+        let mut config = fixture("podman-4.3.1-rootless");
+        let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|namespace| namespace["type"] != "pid");
+        assert!(refused(&config).contains("--pid=host"));
+    }
+
+    #[test]
+    fn a_privileged_container_with_a_card_is_refused_and_one_without_is_not() {
+        let mut config = fixture("podman-4.3.1-rootless-privileged");
+        assert!(refused(&config).contains("without --privileged"));
+        for namespace in config["linux"]["namespaces"].as_array_mut().unwrap() {
+            namespace.as_object_mut().unwrap().remove("path");
+        }
+        check(&config, 1001).unwrap();
+    }
+
+    #[test]
+    fn each_capability_over_a_card_is_refused_by_its_name_in_whichever_set_it_is() {
+        for capability in CAPABILITIES {
+            for set in ["bounding", "effective", "permitted", "inheritable", "ambient"] {
+                let mut config = fixture("podman-4.3.1-rootless-bridge");
+                config["process"]["capabilities"][set] = json!([capability]);
+                let reason = refused(&config);
+                let short = capability.trim_start_matches("CAP_");
+                assert!(
+                    reason.contains(capability) && reason.contains(&format!("--cap-drop={short}")),
+                    "{reason}"
+                );
+            }
+        }
     }
 }

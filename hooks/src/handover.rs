@@ -5,6 +5,7 @@ use crate::inside::Inside;
 use crate::refusal::Refusal;
 use std::fs::File;
 use std::io::Read;
+use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
 use terok_kernel::pidfd::{PidFd, readable};
@@ -12,6 +13,7 @@ use terok_kernel::program::{Child, Exit, Program};
 use terok_kernel::statedir::{AppendLog, Dir};
 use terok_kernel::{Error, memfd};
 use terok_policy::plan::{Fd, READY_DEADLINE, SupervisorConfig};
+use terok_policy::settings::Upstream;
 use terok_policy::{Policy, layout};
 
 /// A log that has grown beyond this is put aside before it gets more.
@@ -21,10 +23,15 @@ const LOG_LIMIT: u64 = 256 << 10;
 pub(crate) struct Handover<'a> {
     pub(crate) id: &'a str,
     pub(crate) policy: Policy,
+    pub(crate) upstream: Option<Upstream>,
+    /// Unix sockets of the host that are mounted into the container.
+    pub(crate) sockets: Vec<String>,
     pub(crate) pidfd: &'a PidFd,
     pub(crate) control: &'a UnixListener,
     pub(crate) runtime: &'a Dir,
     pub(crate) state: &'a Dir,
+    /// Listeners of the policy's published ports, in order.
+    pub(crate) published: &'a [TcpListener],
 }
 
 /// Starts the supervisor and waits until it is ready; one that is not in time is killed.
@@ -40,9 +47,9 @@ pub(crate) fn start(handover: Handover<'_>, inside: &Inside) -> Result<(), Refus
         policy: handover.policy,
         facts: inside.facts.clone(),
         wiring: inside.wiring,
-        upstream: None,
-        sockets: Vec::new(),
-        missing: Vec::new(),
+        upstream: handover.upstream,
+        sockets: handover.sockets,
+        missing: inside.missing.clone(),
         run_dir: handover.runtime.path().display().to_string(),
         state_dir: handover.state.path().display().to_string(),
         fds: named.iter().map(|(name, _)| *name).collect(),
@@ -93,10 +100,21 @@ fn descriptors<'a>(
     fds.extend([
         (Fd::Nflog, inside.nflog.as_fd()),
         (Fd::Nftables, inside.nftables.as_fd()),
+        (Fd::NftablesNews, inside.news.as_fd()),
+        (Fd::Links, inside.links.as_fd()),
         (Fd::Control, handover.control.as_fd()),
         (Fd::RunDir, handover.runtime.as_fd()),
         (Fd::StateDir, handover.state.as_fd()),
     ]);
+    if let Some(peers) = &inside.peers {
+        fds.push((Fd::Peers4, peers.v4.as_fd()));
+        fds.extend(peers.v6.as_ref().map(|socket| (Fd::Peers6, socket.as_fd())));
+    }
+    let numbered = |index: usize| index as u16;
+    let published = handover.published.iter().enumerate();
+    fds.extend(published.map(|(index, listener)| (Fd::Publish(numbered(index)), listener.as_fd())));
+    let towards = inside.towards.iter().enumerate();
+    fds.extend(towards.map(|(index, socket)| (Fd::Inside(numbered(index)), socket.as_fd())));
     fds
 }
 

@@ -1,15 +1,20 @@
 //! The OCI hooks of terok. `create` is where a container gets its protection or does not start; read it first.
 
 pub mod argv;
+mod asked;
 mod catalog;
+mod companions;
 mod create;
+mod doors;
 mod guards;
 mod handover;
 mod image;
 mod inside;
 mod place;
 mod precreate;
+mod publish;
 mod refusal;
+mod standing;
 pub mod state;
 mod stop;
 

@@ -2,6 +2,7 @@
 
 use crate::argv::Request;
 use crate::refusal::Refusal;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use terok_kernel::statedir::Dir;
 use terok_kernel::userns::{self, Owner};
@@ -25,9 +26,37 @@ impl Place {
         Ok(Place { owner, home })
     }
 
+    /// The owner's uid.
+    pub(crate) fn uid(&self) -> u32 {
+        match self.owner {
+            Owner::Root => 0,
+            Owner::User(uid) => uid,
+        }
+    }
+
     /// The owner's home directory.
     pub(crate) fn home(&self) -> &Path {
         &self.home
+    }
+
+    /// Refuses every start while `terok panic` is in force, the owner's or the machine's.
+    pub(crate) fn refuse_in_panic(&self) -> Result<(), Refusal> {
+        let own = self.home.join(layout::STATE_USER).join(layout::PANIC);
+        let own = (self.owner != Owner::Root).then_some((own, "terok panic --clear"));
+        for (marker, command) in
+            own.into_iter().chain([(layout::PANIC_ROOTFUL.into(), "sudo terok panic --clear")])
+        {
+            match marker.symlink_metadata() {
+                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
+                Err(error) => return Err(Refusal::input(marker.display().to_string(), error)),
+                Ok(_) => {
+                    return Err(Refusal::Guard(format!(
+                        "`terok panic` is in force, so no container starts; `{command}` lifts it"
+                    )));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Refuses folders that [`Place::runtime`] and [`Place::state`] would refuse, and makes none.
@@ -107,4 +136,22 @@ fn home_of(owner: Owner) -> Result<PathBuf, Refusal> {
         Refusal::Place(format!("uid {uid} is not in /etc/passwd; run `terok setup` as that user"))
     })?;
     Ok(home)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_starts_while_a_user_panics_and_root_does_not_ask_that_users_marker() {
+        let home = tempfile::tempdir().unwrap();
+        let of = |owner| Place { owner, home: home.path().into() };
+        of(Owner::User(1001)).refuse_in_panic().unwrap();
+        let marker = home.path().join(layout::STATE_USER).join(layout::PANIC);
+        std::fs::create_dir_all(marker.parent().unwrap()).unwrap();
+        std::fs::write(marker, "").unwrap();
+        let refused = of(Owner::User(1001)).refuse_in_panic().unwrap_err().to_string();
+        assert!(refused.contains("`terok panic --clear`"), "{refused}");
+        of(Owner::Root).refuse_in_panic().unwrap();
+    }
 }

@@ -2,14 +2,15 @@
 //! the person who started the container still gets to read why. Any refusal: nothing on stdout.
 
 use crate::argv::Request;
+use crate::guards::{self, Wanted};
 use crate::place::Place;
 use crate::refusal::{self, Refusal};
 use crate::state::{self, Annotations, ours};
-use crate::{catalog, guards, handover, image};
+use crate::{asked, handover, image, publish};
 use serde_json::Value;
 use std::io::Write;
 use std::path::Path;
-use terok_policy::{amend, annotation};
+use terok_policy::amend;
 
 /// Reads `config.json` from stdin and writes it, amended, to stdout; without a `terok.` annotation octet by octet.
 pub(crate) fn run(request: &Request) -> Result<(), Refusal> {
@@ -18,7 +19,7 @@ pub(crate) fn run(request: &Request) -> Result<(), Refusal> {
     let (config, annotations) =
         state::parse_config(&read).map_err(|error| Refusal::input("config.json", error))?;
     let ours = ours(&annotations);
-    let written = if ours.is_empty() { read } else { amended(request, config, &ours)? };
+    let written = if ours.is_empty() && !request.all { read } else { amended(request, config, &ours)? };
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(&written).and_then(|()| stdout.flush()).map_err(Refusal::io("write config.json"))
 }
@@ -28,12 +29,16 @@ fn amended(request: &Request, config: Value, ours: &Annotations) -> Result<Vec<u
     let rootfs = config.pointer("/root/path").and_then(Value::as_str).unwrap_or_default();
     let container = image::by_rootfs(Path::new(rootfs));
     let amended = (|| {
-        let policy = annotation::parse(ours, &catalog::read(place.home())?)?;
+        place.refuse_in_panic()?;
+        let policy = asked::read(request, ours, &place)?.policy;
         image::check(ours, &policy, &container)?;
-        guards::check(&config)?;
+        guards::check(&config, place.uid())?;
         // What `create` will need, where its refusal would be an exit code only.
         place.check()?;
         handover::supervisor()?;
+        if !matches!(guards::wanted(&config), Wanted::Joined { .. }) {
+            publish::listen(&policy.publish)?;
+        }
         let amended = amend::amend(config, &policy)?;
         serde_json::to_vec(&amended).map_err(|error| Refusal::input("config.json", error))
     })();

@@ -44,7 +44,7 @@ pub(crate) enum Refusal {
     NotAmended(AmendError),
     /// L8
     #[error("{0}")]
-    Guard(&'static str),
+    Guard(String),
     #[error(transparent)]
     Plan(#[from] PlanError),
     #[error(transparent)]
@@ -175,8 +175,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let base = Dir::base(folder.path()).unwrap();
         let state = base.make_private("id").unwrap();
-        record(&state, &Refusal::Guard("first"));
-        record(&state, &Refusal::Guard("second"));
+        record(&state, &Refusal::Guard("first".into()));
+        record(&state, &Refusal::Guard("second".into()));
         let audit = String::from_utf8(state.read(layout::AUDIT, 10_000).unwrap().unwrap()).unwrap();
         assert_eq!(terok_policy::audit::verify(Chain::default(), audit.lines()).unwrap().n, 2);
         assert!(audit.contains("second"));

@@ -124,17 +124,21 @@ fn a_key_cannot_forge_lines_in_the_refusal() {
 }
 
 #[test]
-fn a_network_that_is_not_the_containers_own_is_refused() {
-    let networks = [
-        (json!({"type": "network", "path": "/run/netns/netns-1"}), "network card"),
-        (json!({"type": "network", "path": "/proc/398/ns/net"}), "another container's network namespace"),
-        (json!({"type": "uts"}), "host's network namespace"),
-    ];
-    for (network, reason) in networks {
-        let mut config = config(CONFIGS[0]);
-        config["linux"]["namespaces"] = json!([network]);
-        assert_refused(&precreate(&config), 1, reason);
+fn every_network_of_podmans_passes_but_the_hosts() {
+    for name in ["rootless-slirp4netns", "rootless-bridge", "rootless-pod-member", "rootful-container"] {
+        let output = precreate(&config(&format!("podman-4.3.1-{name}")));
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
     }
+    assert_refused(&precreate(&config("podman-4.3.1-rootful-host")), 1, "host's network namespace");
+}
+
+#[test]
+fn what_would_undo_the_protection_is_refused_before_anything_is_started() {
+    assert_refused(&precreate(&config("podman-4.3.1-rootless-privileged")), 1, "CAP_NET_ADMIN");
+    let mut with_bus = config(CONFIGS[0]);
+    let mounts = with_bus["mounts"].as_array_mut().unwrap();
+    mounts.push(json!({"destination": "/run", "type": "bind", "source": "/run", "options": ["rbind"]}));
+    assert_refused(&precreate(&with_bus), 1, "container engine's socket");
 }
 
 #[test]
@@ -320,6 +324,18 @@ mod create {
             let lab = Lab::new(&config(CONFIGS[0]), "ready");
             assert_refused(&lab.create(), 1, "lacks terok's seccomp rules");
             assert!(!runtime().exists());
+        });
+    }
+
+    #[test]
+    fn nothing_starts_while_root_panics() {
+        with_folders(|| {
+            let lab = Lab::new(&amended(), "ready");
+            std::fs::write(layout::PANIC_ROOTFUL, "").unwrap();
+            assert_refused(&precreate(&config(CONFIGS[0])), 1, "sudo terok panic --clear");
+            assert_refused(&lab.create(), 1, "sudo terok panic --clear");
+            std::fs::remove_file(layout::PANIC_ROOTFUL).unwrap();
+            assert!(lab.create().status.success());
         });
     }
 

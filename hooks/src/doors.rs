@@ -1,0 +1,243 @@
+//! Doors that the operator mounted into the container (L8). An engine's socket or a message bus starts programs outside
+//! of every protection: refused. Any other unix socket of the host is the operator's own: told to the audit log.
+
+use crate::refusal::Refusal;
+use serde_json::Value;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+/// A folder of mounted sockets is looked through this far, and this many sockets are told.
+const ENTRIES: usize = 4096;
+const TOLD: usize = 64;
+
+const ENGINE: &str = "a container engine's socket, which starts containers without protection";
+const BUS: &str = "a message bus, which starts programs on the host";
+const MANAGER: &str = "the service manager's socket, which starts programs on the host";
+const TEROK: &str = "terok's control sockets, which lift the protection";
+const PROCESSES: &str = "the host's processes, through which their networks are reached";
+
+/// Sockets that are known by name, wherever they are.
+const BY_NAME: &[(&str, &str)] = &[
+    ("podman.sock", ENGINE),
+    ("docker.sock", ENGINE),
+    ("containerd.sock", ENGINE),
+    ("crio.sock", ENGINE),
+    ("cri-dockerd.sock", ENGINE),
+    ("buildkitd.sock", ENGINE),
+    ("system_bus_socket", BUS),
+];
+
+/// Places that a mount must neither be, nor be in, nor hold, below `/run` and below `/run/user/UID`.
+const SYSTEM: &[(&str, &str)] = &[
+    ("podman/podman.sock", ENGINE),
+    ("docker.sock", ENGINE),
+    ("docker", ENGINE),
+    ("containerd/containerd.sock", ENGINE),
+    ("crio/crio.sock", ENGINE),
+    ("buildkit", ENGINE),
+    ("dbus/system_bus_socket", BUS),
+    ("systemd/private", MANAGER),
+    ("terok", TEROK),
+];
+const USER: &[(&str, &str)] = &[
+    ("podman/podman.sock", ENGINE),
+    ("docker.sock", ENGINE),
+    ("docker", ENGINE),
+    ("buildkit", ENGINE),
+    ("bus", BUS),
+    ("dbus-1", BUS),
+    ("systemd/private", MANAGER),
+    ("terok", TEROK),
+];
+
+/// What one mount brings in.
+struct Mounted {
+    /// As the configuration has it.
+    source: PathBuf,
+    /// What it leads to on the host: a runtime follows links as well.
+    real: PathBuf,
+}
+
+/// Refuses the doors that nothing could be kept behind; the others, for the audit log.
+pub(crate) fn check(config: &Value, uid: u32) -> Result<Vec<String>, Refusal> {
+    let mounted = mounted(config);
+    if mounted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let known = known(uid, &mounted);
+    for mount in &mounted {
+        for (place, what) in &known {
+            if mount.real.starts_with(place) || place.starts_with(&mount.real) {
+                return Err(refusal(&mount.source, place, what));
+            }
+        }
+    }
+    let bound = bound(&std::fs::read_to_string("/proc/net/unix").unwrap_or_default());
+    let mut doors = Vec::new();
+    for mount in &mounted {
+        let mut sockets = sockets_at(&mount.real);
+        sockets.extend(bound.iter().filter(|socket| socket.starts_with(&mount.real)).cloned());
+        for socket in sockets {
+            let name = socket.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if let Some((_, what)) = BY_NAME.iter().find(|(known, _)| *known == name) {
+                return Err(refusal(&mount.source, &socket, what));
+            }
+            doors.push(socket.display().to_string());
+        }
+    }
+    doors.sort();
+    doors.dedup();
+    doors.truncate(TOLD);
+    Ok(doors)
+}
+
+fn refusal(source: &Path, place: &Path, what: &str) -> Refusal {
+    let (source, place) = (source.display(), place.display());
+    Refusal::Guard(format!(
+        "the mounted {source} is, holds or belongs to {place}: {what}; mount a narrower folder or leave it out"
+    ))
+}
+
+/// The host's files and folders in the container. File systems of the container's own (proc, tmpfs, sysfs, devices that the
+/// engine lists one by one) bring in none.
+fn mounted(config: &Value) -> Vec<Mounted> {
+    let mounts = config.get("mounts").and_then(Value::as_array).into_iter().flatten();
+    let mut found = Vec::new();
+    for mount in mounts {
+        let text = |key| mount.get(key).and_then(Value::as_str).unwrap_or_default();
+        let options = || {
+            let options = mount.get("options").and_then(Value::as_array);
+            options.into_iter().flatten().filter_map(Value::as_str)
+        };
+        let mut sources = Vec::new();
+        if text("type") == "bind" || options().any(|option| matches!(option, "bind" | "rbind")) {
+            sources.push(text("source"));
+        }
+        // `--volume DIR:PATH:O` is an overlay over DIR.
+        for option in options() {
+            let folders = ["lowerdir=", "upperdir="].into_iter().find_map(|key| option.strip_prefix(key));
+            sources.extend(folders.into_iter().flat_map(|folders| folders.split(':')));
+        }
+        for source in sources.into_iter().filter(|source| source.starts_with('/')) {
+            let source = PathBuf::from(source);
+            let real = source.canonicalize().unwrap_or_else(|_| source.clone());
+            if !real.starts_with("/dev") || real == Path::new("/dev") {
+                found.push(Mounted { source, real });
+            }
+        }
+    }
+    found
+}
+
+/// The known places, by where they lead as well: the machine's, the owner's, and those of users of whom something is mounted.
+fn known(uid: u32, mounted: &[Mounted]) -> Vec<(PathBuf, &'static str)> {
+    let users = Path::new("/run/user");
+    let mut folders = vec![(PathBuf::from("/run"), SYSTEM), (users.join(uid.to_string()), USER)];
+    for mount in mounted {
+        let user = mount.real.strip_prefix(users).ok().and_then(|below| below.components().next());
+        folders.extend(user.map(|user| (users.join(user), USER)));
+    }
+    let mut places = Vec::new();
+    for (folder, below) in folders {
+        places.extend(below.iter().map(|(name, what)| (folder.join(name), *what)));
+    }
+    places.push((PathBuf::from("/proc"), PROCESSES));
+    let led_to = places.iter().filter_map(|(place, what)| Some((place.canonicalize().ok()?, *what)));
+    let led_to: Vec<_> = led_to.filter(|(real, _)| places.iter().all(|(place, _)| place != real)).collect();
+    places.extend(led_to);
+    places
+}
+
+/// Sockets that are bound on the host, by path (`/proc/net/unix`).
+fn bound(table: &str) -> Vec<PathBuf> {
+    // Num RefCount Protocol Flags Type St Inode Path
+    let paths = table.lines().filter_map(|line| line.split_ascii_whitespace().nth(7));
+    paths.filter(|path| path.starts_with('/')).map(PathBuf::from).collect()
+}
+
+/// The socket at `path`, or those in the folder there: another container's are in no list of the host's.
+fn sockets_at(path: &Path) -> Vec<PathBuf> {
+    let is_socket = |kind: std::fs::FileType| kind.is_socket();
+    match std::fs::symlink_metadata(path) {
+        Ok(meta) if is_socket(meta.file_type()) => vec![path.to_owned()],
+        Ok(meta) if meta.is_dir() => {
+            let entries = std::fs::read_dir(path).into_iter().flatten().take(ENTRIES).flatten();
+            let sockets = entries.filter(|entry| entry.file_type().is_ok_and(is_socket));
+            sockets.map(|entry| entry.path()).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::os::unix::net::UnixListener;
+
+    fn binding(source: &Path) -> Value {
+        json!({"mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev/null", "type": "bind", "source": "/dev/null", "options": ["bind"]},
+            {"destination": "/x", "type": "bind", "source": source, "options": ["rbind"]},
+        ]})
+    }
+
+    fn refused(source: &Path) -> String {
+        check(&binding(source), 1001).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn engines_buses_and_what_holds_them_are_refused() {
+        for (source, what) in [
+            ("/", "container engine"),
+            ("/run", "container engine"),
+            ("/var/run", "container engine"),
+            ("/run/podman", "container engine"),
+            ("/run/user/1001", "container engine"),
+            ("/run/user/1001/bus", "message bus"),
+            ("/run/user/1001/systemd", "service manager"),
+            ("/run/user/1001/terok", "control sockets"),
+            ("/run/dbus", "message bus"),
+            ("/run/user/1002/bus", "message bus"),
+            ("/proc", "host's processes"),
+            ("/proc/sys", "host's processes"),
+        ] {
+            let reason = refused(Path::new(source));
+            assert!(reason.contains(what) && reason.contains(source), "{source}: {reason}");
+        }
+    }
+
+    #[test]
+    fn work_folders_pass_and_sockets_in_them_are_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let deep = folder.path().join("a/b");
+        std::fs::create_dir_all(&deep).unwrap();
+        assert_eq!(check(&binding(folder.path()), 1001).unwrap(), [""; 0]);
+        let sockets = [deep.join("deep.sock"), folder.path().join("app.sock")];
+        let _bound = sockets.each_ref().map(|path| UnixListener::bind(path).unwrap());
+        assert_eq!(
+            check(&binding(folder.path()), 1001).unwrap(),
+            sockets.each_ref().map(|path| path.display().to_string())
+        );
+        assert_eq!(check(&binding(&sockets[1]), 1001).unwrap(), [sockets[1].display().to_string()]);
+        assert_eq!(check(&json!({}), 1001).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn an_engines_socket_is_known_by_name_wherever_it_is_and_through_a_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let _engine = UnixListener::bind(folder.path().join("podman.sock")).unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(folder.path().join("podman.sock"), &link).unwrap();
+        for source in [folder.path(), &link, folder.path().parent().unwrap()] {
+            assert!(refused(source).contains("podman.sock"), "{}", source.display());
+        }
+        let innocent = folder.path().join("innocent");
+        std::os::unix::fs::symlink("/run", &innocent).unwrap();
+        assert!(refused(&innocent).contains("innocent"));
+        let overlay = json!({"mounts": [{"destination": "/x", "type": "overlay", "source": "overlay",
+            "options": [format!("lowerdir={}", folder.path().display()), "upperdir=/tmp/u"]}]});
+        assert!(check(&overlay, 1001).unwrap_err().to_string().contains("podman.sock"));
+    }
+}
