@@ -4,6 +4,7 @@
 pub mod birth;
 pub mod capabilities;
 pub mod confine;
+pub mod conntrack;
 pub mod error;
 pub mod inherited;
 pub mod landlock;

@@ -163,6 +163,11 @@ impl NftSocket {
         readback::verify(&self.0, ruleset)
     }
 
+    /// The socket, for other requests to netfilter.
+    pub(crate) fn netlink(&self) -> &Socket {
+        &self.0
+    }
+
     fn change_sets(&self, sets: &[Set]) -> Result<(), NftError> {
         let mut removed = Vec::new();
         let mut added = Vec::new();
