@@ -4,6 +4,7 @@
 
 pub mod card;
 pub mod libnftnl;
+pub mod link;
 pub mod table;
 
 use nix::errno::Errno;
