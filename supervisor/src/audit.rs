@@ -165,6 +165,20 @@ impl Audit {
     }
 }
 
+#[cfg(test)]
+impl Audit {
+    /// Has every line meet a full disk; [`Audit::free`] takes what this returns.
+    pub(crate) fn fill(&self) -> std::fs::File {
+        let full = std::fs::File::options().append(true).open("/dev/full").expect("/dev/full");
+        self.log.borrow_mut().file.swap(full)
+    }
+
+    /// Frees the disk.
+    pub(crate) fn free(&self, real: std::fs::File) {
+        self.log.borrow_mut().file.swap(real);
+    }
+}
+
 /// An event of now.
 pub(crate) fn event(kind: Kind, action: &str, target: impl Into<String>) -> Event {
     Event {
@@ -302,12 +316,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let log = audit(&dir);
         log.record(event(Kind::Lifecycle, "start", "")).unwrap();
-        let full = std::fs::File::options().append(true).open("/dev/full").unwrap();
-        let real = log.log.borrow_mut().file.swap(full);
+        let real = log.fill();
         assert!(log.record(event(Kind::Connect, "allow", "a.example:443")).is_err());
         log.refusal(refusal("b.example"));
         assert_eq!(log.allowed(), 0);
-        log.log.borrow_mut().file.swap(real);
+        log.free(real);
         log.record(event(Kind::Connect, "allow", "a.example:443")).unwrap();
         log.flush();
         let lines = lines(&dir, "audit.jsonl");

@@ -11,11 +11,12 @@ use crate::names::NameTableError;
 use crate::resolve::{Family, Peers, Resolver};
 use answer::{Asked, Known, Question, Received};
 use domain::base::iana::Rtype;
-use real::{Kind as Way, Outcome, Real};
+use real::{Outcome, Real};
 use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
+use terok_policy::answer::Answer;
 use terok_policy::audit::{Event, Kind};
 use terok_policy::judge::Reason;
 use terok_policy::{Name, Query, Verdict, name, virt};
@@ -129,7 +130,7 @@ struct Waiting {
     question: Question,
     name: Name,
     family: Family,
-    way: Way,
+    way: Answer,
     /// Why the name may be answered.
     verdict: Verdict,
     proto: &'static str,
@@ -233,9 +234,11 @@ impl Dns {
             // The connection will wait for an operator's word; whether there will be one is not known yet.
             verdict = Verdict::Operator;
         }
-        match self.real.way(name) {
-            Some(way) => self.look_up_real(name.clone(), way, verdict, rtype, proto),
-            None => Found::Known(self.look_up_virtual(name, &verdict, rtype, proto)),
+        match self.real.answer_of(name) {
+            way @ (Answer::Real | Answer::Peer) => {
+                self.look_up_real(name.clone(), way, verdict, rtype, proto)
+            }
+            Answer::Virtual => Found::Known(self.look_up_virtual(name, &verdict, rtype, proto)),
         }
     }
 
@@ -258,7 +261,7 @@ impl Dns {
     fn look_up_real(
         &self,
         name: Name,
-        way: Way,
+        way: Answer,
         verdict: Verdict,
         rtype: Rtype,
         proto: &'static str,
@@ -307,7 +310,7 @@ impl Dns {
 /// What [`Dns::look_up`] found.
 enum Found {
     Known(Known),
-    Later { name: Name, family: Family, way: Way, verdict: Verdict },
+    Later { name: Name, family: Family, way: Answer, verdict: Verdict },
 }
 
 impl Waiting {

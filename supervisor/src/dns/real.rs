@@ -12,10 +12,11 @@ use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
 use terok_kernel::rtnl::Rtnl;
+use terok_policy::answer::{Answer, answer, may_be_given, otherwise};
 use terok_policy::audit;
 use terok_policy::floor::{Floor, floor};
 use terok_policy::judge::Reason;
-use terok_policy::plan::{Card, Network};
+use terok_policy::plan::{Card, HostFacts};
 use terok_policy::policy::{Source, Sourced};
 use terok_policy::rule::{Proto, Rule, Target};
 use terok_policy::{Name, Query, Verdict};
@@ -23,18 +24,6 @@ use tokio::sync::OnceCell;
 
 /// Names and families looked up at a time.
 const AT_ONCE: usize = 64;
-
-/// The zone in which Podman's DNS servers know containers; they know them without it as well.
-const PEERS: &str = ".dns.podman";
-
-/// How a name's real addresses are found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// By the host's resolver.
-    Outside,
-    /// By the DNS servers of the container's own networks.
-    Peer,
-}
 
 /// What became of a question.
 #[derive(Debug, Clone, PartialEq)]
@@ -69,28 +58,20 @@ impl Real {
         Ok(Real { context, resolver, peers, routes: Rtnl::open()?, asking: RefCell::default() })
     }
 
-    /// How the real addresses of `name` are found; `None` for a name with a virtual address.
-    pub(super) fn way(&self, name: &Name) -> Option<Kind> {
-        let facts = &self.context.config.facts;
-        let a_peers = !name.as_str().contains('.') || name.as_str().ends_with(PEERS);
-        if facts.network == Network::Sealed {
-            None
-        } else if a_peers && !facts.resolvers.is_empty() && self.rules(|rule| leads_to(rule, name)) {
-            Some(Kind::Peer)
-        } else if self.needs_real(name) {
-            Some(Kind::Outside)
-        } else {
-            None
-        }
+    /// How `name` is to be answered.
+    pub(super) fn answer_of(&self, name: &Name) -> Answer {
+        answer(&self.context.config.policy, &self.context.live(), &self.facts(), name)
     }
 
     /// Whether a rule names `name` itself.
     pub(super) fn is_spelt_out(&self, name: &Name) -> bool {
-        self.rules(|rule| matches!(&rule.target, Target::Name(named) if named == name))
+        let named = |rule: &Rule| matches!(&rule.target, Target::Name(named) if named == name);
+        let written = &self.context.config.policy.allow;
+        written.iter().any(|sourced| named(&sourced.rule)) || self.context.live().allow.iter().any(named)
     }
 
     /// The real addresses of `name` in one family, let through before they are returned.
-    pub(super) async fn find(&self, name: &Name, family: Family, kind: Kind) -> Outcome {
+    pub(super) async fn find(&self, name: &Name, family: Family, kind: Answer) -> Outcome {
         let Some(cell) = self.cell(name, family) else {
             return Outcome::Failed(Reason::NameBudget, format!("{AT_ONCE} other names are being looked up"));
         };
@@ -108,12 +89,17 @@ impl Real {
         Some(asking.entry(key).or_default().clone())
     }
 
-    async fn look_up(&self, name: &Name, family: Family, kind: Kind) -> Outcome {
-        if kind == Kind::Peer {
+    async fn look_up(&self, name: &Name, family: Family, kind: Answer) -> Outcome {
+        if kind == Answer::Peer {
             match self.peers.addresses(name).await {
                 Ok(Some(addresses)) => return self.offer(name, family, kind, addresses, PEER_TTL).await,
-                Ok(None) if !self.needs_real(name) => return Outcome::Ordinary,
-                Ok(None) => {}
+                Ok(None) => {
+                    let config = &self.context.config;
+                    let kind = otherwise(&config.policy, &self.context.live(), &self.facts(), name);
+                    if kind != Answer::Real {
+                        return Outcome::Ordinary;
+                    }
+                }
                 Err(error) => return Outcome::Failed(Reason::Unreachable, error.to_string()),
             }
         }
@@ -123,7 +109,7 @@ impl Real {
         match self.resolver.records(name, family).await {
             Ok(found) => {
                 let ttl = u32::try_from(found.ttl.as_secs()).unwrap_or(u32::MAX);
-                self.offer(name, family, Kind::Outside, found.addresses, ttl).await
+                self.offer(name, family, Answer::Real, found.addresses, ttl).await
             }
             Err(error) => Outcome::Failed(Reason::Unreachable, error.to_string()),
         }
@@ -134,7 +120,7 @@ impl Real {
         &self,
         name: &Name,
         family: Family,
-        kind: Kind,
+        kind: Answer,
         addresses: Vec<IpAddr>,
         ttl: u32,
     ) -> Outcome {
@@ -176,28 +162,31 @@ impl Real {
 }
 
 /// For how long other containers' addresses may be kept: they are given anew at each start.
-const PEER_TTL: u32 = 5;
+pub(super) const PEER_TTL: u32 = 5;
 
 impl Real {
     /// Why `ip` is not answered for `name`.
-    fn obstacle(&self, name: &Name, ip: IpAddr, kind: Kind) -> Option<Outcome> {
+    fn obstacle(&self, name: &Name, ip: IpAddr, kind: Answer) -> Option<Outcome> {
         let facts = |more: Vec<(&'static str, String)>| [vec![("address", ip.to_string())], more].concat();
         let below = |floor: String| {
             let verdict = Verdict::Refuse { reason: Reason::Floor, rule: None };
             Outcome::Refused(verdict, facts(vec![("floor", floor)]))
         };
-        match kind {
-            Kind::Peer if !self.is_peer(ip) => {
-                return Some(below("not in a network of the container's own".to_owned()));
-            }
-            Kind::Peer => {}
+        let floor = match kind {
+            Answer::Peer => None,
             // No packet to a v4-mapped address ever leaves.
-            Kind::Outside if ip != ip.to_canonical() => return Some(below("v4-mapped address".to_owned())),
-            Kind::Outside => {
-                if let Some(floor) = self.floor(ip) {
-                    return Some(below(floor.to_string()));
-                }
-            }
+            _ if ip != ip.to_canonical() => return Some(below("v4-mapped address".to_owned())),
+            _ => self.floor(ip),
+        };
+        if let Some(floor) = floor {
+            return Some(below(floor.to_string()));
+        }
+        if !may_be_given(&self.facts(), kind, ip) {
+            let why = match kind {
+                Answer::Peer => "not another container's address".to_owned(),
+                _ => Floor::HostOwn.to_string(),
+            };
+            return Some(below(why));
         }
         let deny = self.denied(name, ip, kind)?;
         Some(Outcome::Refused(
@@ -211,11 +200,9 @@ impl Real {
         floor(ip).or_else(|| self.routes.is_local(ip).unwrap_or(true).then_some(Floor::HostOwn))
     }
 
-    /// Whether `ip` is a neighbour in a network of the container's own, and not the host's end of it.
-    fn is_peer(&self, ip: IpAddr) -> bool {
-        let cards = self.context.cards();
-        cards.iter().any(|card| card.nets.iter().any(|net| net.contains(ip)))
-            && !cards.iter().any(|card| card.gateways.contains(&ip))
+    /// The facts with the cards that there are now.
+    fn facts(&self) -> HostFacts {
+        HostFacts { cards: self.context.cards().clone(), ..self.context.config.facts.clone() }
     }
 
     /// Whether packets of this family can leave by a card: an address that only times out is not answered.
@@ -230,33 +217,27 @@ impl Real {
     }
 
     /// A deny rule that closes `ip` on every port on which rules open it for `name`.
-    fn denied(&self, name: &Name, ip: IpAddr, kind: Kind) -> Option<Sourced> {
+    fn denied(&self, name: &Name, ip: IpAddr, kind: Answer) -> Option<Sourced> {
         let policy = &self.context.config.policy;
         let live = self.context.live();
-        let live_deny = live.deny.iter().map(|rule| Sourced { rule: rule.clone(), source: Source::Live });
-        let denies: Vec<Sourced> = policy
-            .deny
-            .iter()
-            .cloned()
-            .chain(live_deny)
-            .filter(|deny| match &deny.rule.target {
-                Target::Any => true,
-                Target::Net(net) => net.contains(ip),
-                Target::Name(denied) => denied == name,
-                Target::Under(denied) => name.is_under(denied),
-                Target::Host => false,
-            })
-            .collect();
+        let written = policy.deny.iter().map(|sourced| (&sourced.rule, &sourced.source));
+        let here = |rule: &Rule| match &rule.target {
+            Target::Any => true,
+            Target::Net(net) => net.contains(ip),
+            target => target.names(name),
+        };
+        let denies = written.chain(live.deny.iter().map(|rule| (rule, &Source::Live)));
+        let denies: Vec<(&Rule, &Source)> = denies.filter(|(rule, _)| here(rule)).collect();
         let closed = |rule: &Rule| {
-            let here = denies.iter().filter(|deny| deny.rule.proto == rule.proto);
-            here.fold(rule.ports.clone(), |left, deny| left.without(&deny.rule.ports)).is_empty()
+            let same = denies.iter().filter(|(deny, _)| deny.proto == rule.proto);
+            same.fold(rule.ports.clone(), |left, (deny, _)| left.without(&deny.ports)).is_empty()
         };
         let allows = policy.allow.iter().map(|sourced| &sourced.rule).chain(&live.allow);
-        let mut opening = allows.filter(|rule| leads_to(rule, name) && (kind == Kind::Peer || is_real(rule)));
-        match opening.all(closed) {
-            true => denies.into_iter().find(|deny| matches!(deny.rule.target, Target::Net(_) | Target::Any)),
-            false => None,
-        }
+        let mut opening =
+            allows.filter(|rule| rule.target.names(name) && (kind == Answer::Peer || is_real(rule)));
+        let by_address = |rule: &Rule| matches!(rule.target, Target::Net(_) | Target::Any);
+        let (rule, source) = denies.iter().find(|(rule, _)| by_address(rule))?;
+        opening.all(closed).then(|| Sourced { rule: (*rule).clone(), source: (*source).clone() })
     }
 
     fn nothing_granted(&self, name: &Name) -> Outcome {
@@ -265,27 +246,9 @@ impl Real {
             _ => Outcome::Failed(Reason::NameBudget, "no room for more addresses".to_owned()),
         }
     }
-
-    /// Whether a rule for `name` needs its real addresses.
-    fn needs_real(&self, name: &Name) -> bool {
-        self.rules(|rule| is_real(rule) && leads_to(rule, name))
-    }
-
-    fn rules(&self, wanted: impl Fn(&Rule) -> bool) -> bool {
-        let written = &self.context.config.policy.allow;
-        written.iter().any(|sourced| wanted(&sourced.rule)) || self.context.live().allow.iter().any(wanted)
-    }
 }
 
 /// Whether packets to `rule`'s target leave by a card themselves.
 fn is_real(rule: &Rule) -> bool {
     rule.direct || rule.proto == Proto::Udp
-}
-
-fn leads_to(rule: &Rule, name: &Name) -> bool {
-    match &rule.target {
-        Target::Name(named) => named == name,
-        Target::Under(named) => name.is_under(named),
-        _ => false,
-    }
 }
