@@ -14,7 +14,6 @@ use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 use terok_kernel::statedir::Dir;
 use terok_policy::audit::Kind;
-use terok_policy::judge::Reason;
 use terok_policy::layout;
 use terok_policy::live::Live;
 use terok_policy::plan::{Card, SupervisorConfig};
@@ -168,7 +167,7 @@ impl Context {
 
 /// Whether no rule decided: neither an allow nor a deny, nor the floor.
 pub(crate) fn is_open_question(verdict: &Verdict) -> bool {
-    matches!(verdict, Verdict::Refuse { reason: Reason::Unlisted | Reason::PortUnlisted, rule: None })
+    matches!(verdict, Verdict::Refuse { reason, rule: None } if reason.is_open_question())
 }
 
 fn names_of(cards: &[Card]) -> String {

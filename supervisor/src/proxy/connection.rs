@@ -138,8 +138,13 @@ async fn judge(proxy: &Proxy, client: &Socket, target: &Target) -> Result<Verdic
     match (context.judge(&target.query()), answer) {
         (verdict, _) if verdict.allows() => Ok(verdict),
         (verdict, Answer::Allow) if is_open_question(&verdict) => Ok(Verdict::Operator),
-        (verdict, Answer::Timeout) => Err(Box::new(refuse(&verdict).with("hold", "timeout").with("id", id))),
-        (verdict, _) => Err(Box::new(refuse(&verdict).with("hold", "deny").with("id", id))),
+        (verdict, Answer::Timeout) if is_open_question(&verdict) => {
+            Err(Box::new(refusal(target).reason(Reason::Unanswered).with("id", id)))
+        }
+        (verdict, Answer::Deny) if is_open_question(&verdict) => {
+            Err(Box::new(refusal(target).reason(Reason::OperatorDenied).with("id", id)))
+        }
+        (verdict, _) => Err(Box::new(refuse(&verdict).with("id", id))),
     }
 }
 

@@ -139,7 +139,7 @@ async fn a_denied_connection_is_reset_and_so_is_one_that_a_change_denies_meanwhi
         held.operator.verdict(1, false, Scope::Once, 7).await.unwrap();
         assert_reset(&mut client).await;
         let refused = held.event("connect", "refuse").await;
-        assert_eq!((&refused["reason"], &refused["detail"]["hold"]), (&"unlisted".into(), &"deny".into()));
+        assert_eq!((&refused["reason"], &refused["detail"]["id"]), (&"operator-denied".into(), &1.into()));
         let mut client = held.rig.connect(name("new.example"), 25).await;
         held.waits(1).await;
         held.rig.context.set_live(Live { deny: vec![rule("*.example:25")], ..Live::default() });
@@ -161,7 +161,7 @@ async fn what_nobody_answers_is_refused_in_time() {
         assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
         assert!(start.elapsed() >= Duration::from_secs(1));
         assert_eq!(held.event("verdict", "timeout").await["detail"]["id"], 1);
-        assert_eq!(held.event("connect", "refuse").await["detail"]["hold"], "timeout");
+        assert_eq!(held.event("connect", "refuse").await["reason"], "unanswered");
         assert!(held.rig.context.hold.waiting().is_empty());
     }
 }
