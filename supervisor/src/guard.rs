@@ -3,8 +3,10 @@
 
 mod granting;
 mod steady;
+#[cfg(test)]
+mod tests;
 
-use crate::inherit::{BirthError, Inherited, ParentConfig, StoredConfig};
+use crate::inherit::{Inherited, ParentConfig, StoredConfig};
 use crate::parent_link::News;
 use anyhow::{Context as _, bail};
 use granting::{Asked, Granting};
@@ -31,6 +33,8 @@ const AGAIN: Duration = Duration::from_millis(50);
 const ATTEMPTS: u32 = 8;
 /// Elements end a moment later in the kernel than by our clock, which is read in whole seconds.
 const LINGERING: u64 = 2;
+/// Timeouts are set anew so often, in seconds: a clock is adjusted by half a thousandth at most.
+const RELOAD: u64 = 3600;
 /// The least time between two comparisons that others' changes give rise to.
 const SPACED: Duration = Duration::from_millis(200);
 /// News in a row that are acted on before the worker gets its turn.
@@ -38,13 +42,7 @@ const ROUNDS: usize = 16;
 
 /// The right to change the container's network, and the knowledge of what it should be.
 pub(crate) struct Guard {
-    nft: NftSocket,
-    /// Readable when a table was changed in the container's namespace.
-    tables: Option<netlink::News>,
-    /// The container's cards, where it has any.
-    cards: Option<Rtnl>,
-    /// The host's own addresses, where the table must know them.
-    host: Option<Rtnl>,
+    sockets: Sockets,
     /// The kernel has chains at the cards.
     egress: bool,
     config: StoredConfig,
@@ -55,6 +53,8 @@ pub(crate) struct Guard {
     live: Live,
     granting: Granting,
     clock: Steady,
+    /// When what has a time was last loaded.
+    loaded: u64,
     /// Of the tables when they were last as they should be; `None`: to be compared.
     generation: Option<u32>,
     /// When something that failed, or was put off, is tried again.
@@ -66,6 +66,16 @@ pub(crate) struct Guard {
     /// What the worker does not know yet.
     untold: Vec<News>,
     tampered: Option<Tampering>,
+}
+
+struct Sockets {
+    nft: NftSocket,
+    /// Readable when a table was changed in the container's namespace.
+    tables: Option<netlink::News>,
+    /// The container's cards, where it has any.
+    cards: Option<Rtnl>,
+    /// The host's own addresses, where the table must know them.
+    host: Option<Rtnl>,
 }
 
 struct Tampering {
@@ -81,24 +91,31 @@ impl Guard {
         state: &Dir,
     ) -> Result<Self, anyhow::Error> {
         let filtered = config.facts.network == Network::Filtered;
-        let optional = |fd: Result<_, BirthError>| fd.ok();
-        let tables = optional(inherited.take_fd(Fd::NftablesNews)).map(netlink::News::from);
-        let cards = optional(inherited.take_fd(Fd::Links)).map(Rtnl::from);
-        if filtered && (tables.is_none() || cards.is_none()) {
-            bail!(BirthError::Missing(if tables.is_none() { Fd::NftablesNews } else { Fd::Links }));
-        }
+        let mut watch = |fd| match inherited.take_fd(fd) {
+            Err(error) if filtered => Err(error),
+            found => Ok(found.ok()),
+        };
+        let sockets = Sockets {
+            tables: watch(Fd::NftablesNews)?.map(netlink::News::from),
+            cards: watch(Fd::Links)?.map(Rtnl::from).filter(|_| filtered),
+            host: if filtered { Some(rtnl::news()?) } else { None },
+            nft: NftSocket::from(inherited.take_fd(Fd::Nftables)?),
+        };
+        let live = read_live(state)?;
+        Ok(Self::with(sockets, inherited.stored_config()?, config.wiring, config.facts.clone(), live))
+    }
+
+    fn with(sockets: Sockets, config: StoredConfig, wiring: Wiring, facts: HostFacts, live: Live) -> Self {
         let clock = Steady::new();
         let mut guard = Guard {
-            nft: NftSocket::from(inherited.take_fd(Fd::Nftables)?),
-            tables,
-            cards: cards.filter(|_| filtered),
-            host: if filtered { Some(rtnl::news()?) } else { None },
-            egress: filtered,
-            config: inherited.stored_config()?,
-            wiring: config.wiring,
-            facts: config.facts.clone(),
-            live: clock.of_live(read_live(state)?),
+            sockets,
+            egress: false,
+            config,
+            wiring,
+            facts,
+            live: clock.of_live(live),
             granting: Granting::default(),
+            loaded: clock.now(),
             clock,
             generation: None,
             again: None,
@@ -107,18 +124,22 @@ impl Guard {
             untold: Vec::new(),
             tampered: None,
         };
-        guard.egress = filtered && guard.has_egress();
+        guard.egress = guard.has_egress();
         // What was changed since the hook has compared it is news; if there is none, what is there now is what it loaded.
-        let generation = guard.nft.generation().ok();
-        let changed = guard.tables.as_ref().is_some_and(|tables| tables.drain().unwrap_or(true));
-        guard.generation = generation.filter(|_| !changed);
-        Ok(guard)
+        let generation = guard.sockets.nft.generation().ok();
+        let changed = guard.sockets.tables.as_ref().is_some_and(|tables| tables.drain().unwrap_or(true));
+        if changed {
+            guard.again = Some(Instant::now());
+        } else {
+            guard.generation = generation;
+        }
+        guard
     }
 
     /// What becomes readable when [`Guard::attend`] has something to do.
     pub(crate) fn watched(&self) -> Vec<BorrowedFd<'_>> {
-        let tables = self.tables.as_ref().map(|news| news.as_fd());
-        let links = [&self.cards, &self.host].into_iter().flatten().map(|socket| socket.as_fd());
+        let tables = self.sockets.tables.as_ref().map(|news| news.as_fd());
+        let links = [&self.sockets.cards, &self.sockets.host].into_iter().flatten().map(|socket| socket.as_fd());
         tables.into_iter().chain(links).collect()
     }
 
@@ -129,7 +150,9 @@ impl Guard {
         }
         let again = self.again.map(|at| at.saturating_duration_since(Instant::now()));
         let granting = self.granting.due(self.clock.now()).filter(|_| !self.is_cut_off());
-        [again, granting].into_iter().flatten().min()
+        let drift = Duration::from_secs((self.loaded + RELOAD).saturating_sub(self.clock.now()));
+        let drift = Some(drift).filter(|_| self.has_times() && !self.is_cut_off());
+        [again, granting, drift].into_iter().flatten().min()
     }
 
     /// What a worker that starts now must know.
@@ -145,8 +168,8 @@ impl Guard {
     pub(crate) fn attend(&mut self) -> Vec<News> {
         for _ in 0..ROUNDS {
             let heard = |socket: &Option<Rtnl>| socket.as_ref().is_some_and(|s| s.heard().unwrap_or(true));
-            let changed = self.tables.as_ref().is_some_and(|tables| tables.drain().unwrap_or(true));
-            let (cards, host) = (heard(&self.cards), heard(&self.host));
+            let changed = self.sockets.tables.as_ref().is_some_and(|tables| tables.drain().unwrap_or(true));
+            let (cards, host) = (heard(&self.sockets.cards), heard(&self.sockets.host));
             let waited = self.again.take_if(|at| *at <= Instant::now()).is_some();
             if !(changed || cards || host || waited) {
                 break;
@@ -161,6 +184,7 @@ impl Guard {
         }
         if !self.is_cut_off() {
             self.keep_grants();
+            self.keep_time();
         }
         std::mem::take(&mut self.untold)
     }
@@ -178,6 +202,7 @@ impl Guard {
             // Part of a large change may be made: what was there comes back, or the comparison tells.
             let _ = self.load(|plan, now, _| plan.live_sets(now));
         }
+        self.loaded = self.clock.now();
         self.generation = None;
         self.check();
         loaded?;
@@ -196,7 +221,7 @@ impl Guard {
             bail!("nothing is granted to a container without a card");
         }
         self.granting.know(&self.facts, || Ok(self.config.read::<SupervisorConfig>()?.policy))?;
-        let is_own = |ip| self.host.as_ref().is_none_or(|host| host.is_local(ip).unwrap_or(true));
+        let is_own = |ip| self.sockets.host.as_ref().is_none_or(|host| host.is_local(ip).unwrap_or(true));
         let (asked, now) = (Asked { name, ttl, addresses }, self.clock.now());
         let granted = self.granting.grant(&self.live, &self.facts, is_own, &asked, now);
         let granted = granted.map_err(anyhow::Error::msg)?;
@@ -234,6 +259,24 @@ impl Guard {
         self.granting.expire(now.saturating_sub(LINGERING));
     }
 
+    /// The kernel's timeouts and our clock drift apart where the clock is being adjusted.
+    fn keep_time(&mut self) {
+        if !self.has_times() || self.clock.now() < self.loaded + RELOAD {
+            return;
+        }
+        self.loaded = self.clock.now();
+        self.generation = None;
+        self.again.get_or_insert_with(Instant::now);
+        if let Err(error) = self.load(|plan, now, _| plan.live_sets(now)) {
+            eprintln!("{}: times of addresses: {error:#}", layout::SUPERVISOR);
+        }
+    }
+
+    /// Whether anything in the kernel's sets ends by itself.
+    fn has_times(&self) -> bool {
+        self.live.until.is_some() || !self.granting.is_empty()
+    }
+
     fn flows(&self) -> anyhow::Result<Vec<granting::Flow>> {
         Ok(Vec::new())
     }
@@ -241,12 +284,12 @@ impl Guard {
     /// Where nobody else has changed anything since the last comparison, and nobody did while we changed something, there
     /// is nothing to compare: a grant must not cost the reading of ten thousand elements.
     fn load_granted(&mut self) -> anyhow::Result<()> {
-        let before = self.nft.generation()?;
+        let before = self.sockets.nft.generation()?;
         let sets = self.granting.sets(&self.live, &self.facts, self.clock.now());
-        let loaded = self.nft.replace_sets(&sets);
+        let loaded = self.sockets.nft.replace_sets(&sets);
         let ours = before.wrapping_add(1);
         let alone = loaded.is_ok() && self.generation == Some(before);
-        match self.nft.generation() {
+        match self.sockets.nft.generation() {
             Ok(after) if alone && after == ours => self.generation = Some(ours),
             _ => {
                 self.generation = None;
@@ -260,7 +303,7 @@ impl Guard {
     fn load(&self, sets: impl Fn(&Plan, &Now<'_>, &Wiring) -> Vec<Set>) -> anyhow::Result<()> {
         let plan = self.plan()?;
         let now = Now { live: &self.live, grants: self.granting.grants(), unix: self.clock.now() };
-        Ok(self.nft.replace_sets(&sets(&plan, &now, &self.wiring))?)
+        Ok(self.sockets.nft.replace_sets(&sets(&plan, &now, &self.wiring))?)
     }
 
     /// Read anew each time: a policy may be large, and the parent is to stay small.
@@ -279,7 +322,7 @@ impl Guard {
     }
 
     fn is_as_compared(&self) -> bool {
-        self.generation.is_some() && self.generation == self.nft.generation().ok()
+        self.generation.is_some() && self.generation == self.sockets.nft.generation().ok()
     }
 
     /// Compares, unless nobody has changed anything since it was last done.
@@ -288,7 +331,7 @@ impl Guard {
             return;
         }
         // Read before: what is changed during the comparison is to be compared again.
-        let generation = self.nft.generation().ok();
+        let generation = self.sockets.nft.generation().ok();
         let compared = self.compare();
         self.compared = Some(Instant::now());
         let failed = match compared {
@@ -316,19 +359,19 @@ impl Guard {
         self.note_cards();
         let plan = self.plan()?;
         let unix = self.clock.now();
-        let timed = self.live.until.is_some() || !self.granting.is_empty();
+        let timed = self.has_times();
         let mut compared = Ok(());
         for back in 0..=if timed { LINGERING } else { 0 } {
             let now =
                 Now { live: &self.live, grants: self.granting.grants(), unix: unix.saturating_sub(back) };
-            compared = self.nft.verify(&plan.ruleset(&self.wiring, &now));
+            compared = self.sockets.nft.verify(&plan.ruleset(&self.wiring, &now));
             if compared.is_ok() {
                 break;
             }
         }
         compared?;
         match plan.egress(&self.wiring).filter(|_| self.egress) {
-            Some(egress) => Ok(self.nft.verify_egress(&egress)?),
+            Some(egress) => Ok(self.sockets.nft.verify_egress(&egress)?),
             None => Ok(()),
         }
     }
@@ -349,7 +392,7 @@ impl Guard {
 
     /// Whatever the tables say: there is nothing to leave by.
     fn remove_cards(&self) {
-        let Some(socket) = &self.cards else { return };
+        let Some(socket) = &self.sockets.cards else { return };
         let removed = socket.cards().and_then(|cards| {
             // Each is tried; the first that failed is told.
             cards.iter().map(|card| socket.delete_link(card.index)).fold(Ok(()), Result::and)
@@ -364,7 +407,7 @@ impl Guard {
         let plan = Plan { policy, facts: self.facts.clone() };
         let grants = Default::default();
         let now = Now { live: &Live::default(), grants: &grants, unix: self.clock.now() };
-        Ok(self.nft.reload(&plan.ruleset(&self.wiring, &now))?)
+        Ok(self.sockets.nft.reload(&plan.ruleset(&self.wiring, &now))?)
     }
 
     /// A card came, went or got another address.
@@ -372,7 +415,7 @@ impl Guard {
         if self.is_cut_off() {
             return self.remove_cards();
         }
-        let Some(socket) = &self.cards else { return };
+        let Some(socket) = &self.sockets.cards else { return };
         let cards = match socket.cards() {
             Ok(cards) if cards == self.facts.cards => return,
             Ok(cards) => cards,
@@ -401,7 +444,7 @@ impl Guard {
         if let Some(egress) = plan.egress(&self.wiring).filter(|_| self.egress) {
             let known = |card: &&String| !before.iter().any(|before| before.name == **card);
             for card in egress.cards.iter().filter(known) {
-                self.nft.add_egress_card(&egress, card)?;
+                self.sockets.nft.add_egress_card(&egress, card)?;
             }
         }
         self.load(|plan, _, _| plan.near_sets())
@@ -409,7 +452,7 @@ impl Guard {
 
     /// The host's own addresses may have changed. Those below the floor anyway, as of each container's link, do not matter.
     fn note_addresses(&mut self) {
-        let Some(host) = &self.host else { return };
+        let Some(host) = &self.sockets.host else { return };
         let own = match host.addresses() {
             Ok(addresses) => above_the_floor(addresses.iter().map(|address| address.ip)),
             Err(error) => return self.try_again("the host's addresses", &error),
@@ -433,7 +476,7 @@ impl Guard {
     fn has_egress(&self) -> bool {
         let plan = Plan { policy: Policy::default(), facts: self.facts.clone() };
         let Some(egress) = plan.egress(&self.wiring) else { return false };
-        let probed = egress.cards.first().map(|card| self.nft.add_egress_card(&egress, card));
+        let probed = egress.cards.first().map(|card| self.sockets.nft.add_egress_card(&egress, card));
         !matches!(probed, Some(Err(NftError::NoEgress(_))))
     }
 

@@ -65,6 +65,13 @@ pub(crate) struct ParentConfig {
 pub(crate) struct StoredConfig(OwnedFd);
 
 impl StoredConfig {
+    /// One with that in it.
+    #[cfg(test)]
+    #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    pub(crate) fn of(config: &SupervisorConfig) -> Self {
+        StoredConfig(memfd::sealed("config", &serde_json::to_vec(config).unwrap()).unwrap())
+    }
+
     /// All of it.
     pub(crate) fn read<C: DeserializeOwned>(&self) -> Result<C, BirthError> {
         Ok(serde_json::from_slice(&memfd::read_sealed(self.0.try_clone()?, CONFIG_LIMIT)?)?)

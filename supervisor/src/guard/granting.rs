@@ -130,6 +130,12 @@ impl Granting {
         self.grants = std::mem::take(&mut self.before);
     }
 
+    /// Grants without any question.
+    #[cfg(test)]
+    pub(super) fn give(&mut self, name: &Name, ip: IpAddr, until: u64) {
+        self.grants.grant(name, &[ip], until);
+    }
+
     /// All that stands.
     pub(super) fn grants(&self) -> &Grants {
         &self.grants
