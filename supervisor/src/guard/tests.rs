@@ -276,7 +276,7 @@ fn what_an_answer_grants_passes_until_the_name_is_denied_and_flows_end_with_it()
         open.push((stream, socket));
     }
     assert!(rig.tcp("198.51.100.2").is_err());
-    rig.deny(&["a.example"]);
+    rig.deny(&["a.example", "a.example:443/udp"]);
     for (mut stream, socket) in open {
         assert!(tcp_echo(&mut stream).is_err());
         assert!(udp_echo(&socket).is_err());

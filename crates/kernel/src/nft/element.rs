@@ -150,14 +150,13 @@ pub(super) fn assemble(mut dumped: Vec<Dumped>, concatenation: bool) -> Vec<Inte
     all
 }
 
-/// The first difference between the wanted and the found intervals, both sorted. What ends within `grace` may be gone or
-/// still there, and other ends may be as much off.
+/// The first difference between the wanted and the found intervals, both sorted. What ends within `grace` may be gone, and
+/// other ends may be as much off. What is not wanted must not be there, however short: it could be put back for ever.
 pub(super) fn difference(wanted: &[Interval], found: &[Interval], grace: Duration) -> Option<String> {
     let ending = |i: &Interval| i.timeout.is_some_and(|t| t < grace);
     let mut found = found.iter().peekable();
     for w in wanted {
         let before = |f: &&Interval| (&f.first, &f.last) < (&w.first, &w.last);
-        while found.next_if(|f| before(f) && ending(f)).is_some() {}
         match found.next_if(|f| (&f.first, &f.last) == (&w.first, &w.last)) {
             Some(f) if alike(w.timeout, f.timeout, grace) => {}
             Some(f) => {
@@ -173,7 +172,7 @@ pub(super) fn difference(wanted: &[Interval], found: &[Interval], grace: Duratio
             }
         }
     }
-    found.find(|f| !ending(f)).map(|f| format!("{} does not belong here", name(f)))
+    found.next().map(|f| format!("{} does not belong here", name(f)))
 }
 
 fn alike(a: Option<Duration>, b: Option<Duration>, within: Duration) -> bool {
