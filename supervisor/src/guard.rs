@@ -139,7 +139,8 @@ impl Guard {
     /// What becomes readable when [`Guard::attend`] has something to do.
     pub(crate) fn watched(&self) -> Vec<BorrowedFd<'_>> {
         let tables = self.sockets.tables.as_ref().map(|news| news.as_fd());
-        let links = [&self.sockets.cards, &self.sockets.host].into_iter().flatten().map(|socket| socket.as_fd());
+        let links =
+            [&self.sockets.cards, &self.sockets.host].into_iter().flatten().map(|socket| socket.as_fd());
         tables.into_iter().chain(links).collect()
     }
 

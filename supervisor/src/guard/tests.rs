@@ -10,8 +10,8 @@ use std::process::{Child, Command, Stdio};
 use terok_kernel::nft;
 use terok_kernel::pidfd::readable;
 use terok_kernel::socket::{tcp_loopback, udp_loopback};
-use terok_policy::grants::Grants;
 use terok_policy::Rule;
+use terok_policy::grants::Grants;
 use terok_policy::policy::{Source, Sourced};
 
 const SERVER: &str = "198.51.100.1";
@@ -69,7 +69,9 @@ fn possible() -> bool {
     let made = std::thread::spawn(|| unshare(CloneFlags::CLONE_NEWNET)).join().unwrap();
     let why = match made {
         Err(errno) => format!("no network namespace: {errno}"),
-        Ok(()) if Command::new("nft").arg("-V").stdout(Stdio::null()).status().is_err() => "no nft".to_owned(),
+        Ok(()) if Command::new("nft").arg("-V").stdout(Stdio::null()).status().is_err() => {
+            "no nft".to_owned()
+        }
         Ok(()) => return true,
     };
     let required = std::env::var("TEROK_TEST_REQUIRE").unwrap_or_default();
@@ -88,7 +90,8 @@ fn policy(allow: &[&str], deny: &[&str]) -> Policy {
 }
 
 /// A card to a router with servers behind it, as Podman's bridge is.
-const INSIDE: &str = "ip addr add 10.88.0.2/24 dev eth0; ip addr add fd88::2/64 dev eth0 nodad; ip link set eth0 up;
+const INSIDE: &str =
+    "ip addr add 10.88.0.2/24 dev eth0; ip addr add fd88::2/64 dev eth0 nodad; ip link set eth0 up;
     ip route add default via 10.88.0.1; ip -6 route add default via fd88::1";
 const OUTSIDE: &str = "sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=0; ip link set lo up;
     ip addr add 10.88.0.1/24 dev out0; ip addr add fd88::1/64 dev out0 nodad; ip link set out0 up;
@@ -102,7 +105,8 @@ impl Rig {
         outside.sh(OUTSIDE);
         inside.sh(INSIDE);
         let ports = inside.run(|| {
-            let ports = (udp_loopback(ipv6).unwrap(), tcp_loopback(ipv6).unwrap(), tcp_loopback(ipv6).unwrap());
+            let ports =
+                (udp_loopback(ipv6).unwrap(), tcp_loopback(ipv6).unwrap(), tcp_loopback(ipv6).unwrap());
             (ports.0.port, ports.1.port, ports.2.port)
         });
         let wiring = Wiring { dns_udp: ports.0, dns_tcp: ports.1, proxy: ports.2, peers: 0, mark: 0x7e70 };
@@ -134,8 +138,12 @@ impl Rig {
             nft.load_egress(&plan.egress(&wiring).unwrap()).unwrap();
             (nft, nft::news().unwrap(), rtnl::news().unwrap())
         });
-        let sockets =
-            Sockets { nft, tables: Some(tables), cards: Some(cards), host: Some(host.run(|| rtnl::news().unwrap())) };
+        let sockets = Sockets {
+            nft,
+            tables: Some(tables),
+            cards: Some(cards),
+            host: Some(host.run(|| rtnl::news().unwrap())),
+        };
         let mut guard = Guard::with(sockets, StoredConfig::of(&config), wiring, facts, Live::default());
         assert!(guard.egress && guard.generation.is_some());
         guard.generation = None;
@@ -153,7 +161,10 @@ impl Rig {
     }
 
     fn deny(&mut self, rules: &[&str]) {
-        self.live(&Live { deny: rules.iter().map(|rule| Rule::parse_deny(rule).unwrap()).collect(), ..Live::default() });
+        self.live(&Live {
+            deny: rules.iter().map(|rule| Rule::parse_deny(rule).unwrap()).collect(),
+            ..Live::default()
+        });
     }
 
     fn grant(&mut self, name: &str, addresses: &[&str]) -> Result<Vec<String>, String> {
@@ -164,7 +175,10 @@ impl Rig {
 
     /// Grants for so many seconds only.
     fn grant_for(&mut self, name: &str, ip: &str, seconds: u64) {
-        self.guard.granting.know(&self.guard.facts.clone(), || Ok(self.guard.config.read::<SupervisorConfig>()?.policy)).unwrap();
+        self.guard
+            .granting
+            .know(&self.guard.facts.clone(), || Ok(self.guard.config.read::<SupervisorConfig>()?.policy))
+            .unwrap();
         let until = self.guard.clock.now() + seconds;
         self.guard.granting.give(&name.parse().unwrap(), ip.parse().unwrap(), until);
         self.guard.load_granted().unwrap();
@@ -174,7 +188,8 @@ impl Rig {
     fn serve(&self) {
         for ip in [SERVER, SERVER6] {
             let at = SocketAddr::new(ip.parse().unwrap(), 443);
-            let (tcp, udp) = self.outside.run(|| (TcpListener::bind(at).unwrap(), UdpSocket::bind(at).unwrap()));
+            let (tcp, udp) =
+                self.outside.run(|| (TcpListener::bind(at).unwrap(), UdpSocket::bind(at).unwrap()));
             std::thread::spawn(move || {
                 for stream in tcp.incoming() {
                     let mut stream = stream.unwrap();
@@ -315,7 +330,8 @@ fn only_what_the_policy_answers_with_real_addresses_above_the_floor_is_granted()
     }
     // The floor; the host's own by the facts, and by the kernel's word; the container's own network.
     rig.host.sh("ip addr add 203.0.113.2/24 dev ext");
-    let below = ["10.0.0.1", "169.254.169.254", "::ffff:127.0.0.1", "203.0.113.1", "203.0.113.2", "10.88.0.7"];
+    let below =
+        ["10.0.0.1", "169.254.169.254", "::ffff:127.0.0.1", "203.0.113.1", "203.0.113.2", "10.88.0.7"];
     assert_eq!(rig.grant("a.example", &below).unwrap(), [] as [&str; 0]);
     assert_eq!(rig.grant("a.example", &["10.0.0.1", SERVER, SERVER]).unwrap(), [SERVER]);
     let many: Vec<String> = (0..70).map(|n| format!("192.0.2.{n}")).collect();
@@ -460,7 +476,8 @@ fn the_hosts_new_address_is_below_the_floor_from_then_on() {
     rig.host.sh("ip addr add 203.0.113.9/24 dev ext");
     assert_eq!(rig.told(Duration::from_millis(300)), []);
     let list = |rig: &Rig| {
-        let list = rig.inside.run(|| Command::new("nft").args(["list", "set", "inet", "terok", "floor4"]).output());
+        let list =
+            rig.inside.run(|| Command::new("nft").args(["list", "set", "inet", "terok", "floor4"]).output());
         String::from_utf8(list.unwrap().stdout).unwrap()
     };
     assert!(list(&rig).contains("203.0.113.9"), "{}", list(&rig));
