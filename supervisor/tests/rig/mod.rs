@@ -1,13 +1,14 @@
 //! A container without a container: a process in a network namespace of its own, everything the hook would have made for
 //! it, and the real supervisor started on that. Needs the right to make namespaces.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -20,7 +21,8 @@ use terok_kernel::{memfd, nflog, nft, rtnl, socket};
 use terok_policy::grants::Grants;
 use terok_policy::live::Live;
 use terok_policy::plan::{Fd, HostFacts, Now, Plan, SupervisorConfig, Wiring};
-use terok_policy::policy::{Policy, Source, Sourced};
+use terok_policy::policy::{Policy, Publish, Source, Sourced};
+use terok_policy::settings::{Scheme, Upstream};
 use terok_policy::{Rule, layout};
 
 /// Descriptors without close-on-exec exist while a supervisor is started; nothing else may start a process then.
@@ -48,6 +50,8 @@ pub(crate) struct Rig {
     pub(crate) container: Child,
     pub(crate) parent: Child,
     netns: File,
+    /// Published ports, in the order of the wish.
+    pub(crate) ports: Vec<u16>,
 }
 
 /// What `Rig::start` is to be given.
@@ -55,11 +59,17 @@ pub(crate) struct Rig {
 pub(crate) struct Wish {
     pub(crate) allow: Vec<&'static str>,
     pub(crate) deny: Vec<&'static str>,
+    /// Seconds that an unlisted connection waits.
+    pub(crate) hold: u32,
+    /// Container ports that the host's loopback listens for.
+    pub(crate) publish: Vec<u16>,
+    /// Port of the proxy of the host's network.
+    pub(crate) upstream: Option<u16>,
 }
 
 impl Wish {
     pub(crate) fn allow(rules: &[&'static str]) -> Self {
-        Wish { allow: rules.to_vec(), deny: vec![] }
+        Wish { allow: rules.to_vec(), ..Wish::default() }
     }
 
     fn policy(&self) -> Policy {
@@ -67,7 +77,17 @@ impl Wish {
             let rules = rules.iter().map(|rule| rule.parse::<Rule>().unwrap());
             rules.map(|rule| Sourced { rule, source: Source::Annotation }).collect()
         };
-        Policy { allow: sourced(&self.allow), deny: sourced(&self.deny), ..Policy::default() }
+        Policy {
+            allow: sourced(&self.allow),
+            deny: sourced(&self.deny),
+            hold: self.hold,
+            ..Policy::default()
+        }
+    }
+
+    fn upstream(&self) -> Option<Upstream> {
+        let host = "127.0.0.1".to_owned();
+        self.upstream.map(|port| Upstream { scheme: Scheme::Http, host, port, login: None, except: vec![] })
     }
 }
 
@@ -90,7 +110,15 @@ impl Rig {
         let base = Dir::base(root.path()).unwrap();
         let run = base.make_private("run").unwrap().make_private("c1").unwrap();
         let state = base.make_private("state").unwrap().make_private("c1").unwrap();
-        let policy = wish.policy();
+        let mut policy = wish.policy();
+        let listeners: Vec<TcpListener> =
+            wish.publish.iter().map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let published = listeners.iter().map(|listener| listener.local_addr().unwrap());
+        policy.publish = published
+            .zip(&wish.publish)
+            .map(|(host, to)| Publish { addr: host.ip(), port: host.port(), to: *to })
+            .collect();
+        let ports = policy.publish.iter().map(|publish| publish.port).collect();
         let live: Live = state
             .read(layout::LIVE, 1 << 20)
             .unwrap()
@@ -109,13 +137,14 @@ impl Rig {
         let pidfd = PidFd::open(inside.container.id() as i32).unwrap();
         let mut fds: Vec<(Fd, OwnedFd)> = vec![(Fd::Pidfd, pidfd.into()), (Fd::Ready, told)];
         fds.extend(inside.fds);
+        fds.extend((0u16..).zip(listeners).map(|(n, listener)| (Fd::Publish(n), listener.into())));
         fds.push((Fd::Control, control.into()));
         let config = SupervisorConfig {
             id: "c1".into(),
             policy,
             facts: inside.facts,
             wiring: inside.wiring,
-            upstream: None,
+            upstream: wish.upstream(),
             sockets: Vec::new(),
             missing: Vec::new(),
             run_dir: run.path().display().to_string(),
@@ -130,7 +159,7 @@ impl Rig {
         drop(guard);
         let mut byte = [0];
         let read = File::from(ready).read(&mut byte).unwrap();
-        let rig = Rig { root, container: inside.container, parent, netns: inside.netns };
+        let rig = Rig { root, container: inside.container, parent, netns: inside.netns, ports };
         assert_eq!((read, byte), (1, *b"1"), "not ready: {}", rig.log());
         rig
     }
@@ -278,6 +307,7 @@ fn inside(policy: Policy, live: &Live) -> Inside {
     let proxy = socket::tcp_loopback(ipv6).unwrap();
     let wiring = Wiring { dns_udp: udp.port, dns_tcp: tcp.port, proxy: proxy.port, peers: 0, mark: 1 };
     let facts = HostFacts::sealed(ipv6);
+    let pool = if policy.publish.is_empty() { 0 } else { 8 };
     let ruleset = Plan::new(policy, facts.clone())
         .unwrap()
         .ruleset(&wiring, &Now { live, grants: &Grants::default(), unix: 0 });
@@ -295,6 +325,9 @@ fn inside(policy: Policy, live: &Live) -> Inside {
     fds.extend(udp.v6.map(|socket| (Fd::DnsUdp6, socket.into())));
     fds.extend(tcp.v6.map(|socket| (Fd::DnsTcp6, socket.into())));
     fds.extend(proxy.v6.map(|socket| (Fd::Proxy6, socket.into())));
+    for n in 0..pool {
+        fds.push((Fd::Inside(n), socket::tcp_unconnected(ipv6).unwrap()));
+    }
     Inside { container, netns, wiring, fds, facts }
 }
 
