@@ -68,6 +68,13 @@ fn overview() -> String {
             "terok explain terok.shield.allow=api.example.com --ask api.example.com:443",
         ),
         ("What was refused:", "terok audit NAME --refused"),
+        ("Behind the same rules, with a network card:", "terok run --network bridge --allow db:5432 IMAGE"),
+        (
+            "Be asked about what no rule speaks of:",
+            "terok run --hold 30s IMAGE, and in another terminal: terok watch --ask",
+        ),
+        ("A profile of what a container reached:", "terok profile learn NAME"),
+        ("Stop everything:", "terok panic"),
     ] {
         // Writing to a String does not fail.
         let _ = write!(text, ".TP\n{}\n.B {}\n", escaped(what), escaped(line));
@@ -76,6 +83,15 @@ fn overview() -> String {
     for (place, what) in [
         ("~/.config/terok/profiles/NAME.txt", "your own profiles"),
         ("/etc/terok/profiles/NAME.txt", "those of the machine"),
+        (
+            "~/.config/terok/config.toml, /etc/terok/config.toml",
+            "settings of the user, which stand over those of the machine: upstream_proxy (http:// or socks5://), no_proxy (a list of rules' \
+             targets), and [all_containers], the annotations of every container after terok setup --all-containers",
+        ),
+        (
+            "~/.local/state/terok/.panic, /var/lib/terok.panic",
+            "while it is there no container starts: terok panic",
+        ),
         (
             "~/.local/state/terok/ID, /var/lib/terok/ID",
             "audit log, operator state and messages of a container",
@@ -110,17 +126,21 @@ fn annotations() -> String {
         );
     }
     text + ".SH RULES\n\\fItarget\\fR[:\\fIports\\fR][/\\fIproto\\fR], where the target is a name, *.name, an address, a CIDR block, host or any. \
-            An allowed name without ports means 443 and 80, everything else every port; so a denied name without ports is closed whole. Deny beats allow.\n\
+            An allowed name without ports means 443 and 80, everything else every port; so a denied name without ports is closed whole. Deny beats allow. \
+            An address without ports does not mean port 853: DNS over TLS needs a rule that names it. \\fB/udp\\fR and \\fBdirect\\fR, the name's real addresses \
+            without the proxy, need a network card; a name that has such a rule cannot be proxied as well. A name of one label, or below dns.podman, \
+            is that of another container on the same network.\n\
             .SH SEE ALSO\n\\fBterok\\fR(1), \\fBterok-explain\\fR(1), \\fBterok-profile\\fR(1)\n"
 }
 
 fn hook() -> String {
     head("TEROK-HOOK", 8, layout::HOOK, "puts a container behind its firewall before anything in it runs")
-        + ".SH SYNOPSIS\n\\fBterok-hook\\fR \\fBprecreate\\fR|\\fBcreate\\fR|\\fBstop\\fR [\\fB\\-\\-home=\\fIFOLDER\\fR]\n\
+        + ".SH SYNOPSIS\n\\fBterok-hook\\fR \\fBprecreate\\fR|\\fBcreate\\fR|\\fBstop\\fR [\\fB\\-\\-home=\\fIFOLDER\\fR] [\\fB\\-\\-all\\fR]\n\
            .SH DESCRIPTION\nRun by podman and the OCI runtime, as the hook files say that \\fBterok setup\\fR writes; not by hand. \
            \\fBprecreate\\fR reads config.json on standard input and writes the amended one, \\fBcreate\\fR makes the listeners and the \
            nftables table in the container's network namespace and starts its supervisor, \\fBstop\\fR clears up. \
-           Any error stops the start of the container.\n\
+           Any error stops the start of the container. With \\fB\\-\\-all\\fR it is run for every container: one without annotations gets those of \
+           \\fI[all_containers]\\fR in the settings, and annotations may only tighten them.\n\
            .SH EXIT STATUS\n0 done, 1 refused, 2 the host cannot, 64 usage.\n\
            .SH SEE ALSO\n\\fBterok\\fR(1), \\fBterok-annotations\\fR(7), \\fBterok-supervisor\\fR(8)\n"
 }
