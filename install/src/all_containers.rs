@@ -5,7 +5,7 @@ use crate::setup::{SetupError, Step};
 use crate::target::Target;
 
 /// Name of the table.
-pub(crate) const TABLE: &str = "all_containers";
+const TABLE: &str = "all_containers";
 
 /// What is written where there is nothing.
 const TEXT: &str = "\
@@ -66,6 +66,9 @@ mod tests {
         assert_eq!(text, format!("# ours\nno_proxy = []\n\n{TEXT}"));
         let table: toml::Table = text.parse().unwrap();
         assert_eq!(table[TABLE]["terok.shield"].as_str(), Some("up"));
+        let settings = terok_policy::settings::Settings::parse("config.toml", &text).unwrap();
+        let policy = settings.all_policy(&terok_policy::profile::Catalog::bundled()).unwrap();
+        assert!(policy.allow.is_empty(), "what is written by itself opens nothing");
         assert_eq!(step(&target).unwrap(), None);
         assert!(!is_untouched(&target));
         std::fs::write(&file, "no_proxy = [").unwrap();

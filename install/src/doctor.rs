@@ -62,6 +62,7 @@ pub fn examine(host: &Host, ask: Ask<'_>) -> Vec<Finding> {
     found.extend(findings::configuration(host));
     found.extend(findings::folders(host));
     found.extend(findings::networks(host));
+    found.extend(findings::settings(host));
     let panics = findings::panic(host);
     let panic = !panics.is_empty();
     found.extend(panics);

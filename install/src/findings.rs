@@ -8,6 +8,7 @@ use serde::Deserialize;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
+use terok_policy::settings::Settings;
 
 /// Versions of runtimes below which a container can leave its box.
 const KNOWN_BAD: &[(&str, &[Fixed])] = &[
@@ -247,14 +248,49 @@ pub(crate) fn panic(host: &Host) -> Vec<Finding> {
     host.panics().iter().map(finding).collect()
 }
 
+/// Settings that cannot be read: then no container starts.
+pub(crate) fn settings(host: &Host) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for path in host.settings_files() {
+        match read_settings(&path) {
+            Ok(Some(Settings { upstream: Some(upstream), .. })) => {
+                let (host, port) = (upstream.host, upstream.port);
+                found.push(Finding::ok(
+                    "configuration",
+                    format!(
+                        "allowed names are reached through the proxy {host}:{port}, as {} says",
+                        path.display()
+                    ),
+                ));
+            }
+            Ok(_) => {}
+            Err(reason) => {
+                found.push(Finding::fail(
+                    "configuration",
+                    reason,
+                    "no container starts until it is put right",
+                ));
+            }
+        }
+    }
+    found
+}
+
+fn read_settings(path: &Path) -> Result<Option<Settings>, String> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => {
+            Settings::parse(&path.display().to_string(), &text).map(Some).map_err(|error| error.to_string())
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(format!("{}: {error}", path.display())),
+    }
+}
+
 /// Where every container is protected: by what.
 pub(crate) fn all_containers(host: &Host) -> Finding {
-    let has_table = |path: &&std::path::PathBuf| {
-        let table = std::fs::read_to_string(path).ok().and_then(|text| text.parse::<toml::Table>().ok());
-        table.is_some_and(|table| table.contains_key(crate::all_containers::TABLE))
-    };
+    let says = |path: &&std::path::PathBuf| matches!(read_settings(path), Ok(Some(settings)) if !settings.all_containers.is_empty());
     let files = host.settings_files();
-    match files.iter().rev().find(has_table) {
+    match files.iter().rev().find(says) {
         Some(file) => Finding::ok(
             "configuration",
             format!("every container is protected, one without annotations as {} says", file.display()),
@@ -424,9 +460,28 @@ mod tests {
         let [system, own] = host.settings_files().try_into().unwrap();
         for file in [&system, &own] {
             std::fs::create_dir_all(file.parent().unwrap()).unwrap();
-            std::fs::write(file, "[all_containers]\n").unwrap();
+            std::fs::write(file, "[all_containers]\n\"terok.shield\" = \"up\"\n").unwrap();
             assert!(all_containers(&host).what.contains(&file.display().to_string()));
         }
+    }
+
+    #[test]
+    fn settings_that_cannot_be_read_are_named_with_their_line_and_a_proxy_without_its_password() {
+        let root = tempfile::tempdir().unwrap();
+        let host = tests_host(root.path(), 1001);
+        assert_eq!(settings(&host), []);
+        let [_, own] = host.settings_files().try_into().unwrap();
+        std::fs::create_dir_all(own.parent().unwrap()).unwrap();
+        std::fs::write(&own, "upstream_proxy = \"http://u:secret@proxy.example:3128\"\n").unwrap();
+        let found = settings(&host);
+        assert!(
+            found[0].what.contains("proxy.example:3128") && !found[0].what.contains("secret"),
+            "{found:?}"
+        );
+        std::fs::write(&own, "\nupstream_prxy = \"\"\n").unwrap();
+        let found = settings(&host);
+        assert!(found[0].what.contains("line 2") && found[0].what.contains("upstream_proxy"), "{found:?}");
+        assert_eq!(found[0].level, Level::Fail);
     }
 
     #[test]
