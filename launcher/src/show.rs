@@ -44,7 +44,7 @@ pub(crate) fn toned(tone: Tone, text: &str) -> String {
 pub(crate) fn event(event: &Event) -> String {
     let tone = match event.action.as_str() {
         "refuse" | "refused" => Tone::Bad,
-        "allow" | "answer" | "ready" => Tone::Good,
+        "allow" | "answer" | "grant" | "ready" => Tone::Good,
         "tampered" => Tone::Bad,
         "deny" | "cut" | "state" | "worker-restart" | "wait" | "timeout" => Tone::Notice,
         _ => Tone::Faint,

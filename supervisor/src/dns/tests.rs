@@ -36,14 +36,18 @@ struct Wish {
     alone: bool,
 }
 
+/// Name, time to live and addresses of each grant.
+type Granted = Rc<RefCell<Vec<(String, u32, Vec<IpAddr>)>>>;
+type Held = Rc<(Cell<bool>, Notify)>;
+
 /// A server on a loopback socket, with a parent that keeps account.
 struct Rig {
     context: Rc<Context>,
     at: SocketAddr,
     /// Grants, in the order they were asked for.
-    granted: Rc<RefCell<Vec<(String, u32, Vec<IpAddr>)>>>,
+    granted: Granted,
     /// While it is set, the parent does not answer; [`Notify`] tells that it was cleared.
-    held: Rc<(Cell<bool>, Notify)>,
+    held: Held,
     dir: tempfile::TempDir,
 }
 
@@ -98,7 +102,7 @@ impl Rig {
         let context = Context::new(config, audit, names, Live::default(), state(), state(), link);
         let told = context.clone();
         tokio::task::spawn_local(async move { told.parent.listen(|news| told.hear(news)).await });
-        let (granted, held): (Rc<RefCell<Vec<_>>>, Rc<(Cell<bool>, Notify)>) = Default::default();
+        let (granted, held): (Granted, Held) = Default::default();
         if !wish.alone {
             let parent = StdUnixDatagram::from(ours);
             parent.set_nonblocking(true).unwrap();
@@ -147,17 +151,12 @@ impl Rig {
     /// The last audit line of this action.
     fn last(&self, action: &str) -> serde_json::Value {
         let text = std::fs::read_to_string(self.dir.path().join(layout::AUDIT)).unwrap();
-        let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-        lines.filter(|line| line["action"] == action).last().unwrap_or_default()
+        let mut lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        lines.rfind(|line| line["action"] == action).unwrap_or_default()
     }
 }
 
-async fn parent_of(
-    link: UnixDatagram,
-    granted: Rc<RefCell<Vec<(String, u32, Vec<IpAddr>)>>>,
-    held: Rc<(Cell<bool>, Notify)>,
-    grudging: bool,
-) {
+async fn parent_of(link: UnixDatagram, granted: Granted, held: Held, grudging: bool) {
     let mut buffer = vec![0; LONGEST_QUESTION];
     while let Ok(length @ 1..) = link.recv(&mut buffer).await {
         let ToParent { number, ask } = serde_json::from_slice(&buffer[..length]).unwrap();
@@ -496,5 +495,20 @@ async fn an_unlisted_name_is_answered_while_somebody_may_allow_it() {
         let _listener = rig.context.audit.subscribe();
         rig.context.set_live(Live { state: Some(Shield::Block), ..Live::default() });
         assert_eq!(rig.a("new.example").await, (Rcode::NXDOMAIN, vec![]));
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_learning_container_resolves_what_is_not_denied_within_the_budget() {
+    local_set! {
+        let rig = Rig::start(Wish { learn: true, deny: vec!["evil.example"], ..Wish::default() }).await;
+        for n in 0..60 {
+            let (code, records) = rig.a(&format!("l{n}.example")).await;
+            assert!(code == Rcode::NOERROR && virt::index(records[0].0).is_some(), "{records:?}");
+        }
+        assert_eq!(rig.last("answer")["rule"], "learn");
+        assert_eq!(rig.a("more.example").await, (Rcode::REFUSED, vec![]));
+        assert_eq!(rig.a("evil.example").await, (Rcode::NXDOMAIN, vec![]));
+        assert!(rig.granted.borrow().is_empty());
     }
 }
