@@ -30,6 +30,8 @@ struct Wish {
     inside: Option<SocketAddr>,
     hold: u32,
     learn: bool,
+    /// An address of the host's.
+    own: Option<&'static str>,
     /// The parent grants nothing.
     grudging: bool,
     /// The parent is gone.
@@ -86,7 +88,10 @@ impl Rig {
         let config = SupervisorConfig {
             id: "test".to_owned(),
             policy,
-            facts: facts(wish.inside.iter().map(SocketAddr::ip).collect()),
+            facts: HostFacts {
+                own: wish.own.iter().map(|own| ip(own)).collect(),
+                ..facts(wish.inside.iter().map(SocketAddr::ip).collect())
+            },
             upstream: None,
             sockets: Vec::new(),
             missing: Vec::new(),
@@ -275,6 +280,21 @@ async fn a_name_that_leads_below_the_floor_does_not_exist_and_nothing_is_let_thr
             assert!(rig.granted.borrow().is_empty());
             let refusal = rig.last("refuse");
             assert_eq!((&refusal["reason"], &refusal["detail"]["floor"]), (&"floor".into(), &why.into()));
+        }
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn an_address_of_the_hosts_own_is_not_answered_whoever_has_it() {
+    local_set! {
+        let (outside, inside) = (outside().await, server(|q| only(q, [10, 88, 0, 9]), silent).await);
+        let allow = vec!["a.example direct", "db:5432"];
+        let wish = || Wish { allow: allow.clone(), inside: at(&inside), outside: at(&outside), ..Wish::default() };
+        for (name, own) in [("a.example", "192.0.2.7"), ("db", "10.88.0.9")] {
+            let rig = Rig::start(Wish { own: Some(own), ..wish() }).await;
+            assert_eq!(rig.a(name).await, (Rcode::NXDOMAIN, vec![]), "{name}");
+            assert_eq!(rig.last("refuse")["reason"], "floor");
+            assert!(rig.granted.borrow().is_empty());
         }
     }
 }
