@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::os::unix::ffi::OsStrExt;
+use std::process::Command;
 use std::time::{Duration, Instant};
 use support::{has, in_netns, run};
 use terok_kernel::rtnl::{self, Interface, Rtnl};
@@ -173,10 +175,11 @@ fn cards_have_their_connected_networks_and_gateways() {
         let ips = |all: &[&str]| all.iter().map(|ip| ip.parse().unwrap()).collect::<Vec<std::net::IpAddr>>();
         assert_eq!(cards.len(), 3);
         let eth0 = card("eth0");
-        assert_eq!(eth0.nets, [net("10.88.0.0/16"), net("2001:db8::/64")]);
+        // The link-local network is there before the address.
+        assert_eq!(eth0.nets, [net("10.88.0.0/16"), net("2001:db8::/64"), net("fe80::/64")]);
         assert_eq!(eth0.gateways, ips(&["10.88.0.1", "10.88.0.7", "2001:db8::1", "2001:db8::9"]));
         assert!(eth0.shared);
-        assert_eq!(card("eth1").nets, [net("192.0.2.2/32")]);
+        assert_eq!(card("eth1").nets, [net("192.0.2.2/32"), net("fe80::/64")]);
         assert_eq!(card("eth1").gateways, ips(&["192.0.2.2"]));
         let tap0 = card("tap0");
         assert!(!tap0.shared);
@@ -203,6 +206,15 @@ fn a_removed_link_is_gone_and_removing_it_again_is_no_error() {
         for card in rtnl.cards().unwrap() {
             rtnl.delete_link(card.index).unwrap();
         }
+        assert_eq!(rtnl.cards().unwrap(), []);
+        // A name that is not UTF-8: no rule can name it, but it can be removed.
+        ip("link add eth0 type veth peer name eth1");
+        let odd = std::ffi::OsStr::from_bytes(b"odd\xff");
+        let renamed = Command::new("ip").args(["link", "set", "eth0", "name"]).arg(odd).status().unwrap();
+        assert!(renamed.success());
+        let error = rtnl.cards().unwrap_err().to_string();
+        assert!(error.contains("has a name that is not UTF-8"), "{error}");
+        rtnl.delete_cards().unwrap();
         assert_eq!(rtnl.cards().unwrap(), []);
         // lo itself cannot be removed: it is shut down.
         rtnl.lo_up().unwrap();

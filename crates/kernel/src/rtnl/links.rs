@@ -3,7 +3,7 @@
 use super::{Rtnl, RtnlError, ifinfomsg, rtmsg, word};
 use crate::netlink::{attributes, find};
 use nix::errno::Errno;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use terok_policy::plan::Card;
 use terok_policy::rule::Cidr;
 
@@ -12,6 +12,20 @@ const IFLA_EXT_MASK: u16 = 29;
 const RTEXT_FILTER_SKIP_STATS: u32 = 8;
 /// `IFLA_INFO_KIND` in `IFLA_LINKINFO`
 const IFLA_INFO_KIND: u16 = 1;
+/// fe80::/64
+const LINK_LOCAL: Cidr = Cidr { addr: IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), prefix: 64 };
+/// Name and kind of the devices that come with tunnel modules.
+const FALLBACK_TUNNELS: [(&str, &str); 9] = [
+    ("tunl0", "ipip"),
+    ("sit0", "sit"),
+    ("ip6tnl0", "ip6tnl"),
+    ("gre0", "gre"),
+    ("gretap0", "gretap"),
+    ("erspan0", "erspan"),
+    ("ip6gre0", "ip6gre"),
+    ("ip_vti0", "vti"),
+    ("ip6_vti0", "vti6"),
+];
 /// The kind of both tun and tap.
 const TUN: &str = "tun";
 
@@ -28,6 +42,14 @@ pub struct Interface {
     pub loopback: bool,
     /// Driver of a virtual one: `veth`, `tun` (and tap), `macvlan` …
     pub kind: Option<String>,
+}
+
+impl Interface {
+    /// Whether this is a device that a tunnel module puts into every new namespace (`sysctl net.core.fb_tunnels_only_for_init_net`),
+    /// as it was put there. One that is up is a card like any other.
+    pub fn is_fallback_tunnel(&self) -> bool {
+        !self.up && self.kind.as_deref().is_some_and(|kind| FALLBACK_TUNNELS.contains(&(&self.name, kind)))
+    }
 }
 
 /// An address of an interface.
@@ -51,29 +73,34 @@ pub struct Gateway {
 }
 
 impl Rtnl {
-    /// The network cards, by index: every interface but loopback, up or not, with its connected networks and gateways.
+    /// The network cards, by index: every interface but loopback, up or not, with its connected networks and gateways. What
+    /// the kernel puts into each new namespace by itself ([`Interface::is_fallback_tunnel`]) is none.
     pub fn cards(&self) -> Result<Vec<Card>, RtnlError> {
         let (interfaces, addresses, gateways) = (self.interfaces()?, self.addresses()?, self.gateways()?);
-        let card = |interface: Interface| {
-            let own = addresses.iter().filter(|a| a.index == interface.index);
-            let mut nets: Vec<Cidr> = own.map(|a| a.net).collect();
-            nets.sort_by_key(|net| (net.addr, net.prefix));
-            nets.dedup();
-            let own = gateways.iter().filter(|g| g.index == interface.index);
-            Card {
-                index: interface.index,
-                shared: interface.kind.as_deref() != Some(TUN),
-                name: interface.name,
-                nets,
-                gateways: own.map(|g| g.ip).collect(),
-            }
-        };
         if let Some(odd) = interfaces.iter().find(|i| i.name.contains(char::REPLACEMENT_CHARACTER)) {
             return Err(RtnlError::Name(odd.index));
         }
-        let mut cards: Vec<Card> = interfaces.into_iter().filter(|i| !i.loopback).map(card).collect();
+        let card = |interface: Interface| {
+            let shared = interface.kind.as_deref() != Some(TUN);
+            let own = addresses.iter().filter(|a| a.index == interface.index);
+            // A link-local address comes by itself, some time after the link is up.
+            let mut nets: Vec<Cidr> = own.map(|a| a.net).chain(shared.then_some(LINK_LOCAL)).collect();
+            nets.sort_by_key(|net| (net.addr, net.prefix));
+            nets.dedup();
+            let own = gateways.iter().filter(|g| g.index == interface.index);
+            let gateways = own.map(|g| g.ip).collect();
+            Card { index: interface.index, name: interface.name, shared, nets, gateways }
+        };
+        let is_card = |i: &Interface| !i.loopback && !i.is_fallback_tunnel();
+        let mut cards: Vec<Card> = interfaces.into_iter().filter(is_card).map(card).collect();
         cards.sort_by_key(|card| card.index);
         Ok(cards)
+    }
+
+    /// Removes every interface but loopback, also one that cannot be named. Each is tried; the first that failed is told.
+    pub fn delete_cards(&self) -> Result<(), RtnlError> {
+        let others = self.interfaces()?.into_iter().filter(|i| !i.loopback && !i.is_fallback_tunnel());
+        others.map(|card| self.delete_link(card.index)).fold(Ok(()), Result::and)
     }
 
     /// The namespace's interfaces.
@@ -165,4 +192,47 @@ fn gateway(index: u32, list: &[u8]) -> Option<Gateway> {
 fn ip(octets: &[u8]) -> Option<IpAddr> {
     let v4 = |octets: &[u8]| <[u8; 4]>::try_from(octets).ok().map(IpAddr::from);
     v4(octets).or_else(|| <[u8; 16]>::try_from(octets).ok().map(IpAddr::from))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fallback_tunnel_is_no_card_until_it_is_up() {
+        let sit0 = Interface {
+            index: 2,
+            name: "sit0".to_owned(),
+            up: false,
+            loopback: false,
+            kind: Some("sit".to_owned()),
+        };
+        assert!(sit0.is_fallback_tunnel());
+        for other in [
+            Interface { up: true, ..sit0.clone() },
+            Interface { name: "sit1".to_owned(), ..sit0.clone() },
+            Interface { kind: Some("veth".to_owned()), ..sit0.clone() },
+            Interface { kind: None, ..sit0 },
+        ] {
+            assert!(!other.is_fallback_tunnel(), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn messages_cut_anywhere_are_read_without_panic() {
+        let mut w = crate::netlink::Writer::default();
+        w.raw(&[0; 12]);
+        w.nest(libc::RTA_MULTIPATH, |w| w.raw(&[12, 0, 0, 0, 2, 0, 0, 0, 8, 0, 5, 0]));
+        w.attribute(libc::RTA_VIA, &[2, 0, 10, 0, 0, 1]);
+        w.attribute(libc::RTA_OIF, &[3, 0, 0, 0]);
+        for cut in 0..w.bytes().len() {
+            for octet in [0, 1, 7, 0xff] {
+                let mut bytes = w.bytes().to_vec();
+                bytes[cut] = octet;
+                for bytes in [&bytes[..], &bytes[..cut]] {
+                    drop((route(bytes), address(bytes), interface(bytes)));
+                }
+            }
+        }
+    }
 }
