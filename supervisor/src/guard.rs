@@ -394,11 +394,7 @@ impl Guard {
     /// Whatever the tables say: there is nothing to leave by.
     fn remove_cards(&self) {
         let Some(socket) = &self.sockets.cards else { return };
-        let removed = socket.cards().and_then(|cards| {
-            // Each is tried; the first that failed is told.
-            cards.iter().map(|card| socket.delete_link(card.index)).fold(Ok(()), Result::and)
-        });
-        if let Err(error) = removed {
+        if let Err(error) = socket.delete_cards() {
             eprintln!("{}: the container's cards: {error}", layout::SUPERVISOR);
         }
     }
