@@ -4,7 +4,7 @@
 use crate::context::unix_millis;
 use crate::flows::{Host, Target};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 use terok_policy::rule::{self, Cidr, Ports, Proto};
@@ -17,6 +17,10 @@ const TARGETS: usize = 32;
 /// Connections that wait at a time.
 const CONNECTIONS: usize = 256;
 
+/// New questions a minute: a person reads them, and each is a line of the log.
+const BUDGET: usize = 60;
+const BUDGET_WINDOW: Duration = Duration::from_secs(60);
+
 /// What waits.
 #[derive(Default)]
 pub(crate) struct Hold {
@@ -28,6 +32,8 @@ struct Inner {
     last: u64,
     open: BTreeMap<u64, Rc<Question>>,
     connections: usize,
+    /// When the questions of the last window were asked, oldest first.
+    asked: VecDeque<Instant>,
 }
 
 struct Question {
@@ -64,7 +70,7 @@ pub(crate) struct Place<'a> {
 }
 
 impl Hold {
-    /// Enters a connection to `target`, for `patience` where it is the first. `None`: too many wait.
+    /// Enters a connection to `target`, for `patience` where it is the first. `None`: too many wait, or have waited lately.
     pub(crate) fn enter(&self, target: &Target, patience: Duration, most: usize) -> Option<Place<'_>> {
         let inner = &mut *self.inner.borrow_mut();
         if inner.connections >= CONNECTIONS.min(most) {
@@ -74,7 +80,7 @@ impl Hold {
         let first = known.is_none();
         let question = match known {
             Some(question) => question,
-            None if inner.open.len() >= TARGETS => return None,
+            None if inner.open.len() >= TARGETS || !inner.may_ask(Instant::now()) => return None,
             None => {
                 inner.last += 1;
                 let since = unix_millis();
@@ -122,6 +128,20 @@ impl Hold {
         let target = inner.open.get(&id)?.target.clone();
         let rule = rule(&target)?;
         Some((target, rule))
+    }
+}
+
+impl Inner {
+    /// Whether the budget has room for a question `now`, which is then spent.
+    fn may_ask(&mut self, now: Instant) -> bool {
+        while self.asked.front().is_some_and(|&asked| now.duration_since(asked) >= BUDGET_WINDOW) {
+            self.asked.pop_front();
+        }
+        let room = self.asked.len() < BUDGET;
+        if room {
+            self.asked.push_back(now);
+        }
+        room
     }
 }
 
@@ -275,5 +295,18 @@ mod tests {
         assert!(hold.enter(&port(0), LONG, CONNECTIONS).is_some());
         drop(places);
         assert!(hold.enter(&port(TARGETS as u16), LONG, CONNECTIONS).is_some());
+    }
+
+    #[tokio::test(flavor = "current_thread", start_paused = true)]
+    async fn who_asks_again_and_again_is_not_heard_for_a_while() {
+        let hold = Hold::default();
+        let target = name("a.example", 443);
+        for n in 1..=BUDGET as u64 {
+            assert_eq!(hold.enter(&target, LONG, 9).unwrap().id(), n);
+            tokio::time::advance(Duration::from_millis(100)).await;
+        }
+        assert!(hold.enter(&target, LONG, 9).is_none());
+        tokio::time::advance(BUDGET_WINDOW).await;
+        assert!(hold.enter(&target, LONG, 9).is_some());
     }
 }

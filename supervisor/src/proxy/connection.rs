@@ -115,13 +115,16 @@ async fn judge(proxy: &Proxy, client: &Socket, target: &Target) -> Result<Verdic
         (place.id(), |action| event(Kind::Verdict, action, target.to_string()).with("id", place.id()));
     if place.first {
         let shown = place.shown();
-        context.audit.note(line("wait").with("rule", shown.rule).with("until", shown.until));
+        let line = line("wait").with("rule", shown.rule).with("until", shown.until);
+        if context.audit.record(line).is_err() {
+            return Err(Box::new(refusal(target).reason(Reason::AuditUnwritable)));
+        }
     }
     let answer = tokio::select! {
         biased;
         (answer, first) = place.answer() => {
             if answer == Answer::Timeout && first {
-                context.audit.note(line("timeout"));
+                let _ = context.audit.record(line("timeout"));
             }
             answer
         }
@@ -129,7 +132,7 @@ async fn judge(proxy: &Proxy, client: &Socket, target: &Target) -> Result<Verdic
         () = hung_up(&watched) => {
             let gone = line("gone");
             if place.leave() {
-                context.audit.note(gone);
+                let _ = context.audit.record(gone);
             }
             return Err(Box::new(refuse(&verdict).with("hold", "gone").with("id", id)));
         }

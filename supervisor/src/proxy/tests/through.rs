@@ -95,3 +95,36 @@ async fn tls_is_held_to_its_name_before_the_proxy_hears_of_it() {
         assert_eq!((to.as_str(), got), ("api.example.com:443", hello));
     }
 }
+
+#[tokio::test(flavor = "current_thread")]
+async fn while_learning_what_nothing_denies_passes_and_is_recorded_as_learnt() {
+    local! {
+        let (outside, settings) = upstream().await;
+        let deny = |rule: &str| Sourced { rule: rule.parse().unwrap(), source: Source::Annotation };
+        let learning = Policy { learn: true, deny: vec![deny("bad.example:25")], ..policy(&["known.example:25"]) };
+        let rig = Rig::under(learning, Some(settings), "");
+        let mut open = Vec::new();
+        for host in [name("new.example"), name("known.example"), Host::Literal(Ipv4Addr::new(192, 0, 2, 7).into())] {
+            open.push((rig.connect(host, 25).await, asked_for(&outside).await));
+        }
+        for (host, reason) in [
+            (name("bad.example"), "denied"),
+            (Host::Literal(Ipv4Addr::new(10, 0, 0, 1).into()), "floor"),
+            (Host::Literal(Ipv4Addr::new(169, 254, 169, 254).into()), "floor"),
+            (Host::Loopback, "unlisted"),
+        ] {
+            let before = rig.lines(0).await.len();
+            assert_reset(&mut rig.connect(host, 25).await).await;
+            assert_eq!(rig.lines(before + 1).await[before]["reason"], reason);
+        }
+        let lines = rig.lines(7).await;
+        let rules: Vec<_> = lines[..3].iter().map(|line| (&line["target"], &line["rule"])).collect();
+        assert_eq!(rules[0], (&"new.example:25".into(), &"learn".into()));
+        assert_eq!(rules[1], (&"known.example:25".into(), &"known.example:25 (annotation)".into()));
+        assert_eq!(rules[2], (&"192.0.2.7:25".into(), &"learn".into()));
+        let live = Live { deny: vec!["new.example:25".parse().unwrap()], ..Live::default() };
+        rig.context.set_live(live);
+        assert_eq!(rig.context.recheck(), 1);
+        assert_reset(&mut open[0].0).await;
+    }
+}
