@@ -150,10 +150,13 @@ impl Real {
         match self.context.parent.grant(name, ttl, &open).await {
             Ok(granted) => {
                 open.retain(|ip| granted.contains(ip));
-                match open.is_empty() {
-                    // The policy changed meanwhile, or the parent's bounds are reached.
-                    true => self.nothing_granted(name),
-                    false => Outcome::Addresses(open, ttl),
+                // An operator's word may have come between the question and now.
+                match self.context.judge(&Query::Resolve(name)) {
+                    refused @ Verdict::Refuse { .. } => Outcome::Refused(refused, Vec::new()),
+                    _ if open.is_empty() => {
+                        Outcome::Failed(Reason::NameBudget, "no room for more addresses".to_owned())
+                    }
+                    _ => Outcome::Addresses(open, ttl),
                 }
             }
             Err(error) => Outcome::Failed(Reason::Unreachable, error.to_string()),
@@ -238,13 +241,6 @@ impl Real {
         let by_address = |rule: &Rule| matches!(rule.target, Target::Net(_) | Target::Any);
         let (rule, source) = denies.iter().find(|(rule, _)| by_address(rule))?;
         opening.all(closed).then(|| Sourced { rule: (*rule).clone(), source: (*source).clone() })
-    }
-
-    fn nothing_granted(&self, name: &Name) -> Outcome {
-        match self.context.judge(&Query::Resolve(name)) {
-            refused @ Verdict::Refuse { .. } => Outcome::Refused(refused, Vec::new()),
-            _ => Outcome::Failed(Reason::NameBudget, "no room for more addresses".to_owned()),
-        }
     }
 }
 

@@ -362,9 +362,7 @@ async fn what_cannot_be_resolved_or_let_through_is_a_failure() {
 async fn a_name_that_was_denied_while_it_was_looked_up_is_refused() {
     local_set! {
         let server = outside().await;
-        let rig = Rig::start(Wish {
-            allow: vec!["a.example direct"], outside: at(&server), grudging: true, ..Wish::default()
-        }).await;
+        let rig = Rig::start(Wish { allow: vec!["a.example direct"], outside: at(&server), ..Wish::default() }).await;
         rig.held.0.set(true);
         let (reply, ()) = tokio::join!(rig.a("a.example"), async {
             while rig.granted.borrow().is_empty() {

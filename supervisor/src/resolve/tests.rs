@@ -276,3 +276,31 @@ fn addresses_alternate_between_the_families() {
     let want = [ip("2001:db8::1"), ip("192.0.2.1"), ip("192.0.2.2"), ip("192.0.2.3")];
     assert_eq!(alternating(given), want);
 }
+
+fn reply() -> Message<Vec<u8>> {
+    let question = question::query(&name(), Family::V6, true, true).unwrap();
+    Message::from_octets(addresses(&question, 3)).unwrap()
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_bytes_of_a_server_are_survived(bytes in proptest::collection::vec(proptest::num::u8::ANY, 12..600)) {
+        let message = Message::from_octets(bytes).unwrap();
+        for family in [Family::V4, Family::V6] {
+            let addresses = question::read(&message, family).map_or(0, |answer| answer.addresses.len());
+            proptest::prop_assert!(addresses <= 32);
+        }
+        message.is_answer(&reply());
+    }
+
+    #[test]
+    fn a_damaged_reply_is_survived(at in 0usize..400, to in proptest::num::u8::ANY, cut in 0usize..400) {
+        let mut bytes = reply().as_slice().to_vec();
+        let at = at % bytes.len();
+        bytes[at] = to;
+        bytes.truncate(cut.max(12));
+        let message = Message::from_octets(bytes).unwrap();
+        question::read(&message, Family::V6);
+        message.is_answer(&reply());
+    }
+}
