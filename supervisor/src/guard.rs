@@ -10,10 +10,12 @@ use crate::inherit::{Inherited, ParentConfig, StoredConfig};
 use crate::parent_link::News;
 use anyhow::{Context as _, bail};
 use granting::{Asked, Granting};
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 use steady::Steady;
+use terok_kernel::conntrack;
 use terok_kernel::netlink;
 use terok_kernel::nft::{NftError, NftSocket};
 use terok_kernel::rtnl::{self, Rtnl};
@@ -242,22 +244,26 @@ impl Guard {
         if self.granting.due(now).is_none_or(|due| !due.is_zero()) {
             return;
         }
-        let kept = self
-            .granting
-            .know(&self.facts, || Ok(self.config.read::<SupervisorConfig>()?.policy))
-            .and_then(|()| {
-                let flows = self.flows()?;
-                Ok(self.granting.keep(&self.live, &self.facts, &flows, now))
-            });
-        let loaded = match kept {
-            Ok(true) => self.load_granted(),
-            Ok(false) => Ok(()),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = loaded {
+        if let Err(error) = self.keep_ending(now) {
             eprintln!("{}: flows to granted addresses: {error:#}", layout::SUPERVISOR);
         }
         self.granting.expire(now.saturating_sub(LINGERING));
+    }
+
+    fn keep_ending(&mut self, now: u64) -> anyhow::Result<()> {
+        self.granting.know(&self.facts, || Ok(self.config.read::<SupervisorConfig>()?.policy))?;
+        let ending = self.granting.ending(now);
+        let addresses: HashSet<IpAddr> = ending.iter().map(|(_, ip)| *ip).collect();
+        let mut flows = Vec::new();
+        if !addresses.is_empty() {
+            conntrack::flows(&self.sockets.nft, |flow| {
+                flows.extend(Some(flow).filter(|flow| addresses.contains(&flow.dst)));
+            })?;
+        }
+        match self.granting.keep(&self.live, &self.facts, &ending, &flows, now) {
+            true => self.load_granted(),
+            false => Ok(()),
+        }
     }
 
     /// The kernel's timeouts and our clock drift apart where the clock is being adjusted.
@@ -276,10 +282,6 @@ impl Guard {
     /// Whether anything in the kernel's sets ends by itself.
     fn has_times(&self) -> bool {
         self.live.until.is_some() || !self.granting.is_empty()
-    }
-
-    fn flows(&self) -> anyhow::Result<Vec<granting::Flow>> {
-        Ok(Vec::new())
     }
 
     /// Where nobody else has changed anything since the last comparison, and nobody did while we changed something, there

@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 use std::time::Duration;
+use terok_kernel::conntrack::Flow;
 use terok_policy::Name;
 use terok_policy::answer::{Answer, answer, is_peer_name, may_be_given};
 use terok_policy::grants::Grants;
@@ -10,7 +11,7 @@ use terok_policy::live::Live;
 use terok_policy::plan::{HostFacts, Now, Plan};
 use terok_policy::policy::Policy;
 use terok_policy::rule::{Proto, Rule, Target};
-use terok_policy::ruleset::{Element, Set, Transport};
+use terok_policy::ruleset::{Element, Set};
 
 /// How long an answer stands at least, and how much longer than the container may keep it: a client resolves, then connects.
 const AT_LEAST: u64 = 60;
@@ -54,14 +55,6 @@ pub(super) struct Granted {
     pub(super) new: bool,
 }
 
-/// A flow as its first packet made it: where to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Flow {
-    pub(super) proto: Transport,
-    pub(super) to: IpAddr,
-    pub(super) port: u16,
-}
-
 impl Granting {
     /// Takes the rules that grants are about from the container's policy; needed once after each change of rules.
     pub(super) fn know(
@@ -96,11 +89,10 @@ impl Granting {
             return Err(format!("no rule answers {name} with real addresses"));
         }
         self.before = self.grants.clone();
-        self.grants.expire(now);
         let stands = (u64::from(*ttl)).clamp(AT_LEAST, AT_MOST);
         let (mut given, mut new) = (Vec::new(), false);
         let (mut of_name, mut of_all) = (0, 0);
-        for (other, ..) in self.grants.iter() {
+        for (other, ..) in self.grants.iter().filter(|&(.., until)| until > now) {
             of_all += 1;
             of_name += usize::from(other == *name);
         }
@@ -166,24 +158,31 @@ impl Granting {
         Some(Duration::from_secs(at.saturating_sub(now)))
     }
 
-    /// Lets what ends soon stand longer where a flow to it is open. Whether anything changed.
-    pub(super) fn keep(&mut self, live: &Live, facts: &HostFacts, flows: &[Flow], now: u64) -> bool {
-        self.looked = now;
+    /// What ends soon.
+    pub(super) fn ending(&self, now: u64) -> Vec<(Name, IpAddr)> {
         let soon = |until: u64| now < until && until <= now + EARLY;
-        let ending: Vec<(Name, IpAddr)> = self
-            .grants
-            .iter()
-            .filter(|&(_, ip, until)| soon(until) && flows.iter().any(|flow| flow.to == ip))
-            .map(|(name, ip, _)| (name.clone(), ip))
-            .collect();
+        let ending = self.grants.iter().filter(|&(.., until)| soon(until));
+        ending.map(|(name, ip, _)| (name.clone(), ip)).collect()
+    }
+
+    /// Lets those of `ending` stand longer to which a flow is open by the name's own rules. Whether there is one.
+    pub(super) fn keep(
+        &mut self,
+        live: &Live,
+        facts: &HostFacts,
+        ending: &[(Name, IpAddr)],
+        flows: &[Flow],
+        now: u64,
+    ) -> bool {
+        self.looked = now;
         let mut kept = false;
-        for (name, ip) in ending {
+        for (name, ip) in ending.iter().filter(|(_, ip)| flows.iter().any(|flow| flow.dst == *ip)) {
             let mut alone = Grants::default();
-            alone.grant(&name, &[ip], now + KEPT);
+            alone.grant(name, &[*ip], now + KEPT);
             let opened: Vec<Element> =
                 self.sets_of(&alone, live, facts, now).into_iter().flat_map(|set| set.elements).collect();
-            if flows.iter().any(|flow| opened.iter().any(|element| flow.is_in(element))) {
-                self.grants.grant(&name, &[ip], now + KEPT);
+            if flows.iter().any(|flow| opened.iter().any(|element| is_in(flow, element))) {
+                self.grants.grant(name, &[*ip], now + KEPT);
                 kept = true;
             }
         }
@@ -199,14 +198,12 @@ impl Granting {
     }
 }
 
-impl Flow {
-    fn is_in(&self, element: &Element) -> bool {
-        let (first, last) = element.addr;
-        let ports = element
-            .ports
-            .is_some_and(|(proto, from, to)| proto == self.proto && (from..=to).contains(&self.port));
-        first.is_ipv4() == self.to.is_ipv4() && first <= self.to && self.to <= last && ports
-    }
+fn is_in(flow: &Flow, element: &Element) -> bool {
+    let (first, last) = element.addr;
+    let ports = element
+        .ports
+        .is_some_and(|(proto, from, to)| proto.0 == flow.proto && (from..=to).contains(&flow.dport));
+    first.is_ipv4() == flow.dst.is_ipv4() && first <= flow.dst && flow.dst <= last && ports
 }
 
 fn allowed(facts: &HostFacts, kind: Answer, ip: IpAddr, is_own: impl Fn(IpAddr) -> bool) -> bool {

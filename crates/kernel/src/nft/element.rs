@@ -7,8 +7,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 use terok_policy::ruleset::{Element, Family, Set, Transport};
 
-/// An element whose end is less than this off the wanted one keeps it: ends are counted in whole seconds.
-const SLACK: Duration = Duration::from_millis(1_500);
+/// An element whose end is less than this off the wanted one keeps it: ends are counted in whole seconds, ticks aside.
+const SLACK: Duration = Duration::from_millis(1_100);
 
 /// The first and the last key of an element, both in network byte order.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

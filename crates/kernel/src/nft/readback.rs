@@ -9,8 +9,9 @@ use nix::errno::Errno;
 use std::time::Duration;
 use terok_policy::ruleset::{Egress, NftRule, Ruleset, Set};
 
-/// Elements that expire within this time may be gone when they are read back.
-const GRACE: Duration = Duration::from_secs(2);
+/// Elements that expire within this time may be gone when they are read back, and ends may be as much off: whole seconds, and
+/// what two clocks drift apart in an hour.
+const GRACE: Duration = Duration::from_secs(3);
 /// A dump is repeated this often when the kernel's tables change meanwhile.
 const ATTEMPTS: usize = 8;
 
