@@ -374,7 +374,8 @@ fn an_address_with_an_open_flow_stays_and_one_without_goes() {
     tcp_echo(&mut stream).unwrap();
     udp_echo(&socket).unwrap();
     assert_eq!(rig.tcp(SERVER6).map(drop), Err(ErrorKind::ConnectionRefused));
-    let left: Vec<_> = rig.guard.granting.grants().iter().map(|(name, ip, _)| (name.to_string(), ip)).collect();
+    let left: Vec<_> =
+        rig.guard.granting.grants().iter().map(|(name, ip, _)| (name.to_string(), ip)).collect();
     assert_eq!(left, [("a.example".to_owned(), SERVER.parse().unwrap())]);
 }
 
