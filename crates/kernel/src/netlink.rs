@@ -162,12 +162,12 @@ impl Socket {
         let own = self.own()?;
         let (mut acknowledged, mut refused) = (false, None);
         loop {
-            let datagram = match self.receive(&mut buffer) {
+            let datagram = match self.receive_answer(&mut buffer, own) {
                 Ok(datagram) => datagram,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 Err(e) => return Err(e.into()),
             };
-            for message in messages(datagram).filter(|m| self.is_answer(m, own)) {
+            for message in messages(datagram) {
                 match (i32::from(message.kind), refusal(&message)) {
                     (libc::NLMSG_ERROR, None) => acknowledged |= message.seq == last,
                     (_, Some(refusal)) => refused = refused.or(Some(refusal)),
@@ -189,18 +189,19 @@ impl Socket {
         self.drop_stale(&mut buffer)?;
         self.send(request)?;
         let own = self.own()?;
-        let mut interrupted = false;
+        let (mut interrupted, mut lost) = (false, 0);
         loop {
-            let datagram = match self.receive(&mut buffer) {
+            let datagram = match self.receive_answer(&mut buffer, own) {
                 Ok(datagram) => datagram,
                 // News too fast for us; a dump waits until there is room.
-                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {
+                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) && lost < DROPPED => {
                     self.heard.store(true, Ordering::Relaxed);
+                    lost += 1;
                     continue;
                 }
                 Err(e) => return Err(e.into()),
             };
-            for message in messages(datagram).filter(|m| self.is_answer(m, own)) {
+            for message in messages(datagram) {
                 interrupted |= message.flags & libc::NLM_F_DUMP_INTR as u16 != 0;
                 if let Some(refusal) = refusal(&message) {
                     return Err(Failure::Refused(refusal));
@@ -232,11 +233,16 @@ impl Socket {
         Ok(getsockname::<NetlinkAddr>(self.as_raw_fd())?.pid())
     }
 
-    fn is_answer(&self, message: &Message<'_>, own: u32) -> bool {
-        if message.pid != own {
+    /// The next datagram that is an answer to us; what else comes is news. `Interrupted` when there is no end of that.
+    fn receive_answer<'b>(&self, buffer: &'b mut [u8], own: u32) -> io::Result<&'b [u8]> {
+        for _ in 0..DROPPED {
+            let length = self.receive(buffer)?.len();
+            if messages(&buffer[..length]).any(|message| message.pid == own) {
+                return Ok(&buffer[..length]);
+            }
             self.heard.store(true, Ordering::Relaxed);
         }
-        message.pid == own
+        Err(io::Error::new(io::ErrorKind::Interrupted, "news of the container's network has no end"))
     }
 
     fn drop_stale(&self, buffer: &mut [u8]) -> io::Result<()> {
