@@ -39,6 +39,8 @@ pub(crate) struct Insides {
     freed: Notify,
     /// How many there are, for IPv4 and for IPv6.
     count: (usize, usize),
+    /// Accepted connections without a socket yet.
+    pending: Cell<usize>,
 }
 
 /// One of them. What it connects to is of one family for ever: the kernel cannot change that back from IPv4
@@ -55,6 +57,9 @@ enum Family {
     V4,
     V6,
 }
+
+/// An accepted connection's claim on a socket; dropped when it has one, or gets none.
+struct Claim(Rc<Insides>);
 
 /// A socket that is in use; given back, reset, when dropped.
 struct Lease<'a> {
@@ -77,7 +82,7 @@ impl Insides {
         }
         let v4 = free.iter().filter(|inside| inside.family == Family::V4).count();
         let count = (v4, free.len() - v4);
-        Ok(Insides { free: RefCell::new(free), freed: Notify::new(), count })
+        Ok(Insides { free: RefCell::new(free), freed: Notify::new(), count, pending: Cell::new(0) })
     }
 
     /// Descriptors that are taken when all are in use: the sockets, and the connections that they are for.
@@ -110,15 +115,30 @@ impl Insides {
         Some(free.swap_remove(index))
     }
 
-    /// Returns once a connection would find a socket.
-    async fn room(&self) {
+    /// Returns once a connection more would find a socket.
+    async fn room(&self, family: Family) {
         loop {
             let freed = self.freed.notified();
-            if !self.free.borrow().is_empty() {
+            let free = self.free.borrow().iter().filter(|inside| inside.family == family).count();
+            if free > self.pending.get() {
                 return;
             }
             freed.await;
         }
+    }
+}
+
+impl Claim {
+    fn new(insides: Rc<Insides>) -> Self {
+        insides.pending.set(insides.pending.get() + 1);
+        Claim(insides)
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.0.pending.set(self.0.pending.get() - 1);
+        self.0.freed.notify_waiters();
     }
 }
 
@@ -181,12 +201,13 @@ pub(crate) async fn publish(
     // Which family the container's program listened on last.
     let last = Rc::new(Cell::new(Family::V4));
     loop {
-        insides.room().await;
+        insides.room(last.get()).await;
         match listener.accept().await {
             Ok((client, peer)) => {
-                let (proxy, insides, last) = (proxy.clone(), insides.clone(), last.clone());
+                let (proxy, last) = (proxy.clone(), last.clone());
+                let claim = Claim::new(insides.clone());
                 tokio::task::spawn_local(async move {
-                    serve(&proxy, &insides, &last, client, peer, published).await;
+                    serve(&proxy, claim, &last, client, peer, published).await;
                 });
             }
             Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -197,13 +218,14 @@ pub(crate) async fn publish(
 
 async fn serve(
     proxy: &Proxy,
-    insides: &Insides,
+    claim: Claim,
     last: &Cell<Family>,
     client: TcpStream,
     peer: SocketAddr,
     published: Publish,
 ) {
     let client = Socket::new(client);
+    let insides = claim.0.clone();
     let audit = &proxy.context.audit;
     let line = |action: &str| line(action, published, peer);
     if proxy.context.shield() == Shield::Block {
@@ -213,7 +235,9 @@ async fn serve(
     let flow = proxy.context.flows.insert(target, Grounds::Published);
     let (moved, started, accepted) = (Moved::default(), Instant::now(), Cell::new(false));
     let carried = async {
-        let (lease, inside) = match reach(insides, last, published.to).await {
+        let reached = reach(&insides, last, published.to).await;
+        drop(claim);
+        let (lease, inside) = match reached {
             Ok(reached) => reached,
             Err(error) => {
                 let refusal = line("refuse").reason(Reason::Unreachable);

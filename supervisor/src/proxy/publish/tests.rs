@@ -109,14 +109,29 @@ async fn what_was_sent_before_an_orderly_end_arrives_however_slowly_it_is_read()
 #[tokio::test(flavor = "current_thread")]
 async fn without_a_free_socket_connections_wait_in_the_backlog() {
     local! {
-        let port = Port::new("127.0.0.1:0", 1, false).await;
-        let (client, server) = port.connect().await;
-        let mut second = TcpStream::connect(port.host).await.unwrap();
-        second.write_all(b"x").await.unwrap();
-        assert!(timeout(Duration::from_millis(100), port.program.accept()).await.is_err(), "no socket");
-        drop((client, server));
-        let (mut server, _) = timeout(Duration::from_secs(5), port.program.accept()).await.unwrap().unwrap();
-        assert_eq!(server.read_u8().await.unwrap(), b'x');
+        // Of four that can do both, the fourth is of no use to a program that listens for IPv4.
+        for (count, ipv6) in [(3, false), (4, true)] {
+            let port = Port::new("127.0.0.1:0", count, ipv6).await;
+            let mut served = Vec::new();
+            for _ in 0..3 {
+                served.push(port.connect().await);
+            }
+            let mut waiting = Vec::new();
+            for n in 0..20 {
+                let mut client = TcpStream::connect(port.host).await.unwrap();
+                client.write_all(&[n]).await.unwrap();
+                waiting.push(client);
+            }
+            assert!(timeout(Duration::from_millis(100), port.program.accept()).await.is_err(), "no socket");
+            assert_eq!((port.insides.pending.get(), port.rig.context.flows.open()), (0, 3));
+            for n in 0..20 {
+                drop(served.remove(0));
+                let accepted = timeout(Duration::from_secs(5), port.program.accept()).await;
+                let (mut server, _) = accepted.unwrap().unwrap();
+                assert_eq!(server.read_u8().await.unwrap(), n);
+                served.push((waiting.remove(0), server));
+            }
+        }
     }
 }
 
