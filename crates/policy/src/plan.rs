@@ -197,12 +197,15 @@ impl std::fmt::Display for Plan {
         let Plan { policy, facts } = self;
         let network = match facts.network {
             Network::Sealed => "sealed: no network card, only lo",
-            Network::Filtered => "filtered: a network card behind the firewall",
+            Network::Filtered => "filtered: what leaves by a card is looked up packet by packet",
         };
         let families = if facts.ipv6 { "127.0.0.1 and ::1" } else { "127.0.0.1" };
         let profiles = if policy.profiles.is_empty() { "none".to_owned() } else { policy.profiles.join(" ") };
         writeln!(f, "shield      {}", policy.shield)?;
         writeln!(f, "network     {network}")?;
+        for (index, card) in facts.cards.iter().enumerate() {
+            writeln!(f, "{:<10}  {card}", if index == 0 { "cards" } else { "" })?;
+        }
         writeln!(f, "profiles    {profiles}")?;
         writeln!(f, "restricted  {}", if policy.restricted { "yes" } else { "no" })?;
         let Labels { project, task, name } = &policy.labels;
@@ -212,7 +215,33 @@ impl std::fmt::Display for Plan {
             }
         }
         writeln!(f, "dns         {families}, UDP and TCP: every question to any port 53")?;
-        writeln!(f, "proxy       {families}, TCP: every allowed connection")?;
+        if !facts.resolvers.is_empty() {
+            writeln!(
+                f,
+                "peers       {}, for names of other containers that a rule lists",
+                listed(&facts.resolvers)
+            )?;
+        }
+        let proxied = match facts.network {
+            Network::Sealed => "every allowed connection",
+            Network::Filtered => "every allowed connection by name, and what `any` allows",
+        };
+        writeln!(f, "proxy       {families}, TCP: {proxied}")?;
+        if policy.hold > 0 {
+            writeln!(
+                f,
+                "hold        {} seconds for an operator's verdict on what no rule names",
+                policy.hold
+            )?;
+        }
+        if policy.learn {
+            writeln!(f, "learn       what no rule denies and no floor is above passes and is recorded")?;
+        }
+        for (index, publish) in policy.publish.iter().enumerate() {
+            let title = if index == 0 { "publish" } else { "" };
+            let host = std::net::SocketAddr::new(publish.addr, publish.port);
+            writeln!(f, "{title:<10}  {host} of the host, TCP, to port {} inside", publish.to)?;
+        }
         for (title, rules) in [("deny", &policy.deny), ("allow", &policy.allow)] {
             let spell = |sourced: &Sourced| sourced.rule.to_string();
             let width = rules.iter().map(|sourced| spell(sourced).chars().count()).max().unwrap_or(0);
@@ -226,6 +255,25 @@ impl std::fmt::Display for Plan {
         }
         Ok(())
     }
+}
+
+/// `eth0 10.88.0.0/16 by 10.88.0.1, on a link with others`
+impl std::fmt::Display for Card {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Card { name, shared, nets, gateways, .. } = self;
+        write!(f, "{name}")?;
+        if !nets.is_empty() {
+            write!(f, " {}", listed(nets))?;
+        }
+        if !gateways.is_empty() {
+            write!(f, " by {}", listed(gateways))?;
+        }
+        if *shared { f.write_str(", on a link with others") } else { Ok(()) }
+    }
+}
+
+fn listed<T: ToString>(items: &[T]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
 /// What the hook hands to the supervisor, as JSON in a sealed memfd at descriptor 3; the descriptors listed in `fds` follow from 4 on.

@@ -104,3 +104,29 @@ impl<'a> Rules<'a> {
         Opened { real, peer }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn spans_are_disjoint_and_each_port_closes_at_the_latest_end(
+            spans in proptest::collection::vec((0u16..12, 0u16..5, 1u64..4), 0..6),
+            last: bool,
+        ) {
+            let base = if last { u16::MAX - 16 } else { 0 };
+            let spans: Spans = spans.into_iter().map(|(from, n, until)| (base + from, base + from + n, until)).collect();
+            let disjoint = latest(&spans);
+            for port in base..=base + 16 {
+                let wanted = spans.iter().filter(|span| (span.0..=span.1).contains(&port)).map(|span| span.2).max();
+                let found: Vec<u64> =
+                    disjoint.iter().filter(|span| (span.0..=span.1).contains(&port)).map(|span| span.2).collect();
+                prop_assert_eq!(found, Vec::from_iter(wanted), "port {}", port);
+            }
+            let joined = disjoint.windows(2).all(|pair| pair[0].1 + 1 < pair[1].0 || pair[0].2 != pair[1].2);
+            prop_assert!(joined, "{:?} could be fewer", disjoint);
+        }
+    }
+}
