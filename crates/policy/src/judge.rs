@@ -208,7 +208,9 @@ impl<'a> Rules<'a> {
 
     fn connect(self, state: Shield, to: &Destination<'_>, port: u16, proto: Proto) -> Verdict {
         let here = |rule: &Rule| rule.proto == proto && rule.ports.contains(port);
-        if let Some(deny) = self.deny().find(|found| here(found.rule) && to.denied_by(&found.rule.target)) {
+        let closed =
+            |rule: &Rule| rule.denies_over(proto) && rule.ports.contains(port) && to.denied_by(&rule.target);
+        if let Some(deny) = self.deny().find(|found| closed(found.rule)) {
             return Verdict::refuse(Reason::Denied, Some(deny));
         }
         let below = match to {
@@ -253,7 +255,7 @@ impl<'a> Rules<'a> {
         };
         let denies: Vec<Found<'_>> = self.deny().filter(|found| to.denied_by(&found.rule.target)).collect();
         let open = |ports: &Ports, proto: Proto| {
-            let denied = denies.iter().filter(|found| found.rule.proto == proto);
+            let denied = denies.iter().filter(|found| found.rule.denies_over(proto));
             !denied.fold(ports.clone(), |left, found| left.without(&found.rule.ports)).is_empty()
         };
         let mut listed = false;
@@ -372,6 +374,25 @@ mod tests {
                     ("c.example?", "allow"),
                 ],
             );
+        }
+    }
+
+    #[test]
+    fn a_deny_without_ports_closes_every_protocol_and_one_with_ports_its_own() {
+        let policy = policy(
+            &["a.example:443/udp", "b.example:443/udp", "192.0.2.0/24/udp"],
+            &["a.example", "b.example:443", "192.0.2.1", "192.0.2.2:443"],
+        );
+        let judged = |query: &Query<'_>| judge(&policy, &Live::default(), Shield::Down, query);
+        for (name, refused) in [("a.example", true), ("b.example", false)] {
+            let name = name.parse().unwrap();
+            let query = Query::Name { name: &name, port: 443, proto: Proto::Udp };
+            assert_eq!(!judged(&query).allows(), refused, "{name}");
+            assert_eq!(!judged(&Query::Resolve(&name)).allows(), refused, "{name}?");
+        }
+        for (low, refused) in [(1, true), (2, false)] {
+            let query = Query::Literal { ip: [192, 0, 2, low].into(), port: 443, proto: Proto::Udp };
+            assert_eq!(!judged(&query).allows(), refused, "{low}");
         }
     }
 

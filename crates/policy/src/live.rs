@@ -1,7 +1,7 @@
 //! What an operator set on a container: survives stop/start, supervisor restart and reboot as `live.json`.
 
 use crate::policy::Shield;
-use crate::rule::Rule;
+use crate::rule::{Ports, Proto, Rule};
 use serde::{Deserialize, Serialize};
 
 /// The persisted operator state of one container. Serialised as JSON with [`crate::layout::LIVE`].
@@ -35,6 +35,7 @@ impl Live {
     /// Adds a live allow; the ports it names are taken out of live denies of the same target, since the later word wins.
     /// Returns whether anything changed.
     pub fn allow(&mut self, rule: Rule) -> bool {
+        open_up(&mut self.deny, &rule);
         let cut = take_out(&mut self.deny, &rule);
         add(&mut self.allow, rule) || cut
     }
@@ -48,6 +49,10 @@ impl Live {
 
     /// Removes what live allows and denies say of the rule's target on its ports. Returns whether anything changed.
     pub fn forget(&mut self, rule: &Rule) -> bool {
+        let whole = self.deny.iter().any(|deny| deny.is_whole() && deny.target == rule.target);
+        if whole && !rule.is_whole() {
+            open_up(&mut self.deny, rule);
+        }
         let allow = take_out(&mut self.allow, rule);
         take_out(&mut self.deny, rule) || allow
     }
@@ -59,6 +64,19 @@ fn add(rules: &mut Vec<Rule>, rule: Rule) -> bool {
         rules.push(rule);
     }
     new
+}
+
+/// A deny of the whole target as one for each protocol, of which a port can be taken: what is left is no longer
+/// [`Rule::is_whole`], since nobody listens at port 0.
+fn open_up(denies: &mut Vec<Rule>, rule: &Rule) {
+    let Some(at) = denies.iter().position(|deny| deny.is_whole() && deny.target == rule.target) else {
+        return;
+    };
+    let whole = denies.remove(at);
+    let part = |proto| Rule { ports: Ports::new(vec![(1, u16::MAX)]), proto, ..whole.clone() };
+    for part in Proto::ALL.map(part) {
+        add(denies, part);
+    }
 }
 
 /// Takes the ports of `rule` out of the rules with the same target and protocol.
@@ -96,6 +114,19 @@ mod tests {
         assert!(live.allow(rule("a.example:443")));
         assert!(!live.deny[0].ports.contains(443) && live.deny[0].ports.contains(22));
         assert_eq!(live.allow, [rule("a.example:443")]);
+    }
+
+    #[test]
+    fn a_later_udp_rule_is_taken_out_of_a_deny_of_the_whole_host() {
+        let mut live = Live::default();
+        live.deny(deny("a.example"));
+        assert!(live.allow(rule("a.example:443/udp")));
+        let denies: Vec<String> = live.deny.iter().map(Rule::to_string).collect();
+        assert_eq!(denies, ["a.example:1-65535", "a.example:1-442+444-65535/udp"]);
+        assert!(live.forget(&deny("a.example")));
+        assert!(live.deny.iter().all(|rule| rule.proto == Proto::Udp), "{live:?}");
+        let text = serde_json::to_string(&live).unwrap();
+        assert_eq!(serde_json::from_str::<Live>(&text).unwrap(), live);
     }
 
     #[test]

@@ -220,6 +220,16 @@ impl Rule {
         parse(text, Verb::Deny)
     }
 
+    /// Whether this, as a deny, closes its target altogether: every port and no protocol written means UDP and ICMP as well.
+    pub fn is_whole(&self) -> bool {
+        self.proto == Proto::Tcp && self.ports == Ports::all()
+    }
+
+    /// Whether this, as a deny, closes its ports over `proto`.
+    pub fn denies_over(&self, proto: Proto) -> bool {
+        self.proto == proto || self.is_whole()
+    }
+
     /// The shortest spelling that [`Rule::parse_deny`] reads as this rule.
     pub fn to_deny_string(&self) -> String {
         let ports = self.ports != Verb::Deny.default_ports(&self.target);

@@ -93,14 +93,15 @@ impl<'a> Rules<'a> {
 
     fn opened(&self, facts: &HostFacts, name: &Name, proto: Proto) -> Opened {
         let naming = |rules: &[&'a Rule], with: &dyn Fn(&Rule) -> bool| {
-            let these =
-                rules.iter().filter(|rule| rule.proto == proto && rule.target.names(name) && with(rule));
+            let these = rules.iter().filter(|rule| rule.target.names(name) && with(rule));
             Ports::new(these.flat_map(|rule| rule.ports.0.iter().copied()).collect())
         };
-        let denied = naming(&self.deny, &|_| true);
-        let real = naming(&self.allow, &answer::is_real).without(&denied);
-        let all = || naming(&self.allow, &|_| true).without(&denied);
-        let peer = answer::is_peer_name(facts, name).then(all);
+        let denied = naming(&self.deny, &|rule| rule.denies_over(proto));
+        let open = |with: &dyn Fn(&Rule) -> bool| {
+            naming(&self.allow, &|rule| rule.proto == proto && with(rule)).without(&denied)
+        };
+        let real = open(&answer::is_real);
+        let peer = answer::is_peer_name(facts, name).then(|| open(&|_| true));
         Opened { real, peer }
     }
 }

@@ -19,8 +19,10 @@ pub(super) fn live_sets(policy: &Policy, facts: &HostFacts, now: &Now<'_>) -> Ve
     let mut sets = Vec::with_capacity(8);
     for family in [Family::V4, Family::V6] {
         let literal = allow().filter(|rule| !blocked && matches!(rule.target, Target::Net(_)));
-        let denied = if filtered && blocked {
+        let closed = if filtered && blocked {
             sorted(kinds(family).into_iter().flat_map(|kind| whole(family, kind, &Ports::all(), None)))
+        } else if filtered {
+            denied(family, deny())
         } else {
             boxes::disjoint(family, deny())
         };
@@ -29,7 +31,7 @@ pub(super) fn live_sets(policy: &Policy, facts: &HostFacts, now: &Now<'_>) -> Ve
             Family::V6 => ["deny6", "allow6", "open6", "named6"],
         };
         let set = |name, elements| Set { name, family, ports: true, elements };
-        sets.push(set(deny_set, denied));
+        sets.push(set(deny_set, closed));
         sets.push(set(allow_set, boxes::disjoint_around(family, literal, &holes)));
         sets.push(set(open_set, open(family, policy, filtered, state, now)));
         if filtered {
@@ -38,6 +40,21 @@ pub(super) fn live_sets(policy: &Policy, facts: &HostFacts, now: &Now<'_>) -> Ve
         }
     }
     sets
+}
+
+/// What deny rules close: one without ports closes UDP and ICMP as well.
+fn denied<'a>(family: Family, rules: impl Iterator<Item = &'a Rule>) -> Vec<Element> {
+    let [.., icmp] = kinds(family);
+    let rules: Vec<&Rule> = rules.collect();
+    let whole = || rules.iter().copied().filter(|rule| rule.is_whole());
+    let udp: Vec<Rule> = whole().map(|rule| Rule { proto: Proto::Udp, ..rule.clone() }).collect();
+    let mut elements = boxes::disjoint(family, rules.iter().copied().chain(&udp));
+    elements.extend(
+        boxes::disjoint(family, whole())
+            .into_iter()
+            .map(|element| Element { ports: element.ports.map(|(_, from, to)| (icmp, from, to)), ..element }),
+    );
+    sorted(elements)
 }
 
 /// `any` rules; with the shield down or while learning, what they leave, for as long as that lasts. Without a card there is
