@@ -165,8 +165,8 @@ impl Caller {
         let value = match (interface, name) {
             (INTERFACE, "Status") => json!({ "status": self.desk.status() }),
             (INTERFACE, "Allow") => self.change(Change::Allow(rules(parameters)?)).await?,
-            (INTERFACE, "Deny") => self.change(Change::Deny(rules(parameters)?)).await?,
-            (INTERFACE, "Forget") => self.change(Change::Forget(rules(parameters)?)).await?,
+            (INTERFACE, "Deny") => self.change(Change::Deny(denies(parameters)?)).await?,
+            (INTERFACE, "Forget") => self.change(Change::Forget(either(parameters)?)).await?,
             (INTERFACE, "SetState") => {
                 let NewState { state, seconds } = read(parameters)?;
                 self.change(Change::State(state, seconds)).await?
@@ -268,6 +268,27 @@ impl Desk {
             Some(((Ok(reply), Vec::new()), lines))
         }))
     }
+}
+
+/// A name or address to deny without ports means every one of them.
+fn denies(parameters: &Value) -> Result<Vec<Rule>, Failure> {
+    let Rules { rules } = read(parameters)?;
+    rules
+        .iter()
+        .map(|rule| Rule::parse_deny(rule).map_err(|error| refused(&ChangeError::Rule(error))))
+        .collect()
+}
+
+/// What is to be forgotten may have been allowed or denied.
+fn either(parameters: &Value) -> Result<Vec<Rule>, Failure> {
+    let Rules { rules } = read(parameters)?;
+    let mut both = Vec::new();
+    for text in &rules {
+        let denied = Rule::parse_deny(text).map_err(|error| refused(&ChangeError::Rule(error)))?;
+        both.extend(text.parse().ok().filter(|allowed: &Rule| *allowed != denied));
+        both.push(denied);
+    }
+    Ok(both)
 }
 
 fn rules(parameters: &Value) -> Result<Vec<Rule>, Failure> {

@@ -298,33 +298,39 @@ fn apply(
     match change {
         Change::Allow(rules) => {
             for rule in rules {
-                let undenied = remove(&mut after.deny, rule);
-                let listed = policy.allow.iter().any(|s| s.rule == *rule) || after.allow.contains(rule);
-                if !listed {
-                    after.allow.push(rule.clone());
+                let before = after.clone();
+                after.allow(rule.clone());
+                if policy.allow.iter().any(|s| s.rule == *rule) {
+                    remove(&mut after.allow, rule);
                 }
-                if undenied || !listed {
+                if after != before {
                     changed.push(rule.to_string());
                 }
             }
         }
         Change::Deny(rules) => {
             for rule in rules {
-                let unallowed = remove(&mut after.allow, rule);
-                let listed = policy.deny.iter().any(|s| s.rule == *rule) || after.deny.contains(rule);
-                if !listed {
-                    after.deny.push(rule.clone());
+                let before = after.clone();
+                after.deny(rule.clone());
+                if policy.deny.iter().any(|s| s.rule == *rule) {
+                    remove(&mut after.deny, rule);
                 }
-                if unallowed || !listed {
-                    changed.push(rule.to_string());
+                if after != before {
+                    changed.push(rule.to_deny_string());
                 }
             }
         }
         Change::Forget(rules) => {
             for rule in rules {
-                let (allow, deny) = (remove(&mut after.allow, rule), remove(&mut after.deny, rule));
-                if allow || deny {
-                    changed.push(rule.to_string());
+                let before = after.clone();
+                remove(&mut after.allow, rule);
+                if rule.is_whole() {
+                    after.deny.retain(|deny| deny.target != rule.target);
+                } else {
+                    remove(&mut after.deny, rule);
+                }
+                if after != before {
+                    changed.push(if rule.is_whole() { rule.to_deny_string() } else { rule.to_string() });
                 }
             }
         }
@@ -415,6 +421,22 @@ mod tests {
         assert!(after(&policy, &[Change::State(Shield::Up, None)]).1.is_empty());
         let twice = [Change::Deny(rules(&["a.example"])), Change::Deny(rules(&["a.example"]))];
         assert!(after(&policy, &twice).1.is_empty());
+    }
+
+    #[test]
+    fn a_live_deny_of_a_whole_host_gives_way_to_the_ports_of_a_later_allow() {
+        let deny = Change::Deny(vec![Rule::parse_deny("a.example").unwrap()]);
+        let (live, changed) =
+            after(&policy(&[], &[]), &[deny.clone(), Change::Allow(rules(&["a.example:443/udp"]))]);
+        assert_eq!(changed, ["a.example:443/udp"]);
+        let name = "a.example".parse().unwrap();
+        let allows = |port, proto| {
+            judge(&policy(&[], &[]), &live, Shield::Down, &Query::Name { name: &name, port, proto }).allows()
+        };
+        assert!(allows(443, Proto::Udp) && !allows(443, Proto::Tcp) && !allows(444, Proto::Udp));
+        let forget = Change::Forget(vec![Rule::parse_deny("a.example").unwrap()]);
+        let (live, changed) = after(&policy(&[], &[]), &[deny, forget]);
+        assert_eq!((live, changed), (Live::default(), vec!["a.example".to_owned()]));
     }
 
     #[test]
