@@ -96,7 +96,7 @@ impl clap::Args for RunArgs {
                  Those that pass where --network gives the container a network card:\n{with_card}\n\n\
                  Refused, each with its reason:\n{refused}\n\n\
                  Every container is started with {}, with {SEALED} where neither --network nor --pod is given, and keeps the \
-                 capabilities {kept}. --cap-drop takes these away; --cap-add adds {}; NET_RAW only without a network card.",
+                 capabilities {kept}, with --publish also NET_BIND_SERVICE. --cap-drop takes these away; --cap-add adds {}; NET_RAW only without a network card.",
                 PINNED.join(" "),
                 ADDABLE_CAPABILITIES.join(", ")
             ));
@@ -162,6 +162,10 @@ fn assemble(matches: &ArgMatches, doors: &Doors) -> anyhow::Result<Start> {
     // Podman's options keep their order: later ones win.
     let mut passed: Vec<(usize, OsString)> = Vec::new();
     let mut capabilities: BTreeSet<String> = KEPT_CAPABILITIES.map(str::to_owned).into();
+    // A server that is published often listens below 1024.
+    if matches.contains_id("publish") {
+        capabilities.insert("NET_BIND_SERVICE".to_owned());
+    }
     if matches.get_flag("restricted") {
         capabilities.clear();
     }
@@ -410,6 +414,8 @@ mod tests {
     const CARD: &str = "--security-opt=no-new-privileges --http-proxy=false --sdnotify=conmon --cap-drop=all";
     const CAPS: &str = "--cap-add=CHOWN --cap-add=DAC_OVERRIDE --cap-add=FOWNER --cap-add=FSETID --cap-add=KILL --cap-add=SETGID --cap-add=SETUID";
 
+    const BIND: &str = "--cap-add=CHOWN --cap-add=DAC_OVERRIDE --cap-add=FOWNER --cap-add=FSETID --cap-add=KILL --cap-add=NET_BIND_SERVICE --cap-add=SETGID --cap-add=SETUID";
+
     #[test]
     fn a_bare_run_is_sealed_and_shielded() {
         let expected = format!("run --annotation=terok.shield=up {SAFE} {CAPS} -- debian:12");
@@ -475,6 +481,7 @@ mod tests {
             assert!(command(&["--cap-add", name, "i"]).unwrap_err().contains("refused"), "{name}");
         }
         assert!(command(&["--restricted", "--cap-add=CHOWN", "i"]).is_err());
+        assert!(!command(&["--restricted", "-p", "8080:80", "i"]).unwrap().contains("--cap-add"));
     }
 
     #[test]
@@ -546,7 +553,7 @@ mod tests {
         let line =
             ["--network=bridge", "--net", "mynet:ip=10.89.0.7", "-p", "80:80/udp", "--network-alias=a", "i"];
         let expected = format!(
-            "run --annotation=terok.shield=up {CARD} {CAPS} --network=bridge --net=mynet:ip=10.89.0.7 --publish=80:80/udp --network-alias=a -- i"
+            "run --annotation=terok.shield=up {CARD} {BIND} --network=bridge --net=mynet:ip=10.89.0.7 --publish=80:80/udp --network-alias=a -- i"
         );
         assert_eq!(command(&line).unwrap(), expected);
         let expected = format!("run --annotation=terok.shield=up {CARD} {CAPS} --pod=x -- i");
@@ -562,7 +569,7 @@ mod tests {
         let line = ["-p", "8080:80", "--publish=[::1]:22:2222/tcp", "--hold", "30s", "--learn", "i"];
         let expected = format!(
             "run '--annotation=terok.publish=8080:80 [::1]:22:2222' --annotation=terok.shield=up \
-             --annotation=terok.shield.hold=30s --annotation=terok.shield.learn=true {SAFE} {CAPS} -- i"
+             --annotation=terok.shield.hold=30s --annotation=terok.shield.learn=true {SAFE} {BIND} -- i"
         );
         assert_eq!(command(&line).unwrap(), expected);
     }

@@ -61,7 +61,9 @@ pub(crate) fn verdict(host: &Host, args: &VerdictArgs) -> anyhow::Result<()> {
             reply.rule.parse().with_context(|| format!("{}: the supervisor's rule", reply.rule))?;
         let comment = format!("allowed for {} on {}", show::printable(known.name()), show::day(show::now()));
         let path = own.path().to_path_buf();
-        let new = own.add(&rule, &comment)?;
+        let new = own.add(&rule, &comment).with_context(|| {
+            format!("{rule} is allowed until the container is removed, but not written to {}", path.display())
+        })?;
         written = Some((name, path, new));
     }
     if args.json.json {
