@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+pub(crate) mod card;
+
+use card::Router;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::{Value, json};
@@ -14,7 +17,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use terok_kernel::pidfd::PidFd;
 use terok_kernel::statedir::Dir;
 use terok_kernel::{memfd, nflog, nft, rtnl, socket};
@@ -52,6 +55,8 @@ pub(crate) struct Rig {
     netns: File,
     /// Published ports, in the order of the wish.
     pub(crate) ports: Vec<u16>,
+    /// The other end of its card.
+    pub(crate) router: Option<Router>,
 }
 
 /// What `Rig::start` is to be given.
@@ -65,6 +70,8 @@ pub(crate) struct Wish {
     pub(crate) publish: Vec<u16>,
     /// Port of the proxy of the host's network.
     pub(crate) upstream: Option<u16>,
+    /// With a network card ([`card`]).
+    pub(crate) card: bool,
 }
 
 impl Wish {
@@ -97,6 +104,7 @@ struct Inside {
     wiring: Wiring,
     fds: Vec<(Fd, OwnedFd)>,
     facts: HostFacts,
+    router: Option<Router>,
 }
 
 impl Rig {
@@ -126,7 +134,8 @@ impl Rig {
             .unwrap_or_default();
         let plan_policy = policy.clone();
         let guard = spawning();
-        let inside = std::thread::spawn(move || inside(plan_policy, &live)).join().unwrap();
+        let card = wish.card;
+        let inside = std::thread::spawn(move || inside(plan_policy, &live, card)).join().unwrap();
         let control = run.listen(layout::CONTROL).unwrap();
         let container = json!({
             "id": "c1", "name": "web", "pid": inside.container.id(), "started": 1,
@@ -159,7 +168,7 @@ impl Rig {
         drop(guard);
         let mut byte = [0];
         let read = File::from(ready).read(&mut byte).unwrap();
-        let rig = Rig { root, container: inside.container, parent, netns: inside.netns, ports };
+        let rig = Rig { root, container: inside.container, parent, netns: inside.netns, ports, router: inside.router };
         assert_eq!((read, byte), (1, *b"1"), "not ready: {}", rig.log());
         rig
     }
@@ -292,7 +301,7 @@ impl Drop for Rig {
 }
 
 /// What the hook does in the namespace.
-fn inside(policy: Policy, live: &Live) -> Inside {
+fn inside(policy: Policy, live: &Live, card: bool) -> Inside {
     unshare(CloneFlags::CLONE_NEWNET).unwrap();
     let netns = File::open("/proc/thread-self/ns/net").unwrap();
     let container = Command::new("sleep")
@@ -306,29 +315,37 @@ fn inside(policy: Policy, live: &Live) -> Inside {
     let (udp, tcp) = (socket::udp_loopback(ipv6).unwrap(), socket::tcp_loopback(ipv6).unwrap());
     let proxy = socket::tcp_loopback(ipv6).unwrap();
     let wiring = Wiring { dns_udp: udp.port, dns_tcp: tcp.port, proxy: proxy.port, peers: 0, mark: 1 };
-    let facts = HostFacts::sealed(ipv6);
+    let router = card.then(|| Router::attach(container.id()));
+    let facts = if card { card::facts(ipv6) } else { HostFacts::sealed(ipv6) };
     let pool = if policy.publish.is_empty() { 0 } else { 8 };
-    let ruleset = Plan::new(policy, facts.clone())
-        .unwrap()
-        .ruleset(&wiring, &Now { live, grants: &Grants::default(), unix: 0 });
+    let plan = Plan::new(policy, facts.clone()).unwrap();
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let ruleset = plan.ruleset(&wiring, &Now { live, grants: &Grants::default(), unix });
     let log = nflog::bind(layout::NFLOG_GROUP).unwrap();
     let table = nft::open().unwrap();
     table.load(&ruleset).unwrap();
     table.verify(&ruleset).unwrap();
+    if let Some(egress) = plan.egress(&wiring) {
+        table.load_egress(&egress).unwrap();
+    }
     let mut fds: Vec<(Fd, OwnedFd)> = vec![
         (Fd::DnsUdp4, udp.v4.into()),
         (Fd::DnsTcp4, tcp.v4.into()),
         (Fd::Proxy4, proxy.v4.into()),
         (Fd::Nflog, log),
         (Fd::Nftables, table.into()),
+        (Fd::NftablesNews, nft::news().unwrap().into()),
     ];
+    if card {
+        fds.push((Fd::Links, rtnl::news().unwrap().into()));
+    }
     fds.extend(udp.v6.map(|socket| (Fd::DnsUdp6, socket.into())));
     fds.extend(tcp.v6.map(|socket| (Fd::DnsTcp6, socket.into())));
     fds.extend(proxy.v6.map(|socket| (Fd::Proxy6, socket.into())));
     for n in 0..pool {
         fds.push((Fd::Inside(n), socket::tcp_unconnected(ipv6).unwrap()));
     }
-    Inside { container, netns, wiring, fds, facts }
+    Inside { container, netns, wiring, fds, facts, router }
 }
 
 /// Starts the supervisor with `fds` from 3 on. The shell moves them to their places.
