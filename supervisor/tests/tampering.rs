@@ -62,9 +62,8 @@ fn a_changed_table_cuts_the_container_off_until_it_is_started_again() {
     let changed = Instant::now();
     until("the cut", || (cards(&rig) == 0).then_some(()));
     assert!(changed.elapsed() < Duration::from_secs(1), "{:?}", changed.elapsed());
-    let line = until("the audit's line", || {
-        rig.audit().into_iter().find(|line| line["action"] == "tampered")
-    });
+    let line =
+        until("the audit's line", || rig.audit().into_iter().find(|line| line["action"] == "tampered"));
     assert!(line["detail"]["difference"].as_str().unwrap().contains("chain out"), "{line}");
     let cut_off = |rig: &Rig| {
         let status = status(rig);
@@ -188,7 +187,10 @@ fn a_card_that_is_attached_later_is_told_to_the_worker_and_the_log() {
     }
     let rig = Rig::start(&filtered(&["a.example"]));
     let pid = rig.container.id();
-    rig.router.as_ref().unwrap().run(move || sh(&format!("ip link add out1 type veth peer name eth1 netns {pid}")));
+    rig.router
+        .as_ref()
+        .unwrap()
+        .run(move || sh(&format!("ip link add out1 type veth peer name eth1 netns {pid}")));
     let line = until("the log's line", || {
         rig.audit().into_iter().find(|line| line["action"] == "cards" && line["target"] == "eth0 eth1")
     });

@@ -168,7 +168,14 @@ impl Rig {
         drop(guard);
         let mut byte = [0];
         let read = File::from(ready).read(&mut byte).unwrap();
-        let rig = Rig { root, container: inside.container, parent, netns: inside.netns, ports, router: inside.router };
+        let rig = Rig {
+            root,
+            container: inside.container,
+            parent,
+            netns: inside.netns,
+            ports,
+            router: inside.router,
+        };
         assert_eq!((read, byte), (1, *b"1"), "not ready: {}", rig.log());
         rig
     }
