@@ -12,6 +12,7 @@ mod relay;
 mod retry;
 pub mod sniff;
 mod upstream;
+mod verdict;
 
 use crate::audit::{Facts as _, event};
 use crate::context::Context;
