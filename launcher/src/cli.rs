@@ -21,7 +21,7 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Start a protected container: podman run without a network card, behind a default-deny egress firewall
+    /// Start a protected container: podman run behind a default-deny egress firewall, without a network card unless one is asked for
     Run(run::RunArgs),
     /// List the protected containers that run
     Ps {

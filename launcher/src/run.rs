@@ -130,16 +130,13 @@ impl clap::FromArgMatches for RunArgs {
 
 impl Opt {
     fn arg(&self) -> Arg {
-        let mut arg =
-            Arg::new(self.long).long(self.long).hide(!matches!(self.does, Does::Terok | Does::Publish));
+        let mut arg = Arg::new(self.long).long(self.long).hide(self.help.is_empty()).help(self.help);
         if let Some(short) = self.short {
             arg = arg.short(short);
         }
         arg = match (self.does, self.value) {
-            (Does::Terok, None) => arg.action(ArgAction::SetTrue).help(self.help),
-            (Does::Terok | Does::Publish, Some(name)) => {
-                arg.action(ArgAction::Append).value_name(name).help(self.help)
-            }
+            (Does::Terok, None) => arg.action(ArgAction::SetTrue),
+            (Does::Terok | Does::Publish, Some(name)) => arg.action(ArgAction::Append).value_name(name),
             // Podman's switches take `--rm=false`, never `--rm false`.
             (_, None) => arg
                 .action(ArgAction::Append)

@@ -122,6 +122,10 @@ fn is_wanted(known: &Known, running: &[Known], wanted: &[String]) -> bool {
 
 fn print(known: &Known, line: &Line, asks: bool, json: Json) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
+    if asks && out.is_terminal() {
+        // The line takes the place of the question, which comes again below it.
+        write!(out, "\r\x1b[K")?;
+    }
     if json.json {
         let line = serde_json::json!({"container": {"id": known.id, "name": known.name()}, "event": line});
         writeln!(out, "{line}")?;

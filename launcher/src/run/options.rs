@@ -34,7 +34,7 @@ pub(crate) struct Opt {
     pub(crate) value: Option<&'static str>,
     /// What it does.
     pub(crate) does: Does,
-    /// Help, for terok's own.
+    /// Help; without any, the option is only listed.
     pub(crate) help: &'static str,
 }
 
@@ -226,7 +226,10 @@ pub(crate) const OPTIONS: &[Opt] = &[
     pass("hosts-file", "FILE"),
     switch("http-proxy"),
     check("ipc", "MODE", checks::ipc),
-    check("network", "MODE", checks::network),
+    Opt {
+        help: "none (default: no network card), bridge, slirp4netns, pasta, the name of a network, or container:NAME",
+        ..check("network", "MODE", checks::network)
+    },
     card("network-alias", Some("NAME"), NO_CARD),
     card("ip", Some("ADDRESS"), NO_CARD),
     card("ip6", Some("ADDRESS"), NO_CARD),
@@ -239,7 +242,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
         help: "Let the host's port lead to the container's; without a network card TCP, and from the host itself where no address is given",
     },
     Opt { short: Some('P'), ..card("publish-all", None, NO_PUBLISH_ALL) },
-    pass("pod", "POD"),
+    Opt { help: "Join this pod; all its members need the same rules", ..pass("pod", "POD") },
     pass("pod-id-file", "FILE"),
     switch("no-hostname"),
     switch("no-hosts"),
