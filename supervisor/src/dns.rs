@@ -170,10 +170,10 @@ impl Dns {
         match outcome {
             Outcome::Addresses(addresses, ttl) => {
                 let told: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-                let answer = waiting.event("answer").verdict(&waiting.verdict).with("ttl", ttl);
+                let answer = waiting.event("answer").verdict(&waiting.verdict);
                 self.context.audit.note(match told.is_empty() {
                     true => answer,
-                    false => answer.with("address", told.join(" ")),
+                    false => answer.with("address", told.join(" ")).with("ttl", ttl),
                 });
                 Known::Real(addresses, ttl)
             }
@@ -193,6 +193,11 @@ impl Dns {
                     Known::NotNow
                 }
             },
+            Outcome::Nobody => {
+                let refusal = waiting.refusal().reason(Reason::Unreachable);
+                self.context.audit.refusal(refusal.with("error", "no container is called so"));
+                Known::Nothing
+            }
             Outcome::Refused(verdict, facts) => {
                 self.context.audit.refusal(with_all(waiting.refusal().verdict(&verdict), facts));
                 Known::Nothing
@@ -225,8 +230,15 @@ impl Dns {
         if name.as_str() == "localhost" || name.as_str().ends_with(".localhost") {
             return Found::Known(Known::Loopback);
         }
-        let query = Query::Resolve(name);
-        let mut verdict = self.context.judge(&query);
+        let mut verdict = self.context.judge(&Query::Resolve(name));
+        let listed = match verdict {
+            Verdict::Refuse { reason: Reason::Denied | Reason::Blocked, .. } => name.clone(),
+            _ => self.real.listed_form(name),
+        };
+        if listed != *name {
+            verdict = self.context.judge(&Query::Resolve(&listed));
+        }
+        let (name, query) = (&listed, Query::Resolve(&listed));
         if !verdict.allows() {
             if !self.context.holds(&query, &verdict) {
                 return refuse(name.as_str(), &verdict);

@@ -59,6 +59,19 @@ pub fn is_peer_name(facts: &HostFacts, name: &Name) -> bool {
     !facts.resolvers.is_empty() && (single || name.as_str().ends_with(PEERS))
 }
 
+/// The other name of the same container: `db` for `db.dns.podman` and the reverse. A client with `search dns.podman` asks
+/// for the long one first, whichever was written.
+pub fn other_form(facts: &HostFacts, name: &Name) -> Option<Name> {
+    if !is_peer_name(facts, name) {
+        return None;
+    }
+    match name.as_str().strip_suffix(PEERS) {
+        Some(short) if short.contains('.') => None,
+        Some(short) => short.parse().ok(),
+        None => format!("{name}{PEERS}").parse().ok(),
+    }
+}
+
 /// Whether every name below `zone` is of that kind.
 pub(crate) fn is_peer_zone(facts: &HostFacts, zone: &Name) -> bool {
     !facts.resolvers.is_empty() && (zone.as_str() == &PEERS[1..] || zone.as_str().ends_with(PEERS))
@@ -133,6 +146,16 @@ mod tests {
         let lonely = HostFacts { resolvers: Vec::new(), ..bridge() };
         assert_eq!(kind(&policy, &lonely, "db"), Answer::Virtual);
         assert_eq!(kind(&policy, &HostFacts::sealed(true), "b.example"), Answer::Virtual);
+    }
+
+    #[test]
+    fn a_container_has_a_short_name_and_a_long_one() {
+        let form = |name: &str| other_form(&bridge(), &name.parse().unwrap()).map(|name| name.to_string());
+        assert_eq!(form("db").as_deref(), Some("db.dns.podman"));
+        assert_eq!(form("db.dns.podman").as_deref(), Some("db"));
+        assert_eq!((form("a.db.dns.podman"), form("a.example")), (None, None));
+        let lonely = HostFacts { resolvers: Vec::new(), ..bridge() };
+        assert_eq!(other_form(&lonely, &"db".parse().unwrap()), None);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
 use terok_kernel::rtnl::Rtnl;
-use terok_policy::answer::{Answer, answer, may_be_given, otherwise};
+use terok_policy::answer::{Answer, answer, may_be_given, other_form, otherwise};
 use terok_policy::audit;
 use terok_policy::floor::{Floor, floor};
 use terok_policy::judge::Reason;
@@ -32,6 +32,8 @@ pub(super) enum Outcome {
     Addresses(Vec<IpAddr>, u32),
     /// No other container is called so: it is a name like any other.
     Ordinary,
+    /// No other container is called so, and nobody else can be.
+    Nobody,
     /// Every address it has is refused; with further facts.
     Refused(Verdict, Vec<(&'static str, String)>),
     /// It could not be found out, or the addresses not be let through.
@@ -61,6 +63,21 @@ impl Real {
     /// How `name` is to be answered.
     pub(super) fn answer_of(&self, name: &Name) -> Answer {
         answer(&self.context.config.policy, &self.context.live(), &self.facts(), name)
+    }
+
+    /// The name under which rules know the container that `name` means; `name` itself where none knows the other form.
+    pub(super) fn listed_form(&self, name: &Name) -> Name {
+        match self.other_listed(name) {
+            Some(other) if self.answer_of(name) != Answer::Peer => other,
+            _ => name.clone(),
+        }
+    }
+
+    /// The other name of the container that `name` means, where rules list it.
+    fn other_listed(&self, name: &Name) -> Option<Name> {
+        let other = other_form(&self.context.config.facts, name)?;
+        let listed = self.answer_of(&other) == Answer::Peer;
+        (listed && self.context.judge(&Query::Resolve(&other)).allows()).then_some(other)
     }
 
     /// Whether a rule names `name` itself.
@@ -97,7 +114,8 @@ impl Real {
                     let config = &self.context.config;
                     let kind = otherwise(&config.policy, &self.context.live(), &self.facts(), name);
                     if kind != Answer::Real {
-                        return Outcome::Ordinary;
+                        // Nobody else has names in Podman's own zone, and a client that finds one asks for no shorter one.
+                        return if name.as_str().contains('.') { Outcome::Nobody } else { Outcome::Ordinary };
                     }
                 }
                 Err(error) => return Outcome::Failed(Reason::Unreachable, error.to_string()),
@@ -147,6 +165,13 @@ impl Real {
             }
         }
         open.iter().for_each(|ip| names.answer(name, *ip));
+        // What rules say of the same container under its other name holds for these addresses as well.
+        if kind == Answer::Peer
+            && let Some(other) = self.other_listed(name)
+            && let Err(error) = self.context.parent.grant(&other, ttl, &open).await
+        {
+            return Outcome::Failed(Reason::Unreachable, error.to_string());
+        }
         match self.context.parent.grant(name, ttl, &open).await {
             Ok(granted) => {
                 open.retain(|ip| granted.contains(ip));

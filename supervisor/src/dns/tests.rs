@@ -443,13 +443,13 @@ async fn names_of_a_wildcard_that_are_asked_for_outside_are_limited_a_minute() {
 async fn another_containers_name_is_asked_of_its_networks_server_and_nobody_else() {
     local_set! {
         let (inside, outside) = (server(|q| only(q, [10, 88, 0, 9]), silent).await, outside().await);
-        let allow = vec!["db:5432", "*.dns.podman"];
+        let allow = vec!["db:5432", "web.dns.podman"];
         let rig = Rig::start(Wish { allow, inside: at(&inside), outside: at(&outside), ..Wish::default() }).await;
         for name in ["db", "web.dns.podman"] {
             assert_eq!(rig.a(name).await.1, [(ip("10.88.0.9"), real::PEER_TTL)]);
         }
         assert_eq!(rig.granted.borrow()[1].0, "web.dns.podman");
-        assert_eq!(rig.a("web").await, (Rcode::NXDOMAIN, vec![]));
+        assert_eq!(rig.a("cache").await, (Rcode::NXDOMAIN, vec![]));
         assert_eq!(outside.udp.get(), 0);
     }
 }
@@ -488,6 +488,41 @@ async fn a_name_that_no_other_container_has_is_a_name_like_any_other() {
         let quiet = server(silent, silent).await;
         let rig = Rig::start(Wish { inside: at(&quiet), ..wish(vec!["db:5432"]) }).await;
         assert_eq!(rig.a("db").await, (Rcode::SERVFAIL, vec![]));
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_containers_two_names_are_one() {
+    local_set! {
+        let inside = server(|q| only(q, [10, 88, 0, 9]), silent).await;
+        let wish = |allow, deny| Wish { allow, deny, inside: at(&inside), ..Wish::default() };
+        let granted = |rig: &Rig| rig.granted.borrow().iter().map(|grant| grant.0.clone()).collect::<Vec<_>>();
+        for (rule, other) in [("db:5432", "db.dns.podman"), ("db.dns.podman:5432", "db")] {
+            let rig = Rig::start(wish(vec![rule], vec![])).await;
+            assert_eq!(rig.a(other).await.1[0].0, ip("10.88.0.9"), "{rule}");
+            assert_eq!(granted(&rig), [rule.trim_end_matches(":5432")]);
+        }
+        // A rule for one form must not hide the ports of a rule for the other.
+        let rig = Rig::start(wish(vec!["db:5432", "*.dns.podman:80"], vec![])).await;
+        assert_eq!(rig.a("db.dns.podman").await.1[0].0, ip("10.88.0.9"));
+        assert_eq!(granted(&rig), ["db", "db.dns.podman"]);
+        let rig = Rig::start(wish(vec!["db:5432", "any"], vec![])).await;
+        assert_eq!(rig.a("db.dns.podman").await.1[0].0, ip("10.88.0.9"));
+        let rig = Rig::start(wish(vec!["db:5432"], vec!["db.dns.podman"])).await;
+        assert_eq!(rig.a("db.dns.podman").await, (Rcode::NXDOMAIN, vec![]));
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_name_in_podmans_zone_that_no_container_has_does_not_exist() {
+    local_set! {
+        let inside = server(|q| vec![error(q, Rcode::NXDOMAIN)], silent).await;
+        let allow = vec!["*.dns.podman", "intranet:80"];
+        let rig = Rig::start(Wish { allow, inside: at(&inside), ..Wish::default() }).await;
+        assert_eq!(rig.a("web.dns.podman").await, (Rcode::NXDOMAIN, vec![]));
+        // So that a client with a search list comes to the name that was meant.
+        assert_eq!(rig.a("intranet.dns.podman").await, (Rcode::NXDOMAIN, vec![]));
+        assert!(virt::index(rig.a("intranet").await.1[0].0).is_some());
     }
 }
 
