@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use terok_policy::annotation::{KEYS, parse, render};
 use terok_policy::live::Live;
 use terok_policy::grants::Grants;
-use terok_policy::plan::{HostFacts, Now, Plan, Wiring};
+use terok_policy::plan::{HostFacts, Network, Now, Plan, Wiring};
 use terok_policy::profile::Catalog;
 
 static CATALOG: LazyLock<Catalog> = LazyLock::new(Catalog::bundled);
@@ -22,9 +22,12 @@ fuzz_target!(|text: &str| {
     match parse(&annotations, catalog) {
         Ok(policy) => {
             assert_eq!(parse(&render(&policy), catalog).as_ref(), Ok(&policy));
-            if let Ok(plan) = Plan::new(policy, HostFacts::sealed(true)) {
+            let filtered = HostFacts { network: Network::Filtered, ..HostFacts::sealed(true) };
+            for facts in [HostFacts::sealed(true), filtered] {
+                let Ok(plan) = Plan::new(policy.clone(), facts) else { continue };
                 let wiring = Wiring { dns_udp: 1, dns_tcp: 2, proxy: 3, peers: 0, mark: 1 };
-                assert!(plan.ruleset(&wiring, &Now { live: &Live::default(), grants: &Grants::default(), unix: 0 }).to_string().ends_with("}\n"));
+                let now = Now { live: &Live::default(), grants: &Grants::default(), unix: 0 };
+                assert!(plan.ruleset(&wiring, &now).to_string().ends_with("}\n"));
             }
         }
         Err(error) => assert!(!error.to_string().chars().any(char::is_control), "{error:?}"),

@@ -117,11 +117,6 @@ pub struct Plan {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlanError {
-    /// A network that was prepared elsewhere.
-    #[error(
-        "the container has a network card; this version of terok protects containers without one: start it with --network none"
-    )]
-    Filtered,
     /// A rule that a sealed container cannot carry.
     #[error(
         "rule {rule:?} needs a network card: a container without one carries TCP through the proxy; remove {what}"
