@@ -133,6 +133,15 @@ fn what_is_wrong_is_refused_before_podman_with_a_next_step() {
         (&["deny", "no-such", "x.example"], "terok ps"),
         (&["audit", "no-such"], "terok ps"),
         (&["block", "../../etc"], "no container"),
+        (&["verdict", "no-such", "7", "allow"], "terok ps"),
+        (&["profile", "learn", "no-such"], "terok ps"),
+        (&["watch", "--ask"], "terok verdict"),
+        (&["run", "--network", "host", "i"], "--allow"),
+        (&["run", "--network", "bridge", "--cap-add", "NET_RAW", "i"], "--network none"),
+        (&["run", "-p", "80", "i"], "HOSTPORT"),
+        (&["run", "--hold", "soon", "i"], "30s"),
+        (&["run", "--network", "bridge", "--allow", "a.example a.example:1/udp", "i"], "a.example direct"),
+        (&["explain", "--network", "host"], "host"),
     ] {
         let output = person.terok(line);
         let said = text(&output.stderr);
@@ -154,6 +163,11 @@ fn usage_errors_exit_with_64() {
         &["down", "c", "--for", "soon"],
         &["frobnicate"],
         &["allow", "c"],
+        &["panic", "--kill", "--clear"],
+        &["verdict", "c", "seven", "allow"],
+        &["verdict", "c", "7", "maybe"],
+        &["verdict", "c", "7", "allow", "--once", "--always"],
+        &["setup", "--all-containers", "--no-all-containers"],
     ] {
         assert_eq!(person.terok(line).status.code(), Some(64), "{line:?}");
     }
@@ -172,6 +186,18 @@ fn an_option_that_run_does_not_know_is_named_in_one_line() {
 fn every_question_to_port_53_is_answered_by_our_own_server() {
     let output = Person::new().terok(&["explain", "terok.shield.allow=any", "--ask", "8.8.8.8:53"]);
     assert!(text(&output.stdout).ends_with("terok's own DNS server, as every question to port 53 is\n"));
+}
+
+#[test]
+fn with_a_card_the_plan_is_another_and_says_that_the_card_is_an_example() {
+    let person = Person::new();
+    let rules = "terok.shield.allow=ntp.example.com:123/udp";
+    let output = person.terok(&["explain", "--network", "bridge", rules, "--ask", "ntp.example.com:123/udp"]);
+    let said = text(&output.stdout);
+    assert!(said.contains("filtered") && said.contains("the card is an example"), "{said}");
+    assert!(said.ends_with("allowed by ntp.example.com:123/udp (annotation)\n"), "{said}");
+    let output = person.terok(&["explain", rules]);
+    assert_eq!(output.status.code(), Some(1), "a container without a card cannot carry it");
 }
 
 #[test]
@@ -261,6 +287,15 @@ fn setup_below_a_destdir_is_whole_and_idempotent() {
     ];
     assert_eq!(files(&destdir), expected.map(PathBuf::from));
     assert_eq!(text(&setup("setup").stdout), "already set up\n");
+    let all = Command::new(folder.join("terok"))
+        .args(["setup", "--system", "--all-containers", "--destdir"])
+        .arg(&destdir)
+        .env("HOME", person.home.path())
+        .output()
+        .unwrap();
+    assert_eq!(text(&all.stdout).lines().count(), 4, "three hook files and the settings: {all:?}");
+    assert!(files(&destdir).contains(&PathBuf::from("etc/terok/config.toml")));
+    assert_eq!(text(&setup("setup").stdout), "already set up\n", "a plain setup keeps it");
     assert_eq!(setup("uninstall").status.code(), Some(0));
     assert_eq!(files(&destdir), Vec::<PathBuf>::new());
     assert_eq!(text(&setup("uninstall").stdout), "nothing is installed here\n");
