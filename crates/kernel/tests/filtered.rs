@@ -3,9 +3,11 @@
 
 mod support;
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt};
+use nix::sys::time::TimeVal;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 use support::link::{
     DROPPED, Far, Filtered, GATEWAY4, GATEWAY6, MARK, NEIGHBOUR4, NEIGHBOUR6, OWN4, OWN6, PASSES, PEERS,
@@ -382,6 +384,64 @@ fn frames_past_the_ip_stack_stop_at_the_card_and_only_there() {
             assert_eq!(there.recv(&mut [0; 8]).unwrap(), 5);
         }
     });
+}
+
+/// IP packets that came to the far end until now: of IPv6 with those that look for neighbours.
+fn arrived(net: &Filtered, v4: bool) -> u64 {
+    let read = |file: &str| std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap();
+    net.far.run(|| {
+        let text = read(if v4 { "snmp" } else { "snmp6" });
+        // InReceives: in a row of its own, or the third of the second row.
+        let row = match v4 {
+            true => {
+                text.lines().filter(|line| line.starts_with("Ip:")).nth(1).and_then(|l| l.split(' ').nth(3))
+            }
+            false => text.lines().find_map(|line| line.strip_prefix("Ip6InReceives")),
+        };
+        row.unwrap().trim().parse().unwrap()
+    })
+}
+
+#[test]
+fn a_socket_bound_to_the_card_sends_nothing_to_local_addresses_by_it() {
+    if !has("ip") || !has("nft") {
+        return;
+    }
+    in_netns(|| {
+        let net = filtered(&[], &[]);
+        // The table at the cards would stop it as well, where the kernel has it.
+        run("nft", &["delete", "table", "netdev", "terok"], "").unwrap();
+        for to in [at("127.0.0.1", 99), at(OWN4, 99), at(OWN6, 99), at(WORLD4, 53), at("198.18.1.0", 443)] {
+            let near = UdpSocket::bind(any(to)).unwrap();
+            setsockopt(&near, sockopt::BindToDevice, &"eth0".into()).unwrap();
+            let before = arrived(&net, to.is_ipv4());
+            for _ in 0..20 {
+                let _ = near.send_to(b"x", to);
+            }
+            let after = arrived(&net, to.is_ipv4());
+            assert!(
+                after - before < if to.is_ipv4() { 1 } else { 10 },
+                "{to}: {} packets left by the card",
+                after - before
+            );
+        }
+        for to in [at("127.0.0.1", 80), at("198.18.1.0", 443), at(WORLD4, 53)] {
+            let before = arrived(&net, true);
+            let socket = bound_tcp();
+            let _ = nix::sys::socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(to));
+            let after = arrived(&net, true);
+            assert_eq!(after - before, 0, "{to}: TCP left by the card");
+        }
+    });
+}
+
+/// A TCP socket bound to the card that tries to connect for a moment.
+fn bound_tcp() -> OwnedFd {
+    let (family, kind) = (AddressFamily::Inet, SockType::Stream);
+    let socket = nix::sys::socket::socket(family, kind, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    setsockopt(&socket, sockopt::BindToDevice, &"eth0".into()).unwrap();
+    setsockopt(&socket, sockopt::SendTimeout, &TimeVal::new(0, 100_000)).unwrap();
+    socket
 }
 
 #[test]
