@@ -28,6 +28,14 @@ pub(super) fn filter(name: &'static str, hook: Hook, rules: Vec<NftRule>) -> Cha
     Chain { name, kind: ChainKind::Filter, hook, priority: 0, drop: true, rules }
 }
 
+/// Only here the way out is the real one: a socket bound to a card sends even to local addresses by it, and a host may take
+/// 127.0.0.1 from a bridge for its own (`route_localnet`). By a card leaves what the table marked, if anything.
+pub(super) fn leave(mark: Option<u32>) -> Chain {
+    let marked = mark.map(|mark| rule([Match::Mark(mark)], [Statement::Accept]));
+    let rules = [rule([Match::OutLo], [Statement::Accept])].into_iter().chain(marked).collect();
+    filter("leave", Hook::Postrouting, rules)
+}
+
 pub(super) fn nat(name: &'static str, hook: Hook, priority: i32, rules: Vec<NftRule>) -> Chain {
     Chain { name, kind: ChainKind::Nat, hook, priority, drop: false, rules }
 }

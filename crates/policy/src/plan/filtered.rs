@@ -27,7 +27,7 @@ pub(super) fn chains(policy: &Policy, facts: &HostFacts, wiring: &Wiring) -> Vec
         nat("nat_out", Hook::Output, -100, redirects(policy, &peers, wiring)),
         nat("nat_post", Hook::Postrouting, 100, vec![leaving(TCP), leaving(UDP)]),
         filter("out", Hook::Output, output(&peers, wiring.mark)),
-        filter("leave", Hook::Postrouting, leave(wiring.mark)),
+        leave(Some(wiring.mark)),
         filter("in", Hook::Input, input(policy, &peers)),
         filter("forward", Hook::Forward, Vec::new()),
     ]
@@ -160,12 +160,6 @@ fn output(peers: &Peers<'_>, mark: u32) -> Vec<NftRule> {
     }
     rules.extend(refusal(&[], "terok:default"));
     rules
-}
-
-/// Only here the way out is the real one: a socket bound to a card sends even to local addresses by it, and a host may take
-/// 127.0.0.1 from a bridge for its own (`route_localnet`).
-fn leave(mark: u32) -> Vec<NftRule> {
-    vec![rule([Match::OutLo], [Statement::Accept]), rule([Match::Mark(mark)], [Statement::Accept])]
 }
 
 fn pass(mark: u32) -> [Statement; 2] {

@@ -13,6 +13,7 @@ pub(super) fn chains(policy: &Policy, wiring: &Wiring) -> Vec<Chain> {
     vec![
         nat("nat_out", Hook::Output, -100, redirects(policy, wiring)),
         filter("out", Hook::Output, output()),
+        leave(None),
         filter("in", Hook::Input, input()),
         filter("forward", Hook::Forward, Vec::new()),
     ]
