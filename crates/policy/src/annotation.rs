@@ -100,7 +100,7 @@ pub const KEYS: &[Key] = &[
         value: "RULE…",
         default: "none",
         example: "gist.github.com",
-        help: "Egress rules that deny; they beat every allow, and a name without ports is denied on every port.",
+        help: "Egress rules that deny; they beat every allow, and what is written without ports is closed altogether, UDP and ICMP included.",
         grants: false,
         read: |draft, value| {
             draft.policy.deny = rules(value, Rule::parse_deny)?;
