@@ -18,8 +18,24 @@ pub(crate) fn clear(run: &Dir, state: &Dir, id: &str) -> Result<(), terok_kernel
         Some(text) => state.write(layout::CONTAINER, &text),
         None => Ok(()),
     });
-    let removed = if run.is_still_at_its_path() { remove(run, id) } else { Ok(()) };
-    kept.and(removed)
+    if !run.is_still_at_its_path() {
+        return kept;
+    }
+    let members = remove_members(run, id);
+    kept.and(members).and(remove(run, id))
+}
+
+/// The folders of other containers of the same network, which this supervisor served: the network is gone with them.
+fn remove_members(run: &Dir, id: &str) -> Result<(), terok_kernel::error::Error> {
+    let runs = Dir::base(run.path().parent().unwrap_or(Path::new("/")))?;
+    let mut removed = Ok(());
+    for entry in runs.list()?.iter().filter(|entry| entry.folder && entry.name != id) {
+        let Ok(Some(folder)) = runs.private(&entry.name) else { continue };
+        if read_container(&folder).is_some_and(|container| container.served_by.as_deref() == Some(id)) {
+            removed = removed.and(remove(&folder, &entry.name));
+        }
+    }
+    removed
 }
 
 fn remove(run: &Dir, id: &str) -> Result<(), terok_kernel::error::Error> {
@@ -50,8 +66,11 @@ pub(crate) fn prune(run: &Dir, state: &Dir) -> Result<(), terok_kernel::error::E
 
 fn bundle_exists(states: &Dir, id: &str) -> bool {
     let Ok(Some(folder)) = states.private(id) else { return false };
-    let Ok(Some(text)) = folder.read(layout::CONTAINER, CONTAINER_LIMIT) else { return false };
-    serde_json::from_slice::<Container>(&text).is_ok_and(|container| Path::new(&container.bundle).exists())
+    read_container(&folder).is_some_and(|container| Path::new(&container.bundle).exists())
+}
+
+fn read_container(folder: &Dir) -> Option<Container> {
+    serde_json::from_slice(&folder.read(layout::CONTAINER, CONTAINER_LIMIT).ok()??).ok()
 }
 
 #[cfg(test)]
@@ -86,6 +105,24 @@ mod tests {
         clear(&run, &state, "c1").unwrap();
         assert!(!root.path().join("run/c1").exists());
         assert_eq!(state.read(layout::CONTAINER, 1000).unwrap().unwrap(), container("c1", root.path()));
+    }
+
+    #[test]
+    fn the_folders_of_members_of_its_network_go_with_it() {
+        let root = tempfile::tempdir().unwrap();
+        let (run, state) = folders(root.path(), "infra");
+        run.write(layout::CONTAINER, &container("infra", root.path())).unwrap();
+        for (member, guard) in [("m1", "infra"), ("m2", "infra"), ("other", "infra2")] {
+            let mut container: Container = serde_json::from_slice(&container(member, root.path())).unwrap();
+            container.served_by = Some(guard.into());
+            folders(root.path(), member)
+                .0
+                .write(layout::CONTAINER, &serde_json::to_vec(&container).unwrap())
+                .unwrap();
+        }
+        clear(&run, &state, "infra").unwrap();
+        let left: Vec<_> = std::fs::read_dir(root.path().join("run")).unwrap().flatten().collect();
+        assert_eq!(left.iter().map(|entry| entry.file_name()).collect::<Vec<_>>(), ["other"]);
     }
 
     #[test]
