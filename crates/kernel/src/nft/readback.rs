@@ -12,6 +12,11 @@ use terok_policy::ruleset::{Egress, NftRule, Ruleset, Set};
 /// Elements that expire within this time may be gone when they are read back, and ends may be as much off: whole seconds, and
 /// what two clocks drift apart in an hour.
 const GRACE: Duration = Duration::from_secs(3);
+/// What a dump may hold, each message counted with what keeping it costs: a million elements.
+const MOST: usize = 128 << 20;
+const EACH: usize = 64;
+/// `NFTA_CHAIN_TABLE`, `NFTA_RULE_TABLE`, `NFTA_SET_TABLE`, `NFTA_SET_ELEM_LIST_TABLE`: one number.
+const NFTA_TABLE: u16 = 1;
 /// A dump is repeated this often when the kernel's tables change meanwhile.
 const ATTEMPTS: usize = 8;
 
@@ -186,7 +191,8 @@ impl In<'_> {
         }
     }
 
-    /// The payloads of a dump.
+    /// The payloads of a dump that are about our table, which every kind names first. Whoever may change it must not fill our
+    /// memory with it.
     fn dump(&self, kind: i32, select: impl Fn(&mut Writer)) -> Result<Vec<Vec<u8>>, NftError> {
         let mut w = Writer::default();
         let flags = libc::NLM_F_REQUEST | libc::NLM_F_DUMP;
@@ -196,8 +202,16 @@ impl In<'_> {
         });
         let mut attempts = 1..=ATTEMPTS;
         loop {
-            let mut found = Vec::new();
-            match self.socket.dump(w.bytes(), |m| found.push(payload(&m))) {
+            let (mut found, mut octets) = (Vec::new(), 0);
+            let dumped = self.socket.dump(w.bytes(), |m| {
+                let body = m.body.get(4..).unwrap_or(&[]);
+                if string(body, NFTA_TABLE) == Some(self.table) {
+                    octets += body.len() + EACH;
+                    found.extend(Some(body).filter(|_| octets <= MOST).map(<[u8]>::to_vec));
+                }
+            });
+            match dumped {
+                Ok(()) if octets > MOST => return self.differs("is far larger than any of ours".to_owned()),
                 Ok(()) => return Ok(found),
                 Err(Failure::Io(e))
                     if e.kind() == std::io::ErrorKind::Interrupted && attempts.next().is_some() => {}
