@@ -9,6 +9,7 @@ use anyhow::bail;
 use std::time::Duration;
 use terok_install::host::Host;
 use terok_policy::control::{Applied, Status};
+use terok_policy::plan::Network;
 use terok_policy::policy::{Shield, Sourced};
 
 /// `terok ps`
@@ -117,6 +118,12 @@ pub(crate) fn deny(host: &Host, rules: &Rules) -> anyhow::Result<()> {
 pub(crate) fn set_state(host: &Host, one: &One, state: Shield, time: Option<Duration>) -> anyhow::Result<()> {
     let known = containers::find_running(host, &one.container)?;
     let applied = control::block_on(control::give(&known, Order::State(state, time)))??;
+    // What was set is kept for its next start; until then nothing opens it.
+    if state != Shield::Block
+        && let Some(how) = control::block_on(control::status(&known))??.tampered
+    {
+        bail!("container {}: {}: {}", known.name(), show::printable(&how), remedy(&known));
+    }
     if one.json.json {
         say!("{}", serde_json::to_string(&applied)?)?;
         return Ok(());
@@ -158,6 +165,14 @@ fn not_running(known: &Known) -> anyhow::Result<()> {
             bail!("container {name} does not run; its start at {} was refused: {reason}", show::time(at))
         }
         None => bail!("container {name} does not run; terok audit {name} shows what it did"),
+    }
+}
+
+/// What helps where somebody changed the table.
+fn remedy(known: &Known) -> &'static str {
+    match known.network() {
+        Some(Network::Sealed) => "it has no network card to be cut off from; start it again",
+        _ => "cut off until it is started again",
     }
 }
 
