@@ -104,8 +104,7 @@ impl Upstream {
     /// It is the operator's own choice, so it may be anywhere, the host's loopback included.
     async fn addresses(&self, resolver: &Resolver) -> Result<Vec<SocketAddr>, Failure> {
         let settings::Upstream { host, port, .. } = &self.settings;
-        let bare = host.trim_start_matches('[').trim_end_matches(']');
-        let found = match bare.parse::<IpAddr>() {
+        let found = match host.parse::<IpAddr>() {
             Ok(ip) => vec![ip],
             Err(_) => {
                 let name = Name::parse(host).map_err(|error| Failure::Unresolved(error.to_string()))?;
@@ -194,7 +193,11 @@ impl Upstream {
 /// `host:port`, as the log names it: without the login.
 impl fmt::Display for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.settings.host, self.settings.port)
+        let settings::Upstream { host, port, .. } = &self.settings;
+        match host.contains(':') {
+            true => write!(f, "[{host}]:{port}"),
+            false => write!(f, "{host}:{port}"),
+        }
     }
 }
 

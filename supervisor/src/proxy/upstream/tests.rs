@@ -174,6 +174,18 @@ async fn socks_errors_and_what_is_no_socks_are_told_apart() {
     }
 }
 
+#[tokio::test(flavor = "current_thread")]
+async fn an_ipv6_address_is_dialled_and_shown_in_brackets() {
+    let Ok(listener) = TcpListener::bind("[::1]:0").await else { return };
+    let address = listener.local_addr().unwrap();
+    let settings =
+        settings::Upstream { host: "::1".to_owned(), ..settings(Scheme::Http, address.port(), None) };
+    let upstream = Upstream::new(settings);
+    assert_eq!(upstream.to_string(), address.to_string());
+    let resolver = Resolver::new(Files::at("/nonexistent".into(), "/nonexistent".into(), 1));
+    assert_eq!(upstream.addresses(&resolver).await.unwrap(), [address]);
+}
+
 #[tokio::test(flavor = "current_thread", start_paused = true)]
 async fn a_proxy_that_trickles_is_given_up() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -212,6 +224,7 @@ fn some_targets_are_dialled_without_it() {
         assert_eq!(upstream.carries(&to(host, 443).host), carried, "{host}");
     }
     assert!(!upstream.carries(&Host::Loopback));
+    assert_eq!(upstream.to_string(), "127.0.0.1:1");
 }
 
 #[test]
