@@ -73,11 +73,7 @@ impl Companions {
     pub(crate) fn refuse_strangers(&self, members: &[Container], holder: Option<i32>) -> Result<(), Refusal> {
         let inits: Vec<i32> = members.iter().map(|member| member.pid).chain(holder).collect();
         if let Some(stranger) = self.strangers(&inits).first() {
-            return Err(Refusal::Guard(format!(
-                "the container shares its network with process {} ({}), which no terok annotation covers: give every container of that network the same annotations, or start this one with a network of its own",
-                stranger.pid,
-                name(stranger.pid)
-            )));
+            return Err(self::stranger(stranger.pid));
         }
         if let Some(process) = self.elsewhere.first() {
             return Err(Refusal::Guard(format!(
@@ -120,7 +116,8 @@ impl Companions {
     /// Whether `holder` is but the infra process of a pod: alone in its pid namespace or in the one the container shares with
     /// it, and without the capabilities that could undo the table.
     pub(crate) fn is_infra(&self, holder: i32) -> bool {
-        let Some(infra) = self.others.iter().find(|other| other.pid == holder) else { return false };
+        let mut all = self.others.iter().chain([&self.init]);
+        let Some(infra) = all.find(|other| other.pid == holder) else { return false };
         let company = self.others.iter().any(|other| other.pid != holder && other.pids == infra.pids);
         let own_pids = infra.pids != self.own.pids;
         own_pids
@@ -140,6 +137,14 @@ impl Process {
             mounts: link(pid, "mnt")?,
         })
     }
+}
+
+/// The refusal of a network in which an unprotected process is.
+pub(crate) fn stranger(pid: i32) -> Refusal {
+    Refusal::Guard(format!(
+        "the container shares its network with process {pid} ({}), which no terok annotation covers: give every container of that network the same annotations, or start this one with a network of its own",
+        name(pid)
+    ))
 }
 
 fn link(pid: i32, namespace: &str) -> Option<String> {

@@ -45,10 +45,9 @@ fn protect(
 ) -> Result<(), Refusal> {
     // What was asked for, and by whom.
     place.refuse_in_panic()?;
-    let asked = asked::read(request, ours, place)?;
-    let mut policy = asked.policy;
     let container = image::by_bundle(&state.bundle, &state.id);
-    image::check(ours, &policy, &container)?;
+    let asked = asked::read(request, ours, place, &container)?;
+    let mut policy = asked.policy;
 
     // What the runtime is about to start: is it what precreate made of it, in a network of its own?
     let config = read_config(state, ours)?;

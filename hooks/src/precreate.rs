@@ -6,7 +6,7 @@ use crate::guards::{self, Wanted};
 use crate::place::Place;
 use crate::refusal::{self, Refusal};
 use crate::state::{self, Annotations, ours};
-use crate::{asked, handover, image, publish};
+use crate::{asked, handover, image, publish, standing};
 use serde_json::Value;
 use std::io::Write;
 use std::path::Path;
@@ -30,9 +30,11 @@ fn amended(request: &Request, config: Value, ours: &Annotations) -> Result<Vec<u
     let container = image::by_rootfs(Path::new(rootfs));
     let amended = (|| {
         place.refuse_in_panic()?;
-        let policy = asked::read(request, ours, &place)?.policy;
-        image::check(ours, &policy, &container)?;
+        let policy = asked::read(request, ours, &place, &container)?.policy;
         guards::check(&config, place.uid())?;
+        if let Wanted::Joined { holder } = guards::wanted(&config) {
+            standing::foresee(&config, holder, &policy, ours, &place.runtime()?)?;
+        }
         // What `create` will need, where its refusal would be an exit code only.
         place.check()?;
         handover::supervisor()?;

@@ -15,6 +15,8 @@ use terok_kernel::statedir::Dir;
 use terok_policy::amend::AmendError;
 use terok_policy::audit::{Chain, Event, Kind};
 use terok_policy::plan::PlanError;
+use terok_policy::settings::SettingsError;
+use terok_policy::tighten::UnderError;
 use terok_policy::{AnnotationError, layout};
 
 /// Why a stage ends without success.
@@ -35,6 +37,10 @@ pub(crate) enum Refusal {
     /// A2
     #[error("cannot tell whether the image set {grant}, because {reason}; start the container without it")]
     ImageUnknown { grant: String, reason: String },
+    #[error(transparent)]
+    Under(#[from] UnderError),
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
     #[error(transparent)]
     Amend(#[from] AmendError),
     /// L9: `precreate` did not run, or another hook undid it.

@@ -13,7 +13,7 @@ use terok_kernel::netns::NetNs;
 use terok_kernel::pidfd::PidFd;
 use terok_kernel::statedir::{Dir, Lock};
 use terok_policy::control::Container;
-use terok_policy::layout;
+use terok_policy::{Policy, layout};
 
 /// In the configuration of a pod's member: the id of the pod's infra container.
 const SANDBOX: &str = "/annotations/io.kubernetes.cri-o.SandboxID";
@@ -50,6 +50,30 @@ pub(crate) struct Asking<'a> {
     pub(crate) network: &'a NetNs,
     /// Of its policy.
     pub(crate) digest: &'a str,
+}
+
+/// Whether `create` will refuse a container that joins the network of process `holder`: at precreate it can still be said
+/// where the person reads it.
+pub(crate) fn foresee(
+    config: &Value,
+    holder: i32,
+    policy: &Policy,
+    ours: &Annotations,
+    base: &Dir,
+) -> Result<(), Refusal> {
+    let network = NetNs::of(holder, &PidFd::open(holder)?)?;
+    if network == NetNs::own()? {
+        return Err(guards::host());
+    }
+    let companions = Companions::of(holder, false)?;
+    let (members, _) = companions::members(base, network.id())?;
+    let is_pod = config.pointer(SANDBOX).is_some() && companions.is_infra(holder);
+    if !is_pod && members.iter().all(|member| member.pid != holder) {
+        return Err(companions::stranger(holder));
+    }
+    companions.refuse_strangers(&members, None)?;
+    let digest = policy.digest();
+    members.iter().try_for_each(|member| companions::same_policy(member, &digest, ours))
 }
 
 impl Asking<'_> {

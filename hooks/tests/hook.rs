@@ -125,7 +125,7 @@ fn a_key_cannot_forge_lines_in_the_refusal() {
 
 #[test]
 fn every_network_of_podmans_passes_but_the_hosts() {
-    for name in ["rootless-slirp4netns", "rootless-bridge", "rootless-pod-member", "rootful-container"] {
+    for name in ["rootless-slirp4netns", "rootless-bridge", "rootful-ns-path"] {
         let output = precreate(&config(&format!("podman-4.3.1-{name}")));
         assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
     }
@@ -211,12 +211,35 @@ mod create {
 
     /// A container as far as a hook sees it: a process in a network namespace, a bundle, and an installed terok.
     struct Lab {
+        id: String,
         folder: tempfile::TempDir,
         init: Child,
     }
 
     impl Lab {
         fn new(config: &Value, behaviour: &str) -> Self {
+            let apart = || Ok(unshare(CloneFlags::CLONE_NEWNET)?);
+            Lab::with(ID, config, behaviour, apart)
+        }
+
+        /// One whose init is in the network of process `holder`, and says so.
+        fn joining(id: &str, holder: u32, config: Value) -> Self {
+            let config = join(config, holder);
+            let path = format!("/proc/{holder}/ns/net");
+            let joined = move || {
+                let network = std::fs::File::open(&path)?;
+                nix::sched::setns(&network, CloneFlags::CLONE_NEWNET)?;
+                Ok(unshare(CloneFlags::CLONE_NEWNS)?)
+            };
+            Lab::with(id, &config, "ready", joined)
+        }
+
+        fn with(
+            id: &str,
+            config: &Value,
+            behaviour: &str,
+            apart: impl FnMut() -> std::io::Result<()> + Send + Sync + 'static,
+        ) -> Self {
             let folder = tempfile::tempdir().unwrap();
             std::fs::write(folder.path().join("config.json"), serde_json::to_vec(config).unwrap()).unwrap();
             let hook = Path::new(env!("CARGO_BIN_EXE_terok-hook"));
@@ -226,16 +249,15 @@ mod create {
                 .expect("the stand-in supervisor: `cargo test` builds it, `cargo test --test` does not (add --examples)");
             std::fs::write(folder.path().join("behaviour"), behaviour).unwrap();
             let mut init = Command::new("/bin/sleep");
-            let apart = || Ok(unshare(CloneFlags::CLONE_NEWNET)?);
-            // SAFETY: unshare is a bare system call.
+            // SAFETY: opening a file and entering namespaces are bare system calls.
             #[allow(unsafe_code, reason = "between fork and exec")]
             let init = unsafe { init.arg("600").pre_exec(apart) }.spawn().unwrap();
-            Lab { folder, init }
+            Lab { id: id.to_owned(), folder, init }
         }
 
         fn state(&self) -> Value {
             let mut state: Value = serde_json::from_slice(&fixture("crun-1.8.1-rootful.state.json")).unwrap();
-            state["id"] = json!(ID);
+            state["id"] = json!(self.id);
             state["pid"] = json!(self.init.id());
             state["bundle"] = json!(self.folder.path());
             state
@@ -260,6 +282,16 @@ mod create {
         fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
             let pid = self.init.id() as i32;
             NetNs::of(pid, &PidFd::open(pid).unwrap()).unwrap().run(work).unwrap()
+        }
+    }
+
+    /// A process tree that goes with its test.
+    struct Infra(Child);
+
+    impl Drop for Infra {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
         }
     }
 
@@ -300,6 +332,157 @@ mod create {
             assert_eq!(log, "stand-in: ready\n");
             // The table is there once: a second create of the same namespace is refused, not added to it.
             assert_eq!(lab.create().status.code(), Some(2));
+        });
+    }
+
+    /// `config` with the network of process `holder`.
+    fn join(mut config: Value, holder: u32) -> Value {
+        for namespace in config["linux"]["namespaces"].as_array_mut().unwrap() {
+            if namespace["type"] == "network" {
+                namespace["path"] = json!(format!("/proc/{holder}/ns/net"));
+            }
+        }
+        config
+    }
+
+    /// What precreate makes of that: at that time there is no init.
+    fn precreate_joining(config: Value, holder: u32) -> Output {
+        precreate(&join(config, holder))
+    }
+
+    fn record(id: &str) -> Value {
+        let path = Path::new(layout::RUN_ROOTFUL).join(id).join(layout::CONTAINER);
+        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_container_that_joins_a_protected_one_is_served_by_its_guard_if_both_have_one_policy() {
+        with_folders(|| {
+            let first = Lab::new(&amended(), "ready");
+            assert!(first.create().status.success());
+            assert!(precreate_joining(amended(), first.init.id()).status.success());
+            let second = Lab::joining("second", first.init.id(), amended());
+            let output = second.create();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            assert_eq!(record("second")["served_by"], ID);
+            assert_eq!(record("second")["netns"], record(ID)["netns"]);
+
+            let mut other = amended();
+            other["annotations"]["terok.shield.deny"] = json!("x.example");
+            assert_refused(
+                &precreate_joining(other.clone(), first.init.id()),
+                1,
+                "the same terok.shield.deny",
+            );
+            let third = Lab::joining("third", first.init.id(), other);
+            let mut state = third.state();
+            state["annotations"]["terok.shield.deny"] = json!("x.example");
+            assert_refused(&third.run("create", &state), 1, "the same terok.shield.deny");
+            drop(third);
+
+            let mut ended = second.state();
+            ended.as_object_mut().unwrap().remove("pid");
+            assert!(second.run("stop", &ended).status.success());
+            assert!(!Path::new(layout::RUN_ROOTFUL).join("second").exists());
+            assert!(runtime().join(layout::CONTROL).exists());
+        });
+    }
+
+    #[test]
+    fn a_network_with_an_unprotected_process_in_it_is_refused() {
+        with_folders(|| {
+            let plain = Lab::new(&amended(), "ready");
+            let reason = format!("process {} (sleep), which no terok annotation covers", plain.init.id());
+            assert_refused(&precreate_joining(amended(), plain.init.id()), 1, &reason);
+            let ours = Lab::joining("ours", plain.init.id(), amended());
+            // In the hook's own mount namespace it could be a helper of the engine's; in another it cannot.
+            let stranger = Lab::joining("stranger", plain.init.id(), amended());
+            let reason = format!("process {} (sleep), which no terok annotation covers", stranger.init.id());
+            assert_refused(&ours.create(), 1, &reason);
+            drop(stranger);
+            assert!(ours.create().status.success());
+            let _late = Lab::joining("late", plain.init.id(), amended());
+            let second = Lab::joining("second", ours.init.id(), amended());
+            assert_refused(&second.create(), 1, "which no terok annotation covers");
+        });
+    }
+
+    #[test]
+    fn the_members_of_a_pod_have_one_guard_which_is_the_infra_containers() {
+        with_folders(|| {
+            let infra = |script: &str| {
+                let mut infra = Command::new("unshare");
+                infra.args(["--net", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script]);
+                let infra = Infra(infra.spawn().unwrap());
+                let children = format!("/proc/{0}/task/{0}/children", infra.0.id());
+                let deadline = Instant::now() + Duration::from_secs(5);
+                loop {
+                    let child = std::fs::read_to_string(&children).unwrap();
+                    let pid: Option<u32> = child.trim().parse().ok();
+                    let settled = pid.filter(|pid| {
+                        std::fs::read_to_string(format!("/proc/{pid}/comm"))
+                            .is_ok_and(|name| name == "sleep\n")
+                    });
+                    if let Some(pid) = settled {
+                        return (infra, pid);
+                    }
+                    assert!(Instant::now() < deadline, "no infra process");
+                    std::thread::yield_now();
+                }
+            };
+            let mut config = amended();
+            config["annotations"]["io.kubernetes.cri-o.SandboxID"] = json!("podsinfra");
+            let (_tame, holder) =
+                infra("exec setpriv --bounding-set=-net_admin,-net_raw,-sys_admin,-sys_ptrace sleep 600");
+            for id in ["one", "two"] {
+                let output = precreate_joining(config.clone(), holder);
+                assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+                let output = Lab::joining(id, holder, config.clone()).create();
+                assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+                assert_eq!(record(id)["served_by"], "podsinfra");
+            }
+            assert_eq!(record("podsinfra")["pid"], holder);
+            let state = Path::new(layout::STATE_ROOTFUL).join("podsinfra").join(layout::LOG);
+            assert_eq!(std::fs::read_to_string(state).unwrap(), "stand-in: ready\n");
+
+            // An infra container that could undo the table is no infra container.
+            let (_wild, holder) = infra("exec sleep 600");
+            assert_refused(&precreate_joining(config.clone(), holder), 1, "which no terok annotation covers");
+            let lab = Lab::joining("three", holder, config);
+            assert_refused(&lab.create(), 1, "which no terok annotation covers");
+        });
+    }
+
+    #[test]
+    fn every_container_is_protected_where_the_settings_say_so_and_may_only_tighten() {
+        with_folders(|| {
+            let home = tempfile::tempdir().unwrap();
+            let all = |config: &Value| {
+                let input = serde_json::to_vec(config).unwrap();
+                let mut command = Command::new(installed(tempfile::tempdir().unwrap().keep().as_path()));
+                command.args(["precreate", "--all", &format!("--home={}", home.path().display())]);
+                command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+                let mut child = command.spawn().unwrap();
+                let _ = child.stdin.take().unwrap().write_all(&input);
+                child.wait_with_output().unwrap()
+            };
+            let settings = home.path().join(layout::CONFIG_USER);
+            std::fs::create_dir_all(settings.parent().unwrap()).unwrap();
+            let mut plain = config(CONFIGS[0]);
+            plain["annotations"].as_object_mut().unwrap().remove("terok.shield");
+            // The default's own grant is not the image's word, though nobody knows the image.
+            std::fs::write(&settings, "[all_containers]\n\"terok.shield.allow\" = \"10.0.0.1:80\"\n")
+                .unwrap();
+            let output = all(&plain);
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            let amended: Value = serde_json::from_slice(&output.stdout).unwrap();
+            terok_policy::amend::is_amended(&amended).unwrap();
+            plain["annotations"]["terok.shield.deny"] = json!("x.example");
+            assert!(all(&plain).status.success());
+            plain["annotations"]["terok.shield.allow"] = json!("y.example");
+            assert_refused(&all(&plain), 1, "beyond what every container here may do");
+            std::fs::write(&settings, "nonsense = 1\n").unwrap();
+            assert_refused(&all(&plain), 1, "config.toml");
         });
     }
 
