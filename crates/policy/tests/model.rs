@@ -297,12 +297,13 @@ impl World {
     fn opened_by_name(&self, ip: IpAddr, port: u16, proto: Proto) -> bool {
         self.grants.iter().filter(|grant| grant.1 == ip && grant.2 > NOW).any(|(name, ..)| {
             let name = name.parse().unwrap();
-            let here =
-                |rule: &Rule| rule.proto == proto && rule.ports.contains(port) && rule.target.names(&name);
+            let here = |rule: &Rule| rule.ports.contains(port) && rule.target.names(&name);
             let (mut allow, mut deny) = self.rules();
             may_be_given(&facts(), Answer::Real, ip)
-                && allow.any(|rule| here(rule) && (rule.direct || rule.proto == Proto::Udp))
-                && !deny.any(here)
+                && allow.any(|rule| {
+                    rule.proto == proto && here(rule) && (rule.direct || rule.proto == Proto::Udp)
+                })
+                && !deny.any(|rule| rule.denies_over(proto) && here(rule))
         })
     }
 }
