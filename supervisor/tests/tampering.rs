@@ -123,9 +123,7 @@ fn a_change_is_noticed_during_a_large_one_of_our_own() {
     // Whichever came first.
     let answer = allowing.join().unwrap();
     assert!(answer["error"] == "io.terok.Supervisor.Refused" || answer["error"].is_null(), "{answer}");
-    until("the worker to know", || {
-        rig.audit().into_iter().find(|line| line["action"] == "tampered")
-    });
+    until("the worker to know", || rig.audit().into_iter().find(|line| line["action"] == "tampered"));
 }
 
 #[test]
