@@ -3,6 +3,7 @@
 use crate::expect::{FOREVER, cut_within_a_second, download, is_refused, reaches, terok};
 use serde_json::Value;
 use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 use terok_tests::{
     Container, Lab, Mode, Net, Recipe, Site, bad_addresses, eventually, every_network, seen_at, site,
 };
@@ -21,15 +22,19 @@ impl Watcher {
             .spawn();
         let watcher = Watcher(child.expect("terok starts"));
         // Until it listens, nobody does.
-        let probe = format!("tcp w{}.nobody.example.com 80", site().number);
+        let name = format!("w{}.nobody.example.com", site().number);
         eventually("somebody listens", || {
-            let mut step = container.spawn(&probe);
-            std::thread::sleep(std::time::Duration::from_millis(50));
-            let waiting = waiting(container).iter().any(|line| line["target"].to_string().contains("nobody"));
-            if !waiting {
-                step.line();
+            let _asking = container.spawn(&format!("tcp {name} 80 GET"));
+            let since = Instant::now();
+            while since.elapsed() < Duration::from_secs(1) {
+                if waiting(container)
+                    .iter()
+                    .any(|line| line["target"].as_str().is_some_and(|target| target.starts_with(&name)))
+                {
+                    return true;
+                }
             }
-            waiting
+            false
         });
         watcher
     }
