@@ -30,7 +30,7 @@ every_card! {
             &format!("dns 203.0.113.53 {zone} A tcp"),
             "dns - r.rebind-private.example.com A",
             "http r.rebind-private.example.com 80 private /private",
-            "tcp 169.254.169.254 80",
+            "tcp 169.254.169.254 8080",
         ]);
         for line in &lines {
             assert_eq!(line["ok"], true, "{line}");
