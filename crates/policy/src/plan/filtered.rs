@@ -7,7 +7,7 @@ use super::{HostFacts, Wiring};
 use crate::policy::Policy;
 use crate::rule::Cidr;
 use crate::ruleset::{Chain, Egress, End, Family, Hook, Match, NftRule, Set, Statement};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// What the container starts has a port from here on the wire ([`Statement::Masquerade`]), and nothing new may come in
 /// there: a peer that lost its rule cannot come back as a flow from outside.
@@ -128,7 +128,15 @@ fn redirects(policy: &Policy, peers: &Peers<'_>, wiring: &Wiring) -> Vec<NftRule
 fn output(peers: &Peers<'_>, mark: u32) -> Vec<NftRule> {
     let pass = || pass(mark);
     // Own services, own addresses and what was redirected: `oif` still says the card there.
-    let mut rules = vec![rule([Match::ToLocal], [Statement::Accept])];
+    let mut rules: Vec<NftRule> =
+        loopback().map(|net| rule([Match::DAddr(net)], [Statement::Accept])).to_vec();
+    // rootlessport, which publishes a user's ports, connects from inside the namespace to the card's own address: `block`
+    // and whoever denies that address mean these, too. Answers and resets to that address are no such connections.
+    for lookup in lookups(End::Destination, ["deny4", "deny6"], true) {
+        let begun = [Match::ToLocal, Match::CtOriginal, Match::CtState(NEW | ESTABLISHED), lookup];
+        rules.extend(refusal(&begun, "terok:deny"));
+    }
+    rules.push(rule([Match::ToLocal], [Statement::Accept]));
     rules.extend(neighbour_discovery().map(|kind| rule([Match::L4Proto(ICMP6), kind], pass())));
     rules.extend(
         LISTENER_REPORTS.map(|kind| rule([Match::L4Proto(ICMP6), Match::Icmp6Type(kind)], [Statement::Drop])),
@@ -178,6 +186,9 @@ fn input(policy: &Policy, peers: &Peers<'_>) -> Vec<NftRule> {
     rules.extend(neighbour_discovery().map(|kind| accept(&[Match::L4Proto(ICMP6), kind])));
     rules.push(rule([Match::L4Proto(IGMP)], [Statement::Drop]));
     rules.extend(peers.answers().map(|answer| accept(&answer)));
+    // A flow whose rule went ends by the reset that its next packet out gets: where the container only reads, that is the
+    // acknowledgement of what still comes in. Dropped here, the program inside would wait for ever.
+    rules.push(accept(&[Match::CtReply, Match::L4Proto(TCP), Match::CtState(ESTABLISHED)]));
     rules.extend(
         lookups(End::Source, ["deny4", "deny6"], true).map(|lookup| rule([lookup], [Statement::Drop])),
     );
@@ -212,6 +223,10 @@ fn input(policy: &Policy, peers: &Peers<'_>) -> Vec<NftRule> {
     }
     rules.extend([below(TCP), below(UDP), echo4, echo6].map(|matches| accept(&matches)));
     rules
+}
+
+fn loopback() -> [Cidr; 2] {
+    [Cidr { addr: Ipv4Addr::new(127, 0, 0, 0).into(), prefix: 8 }, Cidr::host(Ipv6Addr::LOCALHOST.into())]
 }
 
 /// ICMP errors about flows that are known.
