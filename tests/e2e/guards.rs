@@ -25,10 +25,6 @@ every_card! {
 }
 
 every_network! {
-    fn the_hosts_processes_are_refused(net: Net) {
-        refused(&Recipe::on(net, "api.example.com").option("--pid=host"), "pid");
-    }
-
     fn engine_and_session_sockets_are_refused(net: Net) {
         let (mode, folder) = (net.mode(), if net.mode() == Mode::Rootful { "/run/podman" } else { "/run/user/1001/podman" });
         mode.run("mkdir", &["-p", folder]).succeeded();
@@ -52,4 +48,15 @@ fn the_hosts_namespace_by_path_is_refused() {
         Recipe::sealed(Mode::Rootful, "api.example.com").network("ns:/proc/1/ns/net").run(&["true"]);
     let said = ended.failed();
     assert!(said.contains("terok") || said.contains("hook"), "{said}");
+}
+
+/// As a user: the machine of the lab cannot give root's containers control groups, without which Podman refuses by itself.
+#[test]
+fn the_hosts_processes_are_refused() {
+    let Some(_lab) = terok_tests::Lab::open() else { return };
+    for net in [Net::Sealed, Net::Slirp, Net::Bridge] {
+        let shared = |recipe: Recipe| recipe.option("--pid=host").option("--cgroups=enabled");
+        shared(Recipe::unprotected(net)).run(&["true"]).1.succeeded();
+        refused(&shared(Recipe::on(net, "api.example.com")), "pid");
+    }
 }
