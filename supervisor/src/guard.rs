@@ -2,6 +2,7 @@
 //! container off whose firewall is not the one we loaded (L8). Lives in the parent: the container has no way to speak to it.
 
 mod granting;
+mod links;
 mod steady;
 #[cfg(test)]
 mod tests;
@@ -20,9 +21,8 @@ use terok_kernel::netlink;
 use terok_kernel::nft::{NftError, NftSocket};
 use terok_kernel::rtnl::{self, Rtnl};
 use terok_kernel::statedir::Dir;
-use terok_policy::floor::floor;
 use terok_policy::live::Live;
-use terok_policy::plan::{Card, Fd, HostFacts, Network, Now, Plan, SupervisorConfig, Wiring};
+use terok_policy::plan::{Fd, HostFacts, Network, Now, Plan, SupervisorConfig, Wiring};
 use terok_policy::policy::{Policy, Shield};
 use terok_policy::ruleset::Set;
 use terok_policy::{Name, layout};
@@ -393,14 +393,6 @@ impl Guard {
         self.tampered = Some(tampering);
     }
 
-    /// Whatever the tables say: there is nothing to leave by.
-    fn remove_cards(&self) {
-        let Some(socket) = &self.sockets.cards else { return };
-        if let Err(error) = socket.delete_cards() {
-            eprintln!("{}: the container's cards: {error}", layout::SUPERVISOR);
-        }
-    }
-
     fn block(&self) -> anyhow::Result<()> {
         let policy = Policy { shield: Shield::Block, ..Policy::default() };
         let plan = Plan { policy, facts: self.facts.clone() };
@@ -409,74 +401,9 @@ impl Guard {
         Ok(self.sockets.nft.reload(&plan.ruleset(&self.wiring, &now))?)
     }
 
-    /// A card came, went or got another address.
-    fn note_cards(&mut self) {
-        if self.is_cut_off() {
-            return self.remove_cards();
-        }
-        let Some(socket) = &self.sockets.cards else { return };
-        let cards = match socket.cards() {
-            Ok(cards) if cards == self.facts.cards => return,
-            Ok(cards) => cards,
-            Err(error) => return self.try_again("the container's cards", &error),
-        };
-        let before = std::mem::replace(&mut self.facts.cards, cards);
-        self.generation = None;
-        self.again.get_or_insert_with(Instant::now);
-        match self.guard_cards(&before) {
-            Ok(()) => self.untold.push(News::Cards(self.facts.cards.clone())),
-            Err(error) => {
-                self.facts.cards = before;
-                self.try_again("the container's new card", &*error);
-            }
-        }
-    }
-
     fn try_again(&mut self, what: &str, error: &dyn std::fmt::Display) {
         eprintln!("{}: {what}: {error:#}", layout::SUPERVISOR);
         self.again = Some(Instant::now() + AGAIN);
-    }
-
-    /// The table refuses what it does not know by whichever card; what is missing is the chain that stops other frames.
-    fn guard_cards(&self, before: &[Card]) -> anyhow::Result<()> {
-        let plan = Plan { policy: Policy::default(), facts: self.facts.clone() };
-        if let Some(egress) = plan.egress(&self.wiring).filter(|_| self.egress) {
-            let known = |card: &&String| !before.iter().any(|before| before.name == **card);
-            for card in egress.cards.iter().filter(known) {
-                self.sockets.nft.add_egress_card(&egress, card)?;
-            }
-        }
-        self.load(|plan, _, _| plan.near_sets())
-    }
-
-    /// The host's own addresses may have changed. Those below the floor anyway, as of each container's link, do not matter.
-    fn note_addresses(&mut self) {
-        let Some(host) = &self.sockets.host else { return };
-        let own = match host.addresses() {
-            Ok(addresses) => above_the_floor(addresses.iter().map(|address| address.ip)),
-            Err(error) => return self.try_again("the host's addresses", &error),
-        };
-        if self.is_cut_off() || own == above_the_floor(self.facts.own.iter().copied()) {
-            return;
-        }
-        let before = std::mem::replace(&mut self.facts.own, own);
-        self.generation = None;
-        self.again.get_or_insert_with(Instant::now);
-        let loaded = self.load(|plan, now, wiring| {
-            let sets = plan.ruleset(wiring, now).sets;
-            sets.into_iter().filter(|set| set.name.starts_with("floor")).collect()
-        });
-        if let Err(error) = loaded {
-            self.facts.own = before;
-            self.try_again("the host's addresses", &*error);
-        }
-    }
-
-    fn has_egress(&self) -> bool {
-        let plan = Plan { policy: Policy::default(), facts: self.facts.clone() };
-        let Some(egress) = plan.egress(&self.wiring) else { return false };
-        let probed = egress.cards.first().map(|card| self.sockets.nft.add_egress_card(&egress, card));
-        !matches!(probed, Some(Err(NftError::NoEgress(_))))
     }
 
     fn is_cut_off(&self) -> bool {
@@ -497,14 +424,6 @@ impl Tampering {
     fn news(&self) -> News {
         News::Tampered { what: self.what.clone(), cut: self.cut }
     }
-}
-
-fn above_the_floor(addresses: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
-    let mut above: Vec<IpAddr> =
-        addresses.map(|ip| ip.to_canonical()).filter(|ip| floor(*ip).is_none()).collect();
-    above.sort_unstable();
-    above.dedup();
-    above
 }
 
 fn read_live(state: &Dir) -> anyhow::Result<Live> {

@@ -12,6 +12,7 @@ use terok_kernel::pidfd::readable;
 use terok_kernel::socket::{tcp_loopback, udp_loopback};
 use terok_policy::Rule;
 use terok_policy::grants::Grants;
+use terok_policy::plan::Card;
 use terok_policy::policy::{Source, Sourced};
 
 const SERVER: &str = "198.51.100.1";
