@@ -6,7 +6,7 @@ use serde::Deserialize;
 use std::time::Duration;
 use terok_policy::audit::Line;
 use terok_policy::control::{Applied, Scope, Status};
-use terok_policy::policy::Shield;
+use terok_policy::policy::{Shield, Sourced};
 use zlink::futures_util::stream::{Stream, StreamExt};
 use zlink::tokio::unix;
 
@@ -41,6 +41,12 @@ pub(crate) struct VerdictReply {
 }
 
 #[derive(Debug, Deserialize)]
+struct RulesReply {
+    allow: Vec<Sourced>,
+    deny: Vec<Sourced>,
+}
+
+#[derive(Debug, Deserialize)]
 struct EventReply {
     event: Line,
 }
@@ -48,6 +54,7 @@ struct EventReply {
 #[zlink::proxy("io.terok.Supervisor")]
 trait Supervisor {
     async fn status(&mut self) -> zlink::Result<Result<StatusReply, Fault>>;
+    async fn rules(&mut self, skip: u64) -> zlink::Result<Result<RulesReply, Fault>>;
     async fn allow(&mut self, rules: &[String]) -> zlink::Result<Result<AppliedReply, Fault>>;
     async fn deny(&mut self, rules: &[String]) -> zlink::Result<Result<AppliedReply, Fault>>;
     async fn forget(&mut self, rules: &[String]) -> zlink::Result<Result<AppliedReply, Fault>>;
@@ -103,6 +110,25 @@ pub(crate) async fn status(known: &Known) -> anyhow::Result<Status> {
         let mut connection = connect(known).await?;
         let reply = connection.status().await?;
         Ok(reply.map_err(Fault::into_error)?.status)
+    };
+    in_time(known, ask).await
+}
+
+/// The container's status with all of its rules.
+pub(crate) async fn whole_status(known: &Known) -> anyhow::Result<Status> {
+    let mut whole = status(known).await?;
+    let ask = async {
+        let mut connection = connect(known).await?;
+        while whole.more_rules > 0 {
+            let skip = whole.allow.len().max(whole.deny.len()) as u64;
+            let RulesReply { allow, deny } = connection.rules(skip).await?.map_err(Fault::into_error)?;
+            let more = (allow.len() + deny.len()) as u64;
+            whole.allow.extend(allow);
+            whole.deny.extend(deny);
+            // Rules that were taken back meanwhile are not waited for.
+            whole.more_rules = if more == 0 { 0 } else { whole.more_rules.saturating_sub(more) };
+        }
+        Ok(whole)
     };
     in_time(known, ask).await
 }

@@ -91,7 +91,7 @@ pub(crate) fn status(host: &Host, container: &str, json: Json) -> anyhow::Result
     if known.run.is_none() {
         return not_running(&known);
     }
-    let mut status = control::block_on(control::status(&known))??;
+    let mut status = control::block_on(control::whole_status(&known))??;
     let guard = known.served_by().map(|guard| guard_name(host, guard));
     if let (Some(_), Some(record)) = (&guard, &known.record) {
         status.container = record.clone();
@@ -121,7 +121,7 @@ pub(crate) fn set_state(host: &Host, one: &One, state: Shield, time: Option<Dura
     // What was set is kept for its next start; until then nothing opens it.
     if state != Shield::Block
         && known.network() != Some(Network::Sealed)
-        && let Some(how) = control::block_on(control::status(&known))??.tampered
+        && let Some(how) = control::block_on(control::whole_status(&known))??.tampered
     {
         bail!("container {}: {}: {}", known.name(), show::printable(&how), remedy(&known));
     }

@@ -12,7 +12,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 use terok_kernel::socket::namespace_cookie;
-use terok_policy::control::{Container, INTERFACE, Scope, Status};
+use terok_policy::control::{Container, INTERFACE, RULES_AT_ONCE, Scope, Status};
 use terok_policy::policy::{Shield, Source, Sourced};
 use terok_policy::{Rule, layout};
 use tokio::net::{UnixListener, UnixStream};
@@ -107,6 +107,15 @@ struct Rules {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct Skip {
+    skip: usize,
+}
+
+/// Rules, and how many more there are.
+type Page = (Vec<Sourced>, usize);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct NewState {
     state: Shield,
     #[serde(default)]
@@ -164,6 +173,11 @@ impl Caller {
         let (interface, name) = method.rsplit_once('.').unwrap_or(("", method));
         let value = match (interface, name) {
             (INTERFACE, "Status") => json!({ "status": self.desk.status() }),
+            (INTERFACE, "Rules") => {
+                let Skip { skip } = read(parameters)?;
+                let (allow, deny) = self.desk.rules(skip);
+                json!({ "allow": allow.0, "deny": deny.0 })
+            }
             (INTERFACE, "Allow") => self.change(Change::Allow(rules(parameters)?)).await?,
             (INTERFACE, "Deny") => self.change(Change::Deny(denies(parameters)?)).await?,
             (INTERFACE, "Forget") => self.change(Change::Forget(either(parameters)?)).await?,
@@ -217,17 +231,15 @@ impl Desk {
     fn status(&self) -> Status {
         let context = &self.context;
         let live = context.live();
-        let with_live = |written: &[Sourced], rules: &[Rule]| {
-            let live = rules.iter().map(|rule| Sourced { rule: rule.clone(), source: Source::Live });
-            written.iter().cloned().chain(live).collect()
-        };
+        let (allow, deny) = self.rules(0);
         let state = context.shield();
         Status {
             container: self.container(),
             state,
             until: live.until.filter(|_| state == Shield::Down),
-            allow: with_live(&context.config.policy.allow, &live.allow),
-            deny: with_live(&context.config.policy.deny, &live.deny),
+            more_rules: (allow.1 + deny.1) as u64,
+            allow: allow.0,
+            deny: deny.0,
             connections: context.flows.open() as u64,
             allowed: context.audit.allowed(),
             refused: context.audit.refused(),
@@ -236,6 +248,20 @@ impl Desk {
             restarts: self.restarts,
             confinement: self.confinement.clone(),
         }
+    }
+
+    /// Allow and deny rules in force from the position `skip` on, each with how many follow.
+    fn rules(&self, skip: usize) -> (Page, Page) {
+        let context = &self.context;
+        let live = context.live();
+        let page = |written: &[Sourced], rules: &[Rule]| {
+            let live = rules.iter().map(|rule| Sourced { rule: rule.clone(), source: Source::Live });
+            let rest = (written.len() + rules.len()).saturating_sub(skip);
+            let page = written.iter().cloned().chain(live).skip(skip).take(RULES_AT_ONCE).collect();
+            (page, rest.saturating_sub(RULES_AT_ONCE))
+        };
+        let policy = &context.config.policy;
+        (page(&policy.allow, &live.allow), page(&policy.deny, &live.deny))
     }
 
     /// What `create` wrote down; before it has, what the configuration tells.

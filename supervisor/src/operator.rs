@@ -10,7 +10,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 use terok_policy::audit::Kind;
-use terok_policy::control::{Applied, Scope};
+use terok_policy::control::{Applied, RULES_AT_ONCE, Scope};
 use terok_policy::grants::Grants;
 use terok_policy::judge::Reason;
 use terok_policy::live::Live;
@@ -144,7 +144,11 @@ impl Operator {
         };
         self.timer.notify_one();
         let cut = self.context.recheck();
-        made.map(|()| Applied { changed, cut })
+        made.map(|()| {
+            let mut changed = changed;
+            changed.truncate(RULES_AT_ONCE);
+            Applied { changed, cut }
+        })
     }
 
     /// An operator's word on what waits under `id`; returns the rule that speaks of it alone as well.

@@ -307,3 +307,20 @@ fn nobody_in_another_network_namespace_is_heard_whatever_his_uid() {
     rig.ask("Allow", json!({ "rules": ["good.example"] }));
     assert_eq!(rig.resolve("good.example").0, 0);
 }
+
+#[test]
+fn many_rules_are_told_a_page_at_a_time() {
+    if !rig::possible() {
+        return;
+    }
+    let rig = Rig::start(&Wish::allow(&["a.example"]));
+    let rules: Vec<String> = (0..600).map(|n| format!("host-{n}.example:443")).collect();
+    let applied = rig.ask("Allow", json!({ "rules": rules }));
+    assert_eq!(applied["parameters"]["applied"]["changed"].as_array().unwrap().len(), 256);
+    let status = &rig.ask("Status", json!({}))["parameters"]["status"];
+    assert_eq!((status["allow"].as_array().unwrap().len(), &status["more_rules"]), (256, &json!(345)));
+    let page = |skip: u64| {
+        rig.ask("Rules", json!({ "skip": skip }))["parameters"]["allow"].as_array().unwrap().len()
+    };
+    assert_eq!([page(0), page(256), page(512), page(768)], [256, 256, 89, 0]);
+}

@@ -63,6 +63,9 @@ pub enum Scope {
     Always,
 }
 
+/// Rules in one reply, of each kind, at most: the rest is asked for with `Rules`, so that no reply holds the supervisor up.
+pub const RULES_AT_ONCE: usize = 256;
+
 /// Answer of `Status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -73,10 +76,13 @@ pub struct Status {
     /// Unix seconds at which `down` ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<u64>,
-    /// Allow rules in force with their sources, live ones last.
+    /// Allow rules in force with their sources, live ones last; the first [`RULES_AT_ONCE`].
     pub allow: Vec<Sourced>,
-    /// Deny rules in force.
+    /// Deny rules in force, likewise.
     pub deny: Vec<Sourced>,
+    /// How many allow and deny rules there are beyond those.
+    #[serde(default)]
+    pub more_rules: u64,
     /// Open connections now.
     pub connections: u64,
     /// Connections and names allowed since the supervisor's start.
@@ -98,7 +104,7 @@ pub struct Status {
 /// Answer of `Allow`, `Deny`, `Forget` and `SetState`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Applied {
-    /// What changed, as canonical rules or the new state; empty where it was so already.
+    /// What changed, as canonical rules or the new state; empty where it was so already. The first [`RULES_AT_ONCE`].
     pub changed: Vec<String>,
     /// Live flows that were cut.
     pub cut: u64,
