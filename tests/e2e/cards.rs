@@ -2,8 +2,8 @@
 //! takes its flows along.
 
 use crate::expect::{
-    FOREVER, all_arrived, cut_within_a_second, download, is_refused, nothing_arrived, reaches,
-    refused_at_once, steps, terok,
+    all_arrived, cut_within_a_second, download, is_refused, nothing_arrived, reaches, refused_at_once, steps,
+    terok,
 };
 use serde_json::Value;
 use std::time::{Duration, Instant};
@@ -11,6 +11,9 @@ use terok_tests::{
     Container, Mode, Net, Recipe, Running, bad_addresses, bad_blocks, eventually, every_card, queries,
     seen_at, site,
 };
+
+/// An octet now and then, for longer than any test: a full download would keep slirp4netns from anything else.
+const FOREVER: &str = "/drip/100000";
 
 /// A UDP flow that answers.
 #[track_caller]

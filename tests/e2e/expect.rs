@@ -35,7 +35,8 @@ pub(crate) const FOREVER: &str = "/bytes/109951162777600";
 #[track_caller]
 pub(crate) fn download(container: &Container, step: &str) -> Running {
     let mut running = container.spawn(step);
-    assert_eq!(running.line()["open"], true, "the download never began");
+    let line = running.line();
+    assert_eq!(line["open"], true, "the download never began: {line}");
     running
 }
 
