@@ -4,6 +4,7 @@ mod birth;
 mod cards;
 mod egress;
 mod expect;
+mod floods;
 mod guards;
 mod host;
 mod install;

@@ -17,6 +17,8 @@ http HOST PORT HOST PATH …    keep-alive GETs with the given Host and path, pa
 hold HOST PORT [PATH]         connect (and GET PATH with Host HOST); print `open`, then read until the end and print why it ended
 udp HOST PORT TEXT            send, wait 200 ms for an answer
 udphold HOST PORT             send again and again; print `open` at the first answer, then why no further one came
+flood COUNT HOST PORT         as many datagrams, one after the other; how many were refused
+idle COUNT HOST PORT          open as many connections and say nothing; print `open`, then sleep
 serve PORT [COUNT]            TCP and UDP on both families: print `open`, then one line for each peer, which is sent its own address
 settle                        wait until every card has its addresses and a default route of IPv6
 ping HOST                     one ICMP echo from a ping socket
@@ -63,6 +65,8 @@ fn run(words: &[&str]) -> Value {
         ["hold", host, port, path] => net::hold(host, port, Some(path)),
         ["udp", host, port, text] => net::udp(host, port, text),
         ["udphold", host, port] => net::udp_hold(host, port),
+        ["flood", count, host, port] => net::flood(count, host, port),
+        ["idle", count, host, port] => net::idle(count, host, port),
         ["serve", port] => net::serve(port, "1000000"),
         ["serve", port, count] => net::serve(port, count),
         ["settle"] => odd::settle(),

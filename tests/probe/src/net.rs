@@ -131,6 +131,27 @@ pub(crate) fn udp_hold(host: &str, port: &str) -> Value {
     line
 }
 
+pub(crate) fn flood(count: &str, host: &str, port: &str) -> Value {
+    let attempt = || -> io::Result<u64> {
+        let target = SocketAddr::new(resolve(host)?, number(port)?);
+        let any: IpAddr = if target.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
+        let socket = UdpSocket::bind((any, 0))?;
+        let count: u64 = count.parse().unwrap_or(0);
+        Ok((0..count).map(|_| u64::from(socket.send_to(b"flood", target).is_err())).sum())
+    };
+    attempt()
+        .map_or_else(|error| failed(&error), |refused| json!({"ok": true, "errno": 0, "refused": refused}))
+}
+
+pub(crate) fn idle(count: &str, host: &str, port: &str) -> Value {
+    let count: usize = count.parse().unwrap_or(0);
+    let open: Vec<TcpStream> = (0..count).filter_map(|_| connect(host, port).ok()).collect();
+    say(&json!({"open": true, "count": open.len()}));
+    loop {
+        std::thread::park();
+    }
+}
+
 pub(crate) fn serve(port: &str, count: &str) -> Value {
     let attempt = || -> io::Result<u64> {
         let any = (std::net::Ipv6Addr::UNSPECIFIED, number(port)?); // dual-stack, as is Linux's default
