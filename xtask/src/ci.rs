@@ -25,6 +25,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         ]))
     })?;
     step("licences", licences)?;
+    step("mutants", || crate::mutants::run(&crate::mutants::Options::check()).map(|_| ()))?;
     step("tests", || {
         let options = crate::test::Options::everything();
         let code = crate::test::run(&options)?;

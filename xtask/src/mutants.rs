@@ -6,8 +6,13 @@ use crate::process::{code, must, target, workspace};
 use crate::{dist, test};
 use anyhow::{Context, bail};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+/// Passes whatever protection is missing: a container that does not even start shows nothing either.
+const CONTROL: &str = "an_allowed_connection_is_audited_with_its_rule_before_and_its_bytes_after";
 
 /// `cargo xtask mutants`.
 #[derive(Debug, clap::Args)]
@@ -19,26 +24,48 @@ pub(crate) struct Options {
     check: bool,
 }
 
+impl Options {
+    /// Whether each still fits the source.
+    pub(crate) fn check() -> Self {
+        Options { names: Vec::new(), check: true }
+    }
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct List {
     mutant: Vec<Mutant>,
 }
 
-/// One protection, as text to replace.
+/// One protection, as text to replace; in several places where one layer alone would hide what the other lets through.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Mutant {
-    /// The protection.
+    /// The protection, in a few words.
     name: String,
+    /// Ids of the attacks that it stands against (tests/README.md).
+    #[serde(default)]
+    #[cfg_attr(not(test), expect(dead_code, reason = "for people, and for the test below"))]
+    attacks: Vec<String>,
+    /// Paths of end-to-end tests without the network; every test they name must fail.
+    tests: Vec<String>,
+    /// The networks whose tests must fail; all where none is named.
+    #[serde(default)]
+    nets: Vec<String>,
+    /// A test that passes without the protection, if [`CONTROL`] does not.
+    control: Option<String>,
+    edit: Vec<Edit>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Edit {
     /// File of the workspace.
     file: PathBuf,
     /// Text that stands in it exactly once.
     find: String,
     /// What stands there without the protection.
     replace: String,
-    /// Parts of paths of end-to-end tests; every test they name must fail.
-    tests: Vec<String>,
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
@@ -67,18 +94,16 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let probe = dist::probe()?;
     let mut survivors = Vec::new();
     for mutant in &mutants {
-        let file = tree.join(&mutant.file);
-        let original = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-        std::fs::write(&file, mutant.applied(&tree)?)?;
-        let bin = programs(&tree, &folder);
-        std::fs::write(&file, original)?;
-        let bin = bin.with_context(|| format!("building without {}", mutant.name))?;
+        let started = Instant::now();
+        let bin = mutant.built(&tree, &folder).with_context(|| format!("building without {}", mutant.name))?;
         dist::replace(&probe, &bin.join("terok-probe"))?;
         dist::replace(&tests, &bin.join("e2e"))?;
-        let passed = mutant.survives(lab, &bin)?;
+        let built = started.elapsed().as_secs();
+        let passed = mutant.survives(lab, &bin, &folder)?;
+        let time = format!("{built} + {} s", started.elapsed().as_secs() - built);
         match passed.is_empty() {
-            true => println!("without {}: noticed", mutant.name),
-            false => println!("without {}: NOT noticed by {}", mutant.name, passed.join(", ")),
+            true => println!("without {}: noticed ({time})", mutant.name),
+            false => println!("without {}: NOT noticed by {} ({time})", mutant.name, passed.join(", ")),
         }
         if !passed.is_empty() {
             survivors.push(mutant.name.as_str());
@@ -87,7 +112,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     if survivors.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
-    eprintln!("xtask: the tests pass without {}", survivors.join(", "));
+    eprintln!("xtask: the tests pass without {}", survivors.join("; "));
     Ok(code(std::os::unix::process::ExitStatusExt::from_raw(1 << 8)))
 }
 
@@ -143,36 +168,99 @@ fn programs(tree: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
 }
 
 impl Mutant {
-    /// The file of `root` without the protection.
-    fn applied(&self, root: &Path) -> anyhow::Result<String> {
-        let path = root.join(&self.file);
-        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        match text.matches(&self.find).count() {
-            1 => Ok(text.replacen(&self.find, &self.replace, 1)),
-            found => bail!(
-                "mutant {}: its text stands {found} times in {}, not once; write it anew in tests/mutants.toml",
-                self.name,
-                self.file.display()
-            ),
+    /// The files of `root` without the protection.
+    fn applied(&self, root: &Path) -> anyhow::Result<BTreeMap<PathBuf, String>> {
+        let mut files = BTreeMap::new();
+        if self.edit.is_empty() || self.tests.is_empty() {
+            bail!("mutant {}: changes nothing, or no test is to notice it", self.name);
         }
+        for Edit { file, find, replace } in &self.edit {
+            let path = root.join(file);
+            let text = match files.remove(&path) {
+                Some(text) => text,
+                None => std::fs::read_to_string(&path).with_context(|| path.display().to_string())?,
+            };
+            let text = match text.matches(find).count() {
+                1 => text.replacen(find, replace, 1),
+                found => bail!(
+                    "mutant {}: its text stands {found} times in {}, not once; write it anew in tests/mutants.toml",
+                    self.name,
+                    file.display()
+                ),
+            };
+            files.insert(path, text);
+        }
+        Ok(files)
     }
 
-    /// Which of its tests pass all the same.
-    fn survives(&self, lab: Lab, bin: &Path) -> anyhow::Result<Vec<String>> {
+    /// The programs without the protection; `tree` is as before when they are there.
+    fn built(&self, tree: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
+        let mut originals = Vec::new();
+        for (file, text) in self.applied(tree)? {
+            originals.push((file.clone(), std::fs::read(&file)?));
+            std::fs::write(&file, text)?;
+        }
+        let bin = programs(tree, folder);
+        for (file, original) in originals {
+            std::fs::write(file, original)?;
+        }
+        bin
+    }
+
+    /// Which of its tests pass all the same. What they said is in `folder`, in a file of the mutant's name.
+    fn survives(&self, lab: Lab, bin: &Path, folder: &Path) -> anyhow::Result<Vec<String>> {
+        let on_networks = |test: &str| match self.nets.as_slice() {
+            [] => vec![test.to_owned()],
+            nets => nets.iter().map(|net| format!("{test}::{net}")).collect(),
+        };
+        let control = self.control.as_deref().map_or_else(|| format!("{CONTROL}::sealed"), str::to_owned);
+        let wanted: Vec<String> = self.tests.iter().flat_map(|test| on_networks(test)).collect();
         let mut command = lab.open(bin, &[])?;
-        command.arg("/run/lab/bin/e2e").args(&self.tests).stderr(Stdio::null());
+        command.arg("/run/lab/bin/e2e").args(&wanted).arg(&control);
+        // Podman 4 has no pasta: its tests are skipped, which looks like passing.
+        command.args(["--skip", "::pasta", "--test-threads=4"]).stderr(Stdio::null());
         let output = command.output().context("starting the lab")?;
         let text = String::from_utf8_lossy(&output.stdout);
-        let results: Vec<(&str, &str)> =
-            text.lines().filter_map(|line| line.strip_prefix("test ")?.split_once(" ... ")).collect();
-        for wanted in &self.tests {
-            if !results.iter().any(|(test, _)| test.contains(wanted.as_str())) {
-                bail!("mutant {}: no test {wanted:?}, or the lab did not come up:\n{text}", self.name);
+        std::fs::write(folder.join(format!("{}.log", self.name.replace([' ', '/'], "-"))), &*text)?;
+        let results: Vec<(&str, bool)> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("test ")?.split_once(" ... "))
+            .map(|(test, result)| (test, !result.starts_with("FAILED")))
+            .collect();
+        let of = |wanted: &str| -> Vec<bool> {
+            results.iter().filter(|(test, _)| test.contains(wanted)).map(|(_, passed)| *passed).collect()
+        };
+        if let Some(missing) = wanted.iter().chain([&control]).find(|wanted| of(wanted).is_empty()) {
+            bail!("mutant {}: no test {missing:?}, or the lab did not come up:\n{text}", self.name);
+        }
+        if of(&control).contains(&false) {
+            bail!("mutant {}: nothing works without it, not even {control}:\n{text}", self.name);
+        }
+        let survivors = results.iter().filter(|(test, passed)| *passed && !test.contains(control.as_str()));
+        Ok(survivors.map(|(test, _)| (*test).to_owned()).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// tests/README.md says for each attack how many protections are switched off for it.
+    #[test]
+    fn every_mutant_fits_the_source_and_names_attacks_of_the_table() {
+        let readme = std::fs::read_to_string(workspace().join("tests/README.md")).unwrap();
+        for mutant in list(&workspace()).unwrap() {
+            mutant.applied(&workspace()).unwrap();
+            for attack in &mutant.attacks {
+                let row = readme.lines().find(|line| line.starts_with(&format!("| {attack} |")));
+                let row = row.unwrap_or_else(|| panic!("{}: no row {attack}", mutant.name));
+                assert!(row.contains(&mutant.name), "{attack}: {} is not in its row", mutant.name);
+            }
+            for test in &mutant.tests {
+                let (module, name) = test.split_once("::").unwrap_or_else(|| panic!("{test}: MODULE::NAME"));
+                let text = std::fs::read_to_string(workspace().join(format!("tests/e2e/{module}.rs"))).unwrap();
+                assert!(text.contains(&format!("fn {name}(")), "{}: no test {test}", mutant.name);
             }
         }
-        // Podman 4 has no pasta: its tests are skipped here, which looks like passing.
-        let ran = results.iter().filter(|(test, _)| !test.ends_with("::pasta"));
-        let passed = ran.filter(|(_, result)| !result.starts_with("FAILED"));
-        Ok(passed.map(|(test, _)| (*test).to_owned()).collect())
     }
 }
