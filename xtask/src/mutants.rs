@@ -90,14 +90,18 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     lab.prepare()?;
     let folder = target().join("mutants");
     let tree = copy(&folder)?;
+    let bin = programs(&tree, &folder, &dist::PROGRAMS)?;
     let tests = test::compiled_tests()?;
-    let probe = dist::probe()?;
-    let mut survivors = Vec::new();
+    dist::replace(&tests, &bin.join("e2e"))?;
+    dist::replace(&dist::probe()?, &bin.join("terok-probe"))?;
+    let (mut survivors, mut stale) = (Vec::new(), false);
     for mutant in &mutants {
         let started = Instant::now();
-        let bin = mutant.built(&tree, &folder).with_context(|| format!("building without {}", mutant.name))?;
-        dist::replace(&probe, &bin.join("terok-probe"))?;
-        dist::replace(&tests, &bin.join("e2e"))?;
+        // What the operator types is rebuilt only where it is what the mutant is about, and behind that.
+        let about = mutant.edit.iter().any(|edit| edit.file.starts_with("launcher"));
+        let these = if about || stale { &dist::PROGRAMS[..] } else { &dist::PROGRAMS[..2] };
+        stale = about;
+        mutant.built(&tree, &folder, these).with_context(|| format!("building without {}", mutant.name))?;
         let built = started.elapsed().as_secs();
         let passed = mutant.survives(lab, &bin, &folder)?;
         let time = format!("{built} + {} s", started.elapsed().as_secs() - built);
@@ -143,17 +147,18 @@ fn copy(folder: &Path) -> anyhow::Result<PathBuf> {
     Ok(tree)
 }
 
-/// The programs of `tree`, built quickly.
-fn programs(tree: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
+/// The folder of the programs, these of them built quickly from `tree`.
+fn programs(tree: &Path, folder: &Path, these: &[&str]) -> anyhow::Result<PathBuf> {
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let (build, bin) = (folder.join("build"), folder.join("bin"));
     std::fs::create_dir_all(&bin)?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let packages = dist::PROGRAMS.iter().flat_map(|program| ["-p", program]);
+    let packages = these.iter().flat_map(|program| ["-p", program]);
     must(
         Command::new(cargo)
             .current_dir(tree)
             .env("CARGO_TARGET_DIR", &build)
+            .env("CARGO_PROFILE_DEV_DEBUG", "0")
             .args(["build", "--quiet", "--locked", "--target", &triple])
             .args(packages)
             .args([
@@ -161,7 +166,7 @@ fn programs(tree: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
                 &format!("target.{triple}.rustflags=[\"-C\",\"target-feature=+crt-static\"]"),
             ]),
     )?;
-    for program in dist::PROGRAMS {
+    for program in these {
         dist::replace(&build.join(&triple).join("debug").join(program), &bin.join(program))?;
     }
     Ok(bin)
@@ -193,18 +198,18 @@ impl Mutant {
         Ok(files)
     }
 
-    /// The programs without the protection; `tree` is as before when they are there.
-    fn built(&self, tree: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
+    /// Builds these programs without the protection; `tree` is as before when they are there.
+    fn built(&self, tree: &Path, folder: &Path, these: &[&str]) -> anyhow::Result<()> {
         let mut originals = Vec::new();
         for (file, text) in self.applied(tree)? {
             originals.push((file.clone(), std::fs::read(&file)?));
             std::fs::write(&file, text)?;
         }
-        let bin = programs(tree, folder);
+        let bin = programs(tree, folder, these);
         for (file, original) in originals {
             std::fs::write(file, original)?;
         }
-        bin
+        bin.map(drop)
     }
 
     /// Which of its tests pass all the same. What they said is in `folder`, in a file of the mutant's name.
@@ -258,7 +263,8 @@ mod tests {
             }
             for test in &mutant.tests {
                 let (module, name) = test.split_once("::").unwrap_or_else(|| panic!("{test}: MODULE::NAME"));
-                let text = std::fs::read_to_string(workspace().join(format!("tests/e2e/{module}.rs"))).unwrap();
+                let text =
+                    std::fs::read_to_string(workspace().join(format!("tests/e2e/{module}.rs"))).unwrap();
                 assert!(text.contains(&format!("fn {name}(")), "{}: no test {test}", mutant.name);
             }
         }
