@@ -7,8 +7,9 @@ use crate::{dist, test};
 use anyhow::{Context, bail};
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Instant;
 
 /// Passes whatever protection is missing: a container that does not even start shows nothing either.
@@ -90,29 +91,22 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     lab.prepare()?;
     let folder = target().join("mutants");
     let tree = copy(&folder)?;
-    let bin = programs(&tree, &folder, &dist::PROGRAMS)?;
-    let tests = test::compiled_tests()?;
-    dist::replace(&tests, &bin.join("e2e"))?;
-    dist::replace(&dist::probe()?, &bin.join("terok-probe"))?;
-    let (mut survivors, mut stale) = (Vec::new(), false);
-    for mutant in &mutants {
-        let started = Instant::now();
-        // What the operator types is rebuilt only where it is what the mutant is about, and behind that.
-        let about = mutant.edit.iter().any(|edit| edit.file.starts_with("launcher"));
-        let these = if about || stale { &dist::PROGRAMS[..] } else { &dist::PROGRAMS[..2] };
-        stale = about;
-        mutant.built(&tree, &folder, these).with_context(|| format!("building without {}", mutant.name))?;
-        let built = started.elapsed().as_secs();
-        let passed = mutant.survives(lab, &bin, &folder)?;
-        let time = format!("{built} + {} s", started.elapsed().as_secs() - built);
-        match passed.is_empty() {
-            true => println!("without {}: noticed ({time})", mutant.name),
-            false => println!("without {}: NOT noticed by {} ({time})", mutant.name, passed.join(", ")),
-        }
-        if !passed.is_empty() {
-            survivors.push(mutant.name.as_str());
-        }
+    let bins = [folder.join("bin-0"), folder.join("bin-1")];
+    let (tests, probe) = (test::compiled_tests()?, dist::probe()?);
+    for bin in &bins {
+        programs(&tree, &folder, bin)?;
+        dist::replace(&tests, &bin.join("e2e"))?;
+        dist::replace(&probe, &bin.join("terok-probe"))?;
     }
+    let mut survivors = Vec::new();
+    let mut before: Option<Trial<'_>> = None;
+    // While the tests of one run, the next one is built.
+    for (mutant, bin) in mutants.iter().zip(bins.iter().cycle()) {
+        mutant.built(&tree, &folder, bin).with_context(|| format!("building without {}", mutant.name))?;
+        survivors.extend(before.take().map(Trial::end).transpose()?.flatten());
+        before = Some(mutant.tried(lab, bin, &folder)?);
+    }
+    survivors.extend(before.map(Trial::end).transpose()?.flatten());
     if survivors.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
@@ -147,13 +141,13 @@ fn copy(folder: &Path) -> anyhow::Result<PathBuf> {
     Ok(tree)
 }
 
-/// The folder of the programs, these of them built quickly from `tree`.
-fn programs(tree: &Path, folder: &Path, these: &[&str]) -> anyhow::Result<PathBuf> {
+/// Builds the programs of `tree` quickly, into `bin`.
+fn programs(tree: &Path, folder: &Path, bin: &Path) -> anyhow::Result<()> {
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    let (build, bin) = (folder.join("build"), folder.join("bin"));
-    std::fs::create_dir_all(&bin)?;
+    let build = folder.join("build");
+    std::fs::create_dir_all(bin)?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let packages = these.iter().flat_map(|program| ["-p", program]);
+    let packages = dist::PROGRAMS.iter().flat_map(|program| ["-p", program]);
     must(
         Command::new(cargo)
             .current_dir(tree)
@@ -166,10 +160,10 @@ fn programs(tree: &Path, folder: &Path, these: &[&str]) -> anyhow::Result<PathBu
                 &format!("target.{triple}.rustflags=[\"-C\",\"target-feature=+crt-static\"]"),
             ]),
     )?;
-    for program in these {
+    for program in dist::PROGRAMS {
         dist::replace(&build.join(&triple).join("debug").join(program), &bin.join(program))?;
     }
-    Ok(bin)
+    Ok(())
 }
 
 impl Mutant {
@@ -198,35 +192,56 @@ impl Mutant {
         Ok(files)
     }
 
-    /// Builds these programs without the protection; `tree` is as before when they are there.
-    fn built(&self, tree: &Path, folder: &Path, these: &[&str]) -> anyhow::Result<()> {
+    /// Builds the programs without the protection; `tree` is as before when they are there.
+    fn built(&self, tree: &Path, folder: &Path, bin: &Path) -> anyhow::Result<()> {
         let mut originals = Vec::new();
         for (file, text) in self.applied(tree)? {
             originals.push((file.clone(), std::fs::read(&file)?));
             std::fs::write(&file, text)?;
         }
-        let bin = programs(tree, folder, these);
+        let built = programs(tree, folder, bin);
         for (file, original) in originals {
             std::fs::write(file, original)?;
         }
-        bin.map(drop)
+        built
     }
 
-    /// Which of its tests pass all the same. What they said is in `folder`, in a file of the mutant's name.
-    fn survives(&self, lab: Lab, bin: &Path, folder: &Path) -> anyhow::Result<Vec<String>> {
-        let on_networks = |test: &str| match self.nets.as_slice() {
-            [] => vec![test.to_owned()],
+    /// Starts its tests on the programs of `bin`. What they say is in `folder`, in a file of the mutant's name.
+    fn tried(&self, lab: Lab, bin: &Path, folder: &Path) -> anyhow::Result<Trial<'_>> {
+        let on_networks = |test: &String| match self.nets.as_slice() {
+            [] => vec![test.clone()],
             nets => nets.iter().map(|net| format!("{test}::{net}")).collect(),
         };
-        let control = self.control.as_deref().map_or_else(|| format!("{CONTROL}::sealed"), str::to_owned);
-        let wanted: Vec<String> = self.tests.iter().flat_map(|test| on_networks(test)).collect();
+        let control = self.control.clone().unwrap_or_else(|| format!("{CONTROL}::sealed"));
+        let tests: Vec<String> = self.tests.iter().flat_map(on_networks).collect();
+        let log = folder.join(format!("{}.log", self.name.replace([' ', '/'], "-")));
         let mut command = lab.open(bin, &[])?;
-        command.arg("/run/lab/bin/e2e").args(&wanted).arg(&control);
+        command.arg("/run/lab/bin/e2e").args(&tests).arg(&control);
         // Podman 4 has no pasta: its tests are skipped, which looks like passing.
-        command.args(["--skip", "::pasta", "--test-threads=4"]).stderr(Stdio::null());
-        let output = command.output().context("starting the lab")?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        std::fs::write(folder.join(format!("{}.log", self.name.replace([' ', '/'], "-"))), &*text)?;
+        command.args(["--skip", "::pasta", "--test-threads=4"]);
+        command.stdin(Stdio::null()).stdout(File::create(&log)?).stderr(Stdio::null());
+        let lab = command.spawn().context("starting the lab")?;
+        Ok(Trial { mutant: self, tests, control, log, lab, started: Instant::now() })
+    }
+}
+
+/// The tests of a mutant, running.
+struct Trial<'a> {
+    mutant: &'a Mutant,
+    /// Those that must fail, and one that must not.
+    tests: Vec<String>,
+    control: String,
+    log: PathBuf,
+    lab: Child,
+    started: Instant,
+}
+
+impl Trial<'_> {
+    /// Its name, if some of the tests passed all the same.
+    fn end(mut self) -> anyhow::Result<Option<String>> {
+        self.lab.wait()?;
+        let name = &self.mutant.name;
+        let text = std::fs::read_to_string(&self.log)?;
         let results: Vec<(&str, bool)> = text
             .lines()
             .filter_map(|line| line.strip_prefix("test ")?.split_once(" ... "))
@@ -235,14 +250,21 @@ impl Mutant {
         let of = |wanted: &str| -> Vec<bool> {
             results.iter().filter(|(test, _)| test.contains(wanted)).map(|(_, passed)| *passed).collect()
         };
-        if let Some(missing) = wanted.iter().chain([&control]).find(|wanted| of(wanted).is_empty()) {
-            bail!("mutant {}: no test {missing:?}, or the lab did not come up:\n{text}", self.name);
+        if let Some(missing) = self.tests.iter().chain([&self.control]).find(|test| of(test).is_empty()) {
+            bail!("mutant {name}: no test {missing:?}, or the lab did not come up:\n{text}");
         }
-        if of(&control).contains(&false) {
-            bail!("mutant {}: nothing works without it, not even {control}:\n{text}", self.name);
+        if of(&self.control).contains(&false) {
+            println!("without {name}: NOTHING works, not even {}", self.control);
+            return Ok(Some(name.clone()));
         }
-        let survivors = results.iter().filter(|(test, passed)| *passed && !test.contains(control.as_str()));
-        Ok(survivors.map(|(test, _)| (*test).to_owned()).collect())
+        let passed = results.iter().filter(|(test, passed)| *passed && !test.contains(&self.control));
+        let passed: Vec<&str> = passed.map(|(test, _)| *test).collect();
+        let (of, seconds) = (results.len() - 1, self.started.elapsed().as_secs());
+        match passed.is_empty() {
+            true => println!("without {name}: noticed by {of} tests ({seconds} s)"),
+            false => println!("without {name}: NOT noticed by {} ({seconds} s)", passed.join(", ")),
+        }
+        Ok(Some(name.clone()).filter(|_| !passed.is_empty()))
     }
 }
 
