@@ -251,7 +251,8 @@ impl Trial<'_> {
             results.iter().filter(|(test, _)| test.contains(wanted)).map(|(_, passed)| *passed).collect()
         };
         if let Some(missing) = self.tests.iter().chain([&self.control]).find(|test| of(test).is_empty()) {
-            bail!("mutant {name}: no test {missing:?}, or the lab did not come up:\n{text}");
+            println!("without {name}: NOT TRIED, no test {missing:?}, or the lab did not come up");
+            return Ok(Some(name.clone()));
         }
         if of(&self.control).contains(&false) {
             println!("without {name}: NOTHING works, not even {}", self.control);
@@ -272,9 +273,8 @@ impl Trial<'_> {
 mod tests {
     use super::*;
 
-    /// tests/README.md says for each attack how many protections are switched off for it.
     #[test]
-    fn every_mutant_fits_the_source_and_names_attacks_of_the_table() {
+    fn every_mutant_fits_the_source_names_tests_that_there_are_and_stands_in_the_table_of_attacks() {
         let readme = std::fs::read_to_string(workspace().join("tests/README.md")).unwrap();
         for mutant in list(&workspace()).unwrap() {
             mutant.applied(&workspace()).unwrap();
