@@ -15,8 +15,11 @@ fn without_hooks_there_is_no_network(mode: Mode) {
     ]);
     assert!(lines.iter().all(|line| line["ok"] == false), "{lines:?}");
     assert!(site.seen().is_empty() && seen_at(v4).is_empty() && seen_at(v6).is_empty());
-    let said = mode.terok(&["run", "--allow", &site.name, "localhost/bb", "true"]).failed();
-    assert!(said.contains("terok setup"), "{said}");
+    for network in ["none", if mode == Mode::Rootful { "bridge" } else { "slirp4netns" }] {
+        let line = ["run", "--network", network, "--allow", &site.name, "localhost/bb", "true"];
+        let said = mode.terok(&line).failed();
+        assert!(said.contains("terok setup"), "{said}");
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `terok run`: what it starts is protected and has few privileges, and ordinary tools still do their work in it.
 
-use terok_tests::{Mode, Recipe, both_modes};
+use terok_tests::{Mode, Net, Recipe, bad_addresses, both_modes, every_card, seen_at, site};
 
 const STATUS: &str = "grep -E '^(NoNewPrivs|Seccomp|CapEff|CapBnd):' /proc/self/status | tr -d '\\t'";
 
@@ -50,5 +50,20 @@ both_modes! {
         assert!(said.contains("Operation not permitted") && !said.contains("user namespace: 0"), "{said}");
         let (_gone, ended) = plain.run(&["sh", "-c", &script]);
         assert!(ended.succeeded().contains("NoNewPrivs:0\n"), "the probe can tell");
+    }
+}
+
+every_card! {
+    /// `terok run --network …`: the same rules, and what the card could be misused with is refused before Podman starts.
+    fn run_on_a_network_is_filtered(net: Net) {
+        let (site, (v4, _)) = (site(), bad_addresses());
+        let network = format!("--network={}", net.network());
+        let script = format!("wget -q -T 3 -O - http://{}/run; wget -q -T 3 -O - http://{v4}/run; true", site.name);
+        let said = net.mode().terok(&["run", "--rm", &network, "--allow", &site.name, "localhost/bb", "sh", "-c", &script]).succeeded();
+        assert!(said.contains("path=/run"), "{said}");
+        assert_eq!(site.paths(), ["/run"]);
+        assert!(seen_at(v4).is_empty());
+        let said = net.mode().terok(&["run", "--rm", &network, "--cap-add=NET_RAW", "localhost/bb", "true"]).failed();
+        assert!(said.contains("NET_RAW") || said.contains("cap-add"), "{said}");
     }
 }
