@@ -105,7 +105,10 @@ pub enum NftError {
 impl NftError {
     /// Whether the table could not be created because there is one of its name.
     pub fn is_table_there(&self) -> bool {
-        matches!(self, NftError::Refused { object: Object::Table, errno: Errno::EEXIST, .. })
+        matches!(
+            self,
+            NftError::Refused { object: Object::Table | Object::EgressTable, errno: Errno::EEXIST, .. }
+        )
     }
 }
 
