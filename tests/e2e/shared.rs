@@ -42,7 +42,7 @@ both_modes! {
         ]);
         all_arrived(&lines);
         let lines = steps(&container, &[
-            format!("tcp {name} 80"), format!("udp {name} 80 x"), format!("tcp {} 80", db.address(false)), format!("udp {} 53 x", db.address(false)),
+            format!("tcp {name} 80"), format!("udp {name} 80 x"), format!("tcp {} 80", db.address(false)), format!("udp {} 80 x", db.address(false)),
             "tcp no-such-container 80".to_owned(),
         ]);
         lines.iter().for_each(refused_at_once);

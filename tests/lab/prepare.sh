@@ -12,7 +12,7 @@ for a in "$@"; do case $a in --image) image=1 ;; --podman5) podman5=1 ;; --direc
 mkdir -p "$home"; chmod 755 "$home"
 exec 9>"$home/prepare.lock"; flock 9
 
-need=(podman crun runc conmon netavark aardvark-dns slirp4netns uidmap nftables fuse-overlayfs busybox-static dnsmasq-base dropbear-bin
+need=(podman crun runc conmon catatonit netavark aardvark-dns slirp4netns uidmap nftables fuse-overlayfs busybox-static dnsmasq-base dropbear-bin
       openssh-client openssl git curl jq iproute2 python3-minimal python3 nginx-light ca-certificates mmdebstrap debootstrap procps util-linux dpkg-dev strace
       libmnl-dev libnftnl-dev libseccomp-dev pkg-config build-essential)
 [ -z "$direct" ] || need=(podman crun uidmap busybox-static curl ca-certificates openssl)
@@ -56,7 +56,7 @@ if [ -n "$image" ] && ! fresh wl "$tools"; then
     --dpkgopt='path-exclude=/usr/share/locale/*' "$VERSION_CODENAME" "$home/wl.tar.new" "$(mirror)"
   keep wl "$tools"
 fi
-if [ -n "$podman5" ] && [ ! -e "$home/trixie/.ready" ]; then
+if [ -n "$podman5" ] && ! { [ -e "$home/trixie/.ready" ] && [ -e "$home/trixie/usr/bin/catatonit" ]; }; then
   say "building a Debian 13 root with Podman 5 (about 1 GB)"
   loudly unshare -m --propagation private "$here/trixie.sh" "$home/trixie" "$(mirror)"
 fi
