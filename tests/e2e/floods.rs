@@ -27,7 +27,7 @@ every_network! {
     fn silent_connections_keep_nobody_out(net: Net) {
         let (site, other) = (site(), site());
         let container = Recipe::on(net, &format!("{} {}", site.name, other.name)).idle();
-        let mut silent = container.spawn(&format!("idle 300 {} 80", other.name));
+        let mut silent = container.spawn(&format!("idle 60 {} 80", other.name));
         let line = silent.line();
         assert_eq!(line["open"], true, "{line}");
         reaches(&container, &site.name);

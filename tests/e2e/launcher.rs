@@ -58,9 +58,10 @@ every_card! {
     fn run_on_a_network_is_filtered(net: Net) {
         let (site, (v4, _)) = (site(), bad_addresses());
         let network = format!("--network={}", net.network());
-        let script = format!("wget -q -T 3 -O - http://{}/run; wget -q -T 3 -O - http://{v4}/run; true", site.name);
-        let said = net.mode().terok(&["run", "--rm", &network, "--allow", &site.name, "localhost/bb", "sh", "-c", &script]).succeeded();
-        assert!(said.contains("path=/run"), "{said}");
+        let (step, refused) = (format!("http {0} 80 {0} /run", site.name), format!("tcp {v4} 80"));
+        let line = ["run", "--rm", &network, "--allow", &site.name, "--volume", "/run/lab/bin/terok-probe:/p:ro", "localhost/bb", "/p", &step, &refused];
+        let lines = net.mode().terok(&line).lines();
+        assert_eq!((&lines[0]["ok"], &lines[1]["ok"]), (&true.into(), &false.into()), "{lines:?}");
         assert_eq!(site.paths(), ["/run"]);
         assert!(seen_at(v4).is_empty());
         let said = net.mode().terok(&["run", "--rm", &network, "--cap-add=NET_RAW", "localhost/bb", "true"]).failed();
