@@ -1,7 +1,7 @@
 //! What comes in masses: refusals, connections on which nobody speaks (A36, A37). Counted, bounded, and nobody else waits.
 
 use crate::expect::{reaches, terok};
-use terok_tests::{Net, Recipe, bad_addresses, every_network, seen_at, site};
+use terok_tests::{Net, Recipe, bad_addresses, eventually, every_network, seen_at, site};
 
 every_network! {
     /// A36: each packet is counted by the kernel; the log holds a few lines of them, and verifies.
@@ -33,5 +33,21 @@ every_network! {
         reaches(&container, &site.name);
         let lines = container.probe(&["dns - evil.example.net A", "tcp 203.0.113.66 80"]);
         assert!(lines.iter().all(|line| line["ok"] == false && line["ms"].as_f64().is_some_and(|ms| ms < 1000.0)), "{lines:?}");
+    }
+
+    /// A37: connections are bounded, and what is one too many is refused, which the log says; the operator is still heard.
+    fn more_connections_than_there_is_room_for_are_refused(net: Net) {
+        let site = site();
+        let container = Recipe::on(net, &format!("{}:7", site.name)).idle();
+        let mut silent: Vec<_> = (0..2).map(|_| container.spawn(&format!("idle 800 {} 7", site.name))).collect();
+        for silent in &mut silent {
+            let line = silent.line();
+            assert_eq!(line["open"], true, "{line}");
+        }
+        let line = container.audited("connect", "refuse", &site.name);
+        assert_eq!(line["reason"], "too-many-connections", "{line}");
+        assert!(terok(&container, &["status", "--json"]).contains("\"up\""));
+        drop(silent);
+        eventually("there is room again", || container.try_step(&format!("tcp {} 7 hello", site.name))["ok"] == true);
     }
 }

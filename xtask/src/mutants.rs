@@ -15,6 +15,9 @@ use std::time::Instant;
 /// Passes whatever protection is missing: a container that does not even start shows nothing either.
 const CONTROL: &str = "an_allowed_connection_is_audited_with_its_rule_before_and_its_bytes_after";
 
+/// What the operator types protects nothing, and takes long to build.
+const PROTECTING: [&str; 2] = ["terok-hook", "terok-supervisor"];
+
 /// `cargo xtask mutants`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
@@ -94,7 +97,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let bins = [folder.join("bin-0"), folder.join("bin-1")];
     let (tests, probe) = (test::compiled_tests()?, dist::probe()?);
     for bin in &bins {
-        programs(&tree, &folder, bin)?;
+        programs(&tree, &folder, &dist::PROGRAMS, bin)?;
         dist::replace(&tests, &bin.join("e2e"))?;
         dist::replace(&probe, &bin.join("terok-probe"))?;
     }
@@ -102,9 +105,15 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let mut before: Option<Trial<'_>> = None;
     // While the tests of one run, the next one is built.
     for (mutant, bin) in mutants.iter().zip(bins.iter().cycle()) {
-        mutant.built(&tree, &folder, bin).with_context(|| format!("building without {}", mutant.name))?;
+        let built = mutant.built(&tree, &folder, bin);
         survivors.extend(before.take().map(Trial::end).transpose()?.flatten());
-        before = Some(mutant.tried(lab, bin, &folder)?);
+        match built {
+            Ok(()) => before = Some(mutant.tried(lab, bin, &folder)?),
+            Err(error) => {
+                println!("without {}: NOT BUILT, {error:#}", mutant.name);
+                survivors.push(mutant.name.clone());
+            }
+        }
     }
     survivors.extend(before.map(Trial::end).transpose()?.flatten());
     if survivors.is_empty() {
@@ -141,13 +150,13 @@ fn copy(folder: &Path) -> anyhow::Result<PathBuf> {
     Ok(tree)
 }
 
-/// Builds the programs of `tree` quickly, into `bin`.
-fn programs(tree: &Path, folder: &Path, bin: &Path) -> anyhow::Result<()> {
+/// Builds these programs of `tree` quickly, into `bin`.
+fn programs(tree: &Path, folder: &Path, these: &[&str], bin: &Path) -> anyhow::Result<()> {
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let build = folder.join("build");
     std::fs::create_dir_all(bin)?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let packages = dist::PROGRAMS.iter().flat_map(|program| ["-p", program]);
+    let packages = these.iter().flat_map(|program| ["-p", program]);
     must(
         Command::new(cargo)
             .current_dir(tree)
@@ -160,7 +169,7 @@ fn programs(tree: &Path, folder: &Path, bin: &Path) -> anyhow::Result<()> {
                 &format!("target.{triple}.rustflags=[\"-C\",\"target-feature=+crt-static\"]"),
             ]),
     )?;
-    for program in dist::PROGRAMS {
+    for program in these {
         dist::replace(&build.join(&triple).join("debug").join(program), &bin.join(program))?;
     }
     Ok(())
@@ -174,6 +183,9 @@ impl Mutant {
             bail!("mutant {}: changes nothing, or no test is to notice it", self.name);
         }
         for Edit { file, find, replace } in &self.edit {
+            if file.starts_with("launcher") || file.starts_with("install") {
+                bail!("mutant {}: {} is in neither of {PROTECTING:?}", self.name, file.display());
+            }
             let path = root.join(file);
             let text = match files.remove(&path) {
                 Some(text) => text,
@@ -199,7 +211,7 @@ impl Mutant {
             originals.push((file.clone(), std::fs::read(&file)?));
             std::fs::write(&file, text)?;
         }
-        let built = programs(tree, folder, bin);
+        let built = programs(tree, folder, &PROTECTING, bin);
         for (file, original) in originals {
             std::fs::write(file, original)?;
         }
