@@ -145,9 +145,13 @@ fn load(
     Ok(missing)
 }
 
-/// Only servers in a network of the container's own, where others are, know other containers' names.
+/// Only servers in a network of the container's own, where others are, know other containers' names. Podman 5 names none in
+/// resolv.conf before the container is created; its name server listens on the bridge's own address, the gateway.
 fn with_near_resolvers(mut facts: HostFacts) -> HostFacts {
     let cards = &facts.cards;
+    if facts.resolvers.is_empty() {
+        facts.resolvers = cards.iter().flat_map(|card| card.gateways.iter().copied()).collect();
+    }
     let near = |server: &IpAddr| {
         cards.iter().any(|card| card.shared && card.nets.iter().any(|net| net.contains(*server)))
     };
@@ -206,6 +210,15 @@ mod tests {
         let shared = near(vec![card(true, "10.89.0.0", 24), card(true, "fd00::", 64)]);
         assert_eq!(shared, ["10.89.0.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
         assert!(near(vec![card(false, "10.89.0.0", 24)]).is_empty());
+
+        let gateway: IpAddr = "10.89.0.1".parse().unwrap();
+        let bridge = Card { gateways: vec![gateway], ..card(true, "10.89.0.0", 24) };
+        let facts = HostFacts { cards: vec![bridge], ..HostFacts::sealed(true) };
+        assert_eq!(
+            with_near_resolvers(facts).resolvers,
+            [gateway],
+            "where none is named, the bridge is asked"
+        );
     }
 
     #[test]
