@@ -105,10 +105,10 @@ impl Context {
     }
 
     /// Whether what was refused with `verdict` waits for an operator's word instead (`terok.shield.hold`): no rule speaks
-    /// of it, and somebody listens. The host's own ports and terok's own names are a matter of rules alone.
+    /// of it, and somebody listens. The host's own ports and names that no rule can have are not asked for.
     pub(crate) fn holds(&self, query: &Query<'_>, verdict: &Verdict) -> bool {
         let outside = match query {
-            Query::Resolve(name) | Query::Name { name, .. } => !name.is_internal(),
+            Query::Resolve(name) | Query::Name { name, .. } => !name.is_reserved(),
             Query::Literal { .. } => true,
             Query::Host { .. } => false,
         };

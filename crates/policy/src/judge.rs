@@ -134,7 +134,7 @@ pub fn judge(policy: &Policy, live: &Live, state: Shield, query: &Query<'_>) -> 
     let rules = Rules { policy, live };
     match *query {
         Query::Resolve(name) => rules.resolve(state, name),
-        Query::Name { name, port, proto } if name.is_internal() => match name.as_str() {
+        Query::Name { name, port, proto } if name.is_reserved() => match name.as_str() {
             name::HOST => rules.connect(state, &Destination::Host, port, proto),
             _ => Verdict::Refuse { reason: Reason::Unlisted, rule: None },
         },
@@ -250,7 +250,7 @@ impl<'a> Rules<'a> {
     fn resolve(self, state: Shield, name: &Name) -> Verdict {
         let to = match name.as_str() {
             name::HOST => Destination::Host,
-            _ if name.is_internal() => return Verdict::refuse(Reason::Unlisted, None),
+            _ if name.is_reserved() => return Verdict::refuse(Reason::Unlisted, None),
             _ => Destination::Name(name),
         };
         let denies: Vec<Found<'_>> = self.deny().filter(|found| to.denied_by(&found.rule.target)).collect();
@@ -460,6 +460,21 @@ mod tests {
             Shield::Up,
             &[("b.example:443", "unlisted"), ("b.example?", "unlisted"), ("[2001:db8::1]:443", "unlisted")],
         );
+    }
+
+    #[test]
+    fn a_host_that_is_called_like_a_word_of_the_rules_is_reached_by_none() {
+        // What is learned or answered about it would be written as a rule that means something else.
+        let open = Policy { learn: true, ..policy(&["any"], &[]) };
+        for state in [Shield::Up, Shield::Down] {
+            for word in name::WORDS {
+                assert!(word.parse::<Rule>().is_err() || word == "any", "{word}");
+                for question in [format!("{word}?"), format!("{word}.:443")] {
+                    assert_eq!(ask(&open, &Live::default(), state, &question), "unlisted", "{question}");
+                }
+            }
+        }
+        all(&open, Shield::Up, &[("a.host:443", "allow"), ("any.example:443", "allow")]);
     }
 
     #[test]

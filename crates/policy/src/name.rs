@@ -8,6 +8,10 @@ pub const INTERNAL: &str = "terok.internal";
 /// The host's loopback, per allowed port.
 pub const HOST: &str = "host.terok.internal";
 
+/// Words of the rule language: no rule can name a host that is called so, and whatever wrote its name into one would mean
+/// something else.
+pub const WORDS: [&str; 3] = ["any", "direct", "host"];
+
 /// Every ASCII character that is no letter, digit, dot, hyphen or underscore.
 const DENIED: AsciiDenyList = AsciiDenyList::new(true, "!\"#$%&'()*+,/:;<=>?@[\\]^`{|}~");
 
@@ -55,6 +59,10 @@ impl Name {
     /// Whether this is `terok.internal` or below: names of terok's own services, never resolved.
     pub fn is_internal(&self) -> bool {
         self.0.strip_suffix(INTERNAL).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    }
+    /// Whether no rule can name this: terok's own zone, and the [`WORDS`] of the rule language.
+    pub fn is_reserved(&self) -> bool {
+        self.is_internal() || WORDS.contains(&self.as_str())
     }
     /// Whether `self` is a proper subdomain of `parent`.
     pub fn is_under(&self, parent: &Name) -> bool {

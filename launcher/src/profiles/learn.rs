@@ -248,7 +248,7 @@ fn way(target: &str, proto: &str, by_card: bool) -> Option<(Way, u16)> {
     if host == "host" {
         return Some((Way { labels: Vec::new(), target: Target::Host, proto, direct: false }, port));
     }
-    let name = Name::parse(host).ok()?;
+    let name = Name::parse(host).ok().filter(|name| !name.is_reserved())?;
     let labels = name.as_str().rsplit('.').map(str::to_owned).collect();
     // A UDP rule is direct by itself.
     let direct = by_card && proto == Proto::Tcp;
@@ -317,6 +317,17 @@ mod tests {
         backwards.reverse();
         let again = Learned { rotated: false, ..Learned::of(backwards.into_iter()) };
         assert_eq!(again.profile("mine", "agent"), learned.profile("mine", "agent"));
+    }
+
+    #[test]
+    fn a_host_that_is_called_like_a_word_of_the_rules_is_no_rule() {
+        let log = [
+            r#""kind":"connect","action":"allow","target":"any:443","rule":"learn","detail":{"proto":"tls"}"#,
+            r#""kind":"connect","action":"allow","target":"direct:8443","rule":"learn","detail":{"proto":"tcp"}"#,
+            r#""kind":"kernel","action":"allow","target":"any:123","rule":"learn","detail":{"proto":"udp"}"#,
+        ];
+        let learned = Learned::of(lines(&log).into_iter());
+        assert_eq!((learned.rules(), learned.other.len()), (Vec::new(), 3));
     }
 
     #[test]

@@ -179,7 +179,7 @@ async fn without_anybody_who_listens_nothing_waits() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn the_floor_denied_names_and_the_hosts_own_ports_never_wait() {
+async fn the_floor_denied_names_the_hosts_own_ports_and_words_of_the_rules_never_wait() {
     local! {
         let held = Held::new(30).await;
         held.rig.context.set_live(Live { deny: vec![rule("bad.example:25")], ..Live::default() });
@@ -192,6 +192,9 @@ async fn the_floor_denied_names_and_the_hosts_own_ports_never_wait() {
             (literal([127, 0, 0, 1]), "floor"),
             (name("bad.example"), "denied"),
             (name("vault.terok.internal"), "unlisted"),
+            // As rules these would mean everything, and the host's loopback.
+            (name("any"), "unlisted"),
+            (name("host"), "unlisted"),
             (Host::Loopback, "unlisted"),
         ].into_iter().chain(own.map(|ip| (Host::Literal(ip), "floor"))) {
             let before = held.rig.lines(0).await.len();
