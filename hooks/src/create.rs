@@ -86,7 +86,7 @@ fn protect(
     if let Standing::Member(guard) = &standing {
         record.served_by = Some(guard.id.clone());
         record.network = guard.network;
-        return runtime_folder(&base, &record).map(drop);
+        return runtime_folder(&base, &record).and_then(|folder| still_wanted(place, &folder));
     }
 
     // Inside: loopback, sockets, tables; with what the operator had set before. A pod's guard has folders of its own.
@@ -124,6 +124,7 @@ fn protect(
     record.network = Some(inside.facts.network);
     let guarded = Container { network: record.network, ..guarded };
     let (runtime, control) = guarded_folder(&base, &guarded)?;
+    still_wanted(place, &runtime)?;
     let handover = Handover {
         id: &guarded.id,
         policy,
@@ -178,6 +179,15 @@ fn operator_state(folder: &Dir) -> Result<Live, Refusal> {
             Refusal::input(path, format!("is damaged ({error}); remove it to start without live rules"))
         }),
     }
+}
+
+/// Whether nobody has sounded the alarm since this start began. `terok panic` writes its marker, then blocks every container
+/// that has a runtime folder: one whose folder came later finds the marker here.
+fn still_wanted(place: &Place, folder: &Dir) -> Result<(), Refusal> {
+    place.refuse_in_panic().inspect_err(|_| {
+        // The refusal is what matters; the next start replaces the folder anyway.
+        let _ = folder.remove_self();
+    })
 }
 
 /// A fresh runtime folder, put in place as a whole. The supervisor of an earlier run may still be ending: it finds that the

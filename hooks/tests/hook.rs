@@ -264,8 +264,12 @@ mod create {
         }
 
         fn run(&self, stage: &str, state: &Value) -> Output {
+            self.run_with(&[stage], state)
+        }
+
+        fn run_with(&self, words: &[&str], state: &Value) -> Output {
             let mut child = Command::new(self.folder.path().join(layout::HOOK))
-                .arg(stage)
+                .args(words)
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped())
@@ -519,6 +523,32 @@ mod create {
             assert_refused(&lab.create(), 1, "sudo terok panic --clear");
             std::fs::remove_file(layout::PANIC_ROOTFUL).unwrap();
             assert!(lab.create().status.success());
+        });
+    }
+
+    #[test]
+    fn a_start_that_was_under_way_when_root_panicked_is_refused() {
+        with_folders(|| {
+            let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let port = taken.local_addr().unwrap().port();
+            let home = tempfile::tempdir().unwrap();
+            let settings = home.path().join(layout::CONFIG_USER);
+            std::fs::create_dir_all(settings.parent().unwrap()).unwrap();
+            std::fs::write(settings, format!("[all_containers]\n\"terok.publish\" = \"{port}:80\"\n"))
+                .unwrap();
+            let lab = Lab::new(&amended(), "ready");
+            let refused = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    // It looked for the marker long ago, and waits for its port now.
+                    std::thread::sleep(Duration::from_millis(500));
+                    std::fs::write(layout::PANIC_ROOTFUL, "").unwrap();
+                    drop(taken);
+                });
+                let words = ["create", "--all", &format!("--home={}", home.path().display())];
+                lab.run_with(&words, &lab.state())
+            });
+            assert_refused(&refused, 1, "sudo terok panic --clear");
+            assert!(!runtime().exists());
         });
     }
 
