@@ -70,6 +70,12 @@ pub(crate) struct Place<'a> {
 }
 
 impl Hold {
+    /// Begins with numbers that no table before had: a word on what waited there must not decide about what waits here, after
+    /// the worker or the container was started again. A second has more numbers than a minute has questions.
+    pub(crate) fn number_from(&self, unix_seconds: u64) {
+        self.inner.borrow_mut().last = (unix_seconds % 10_000 + 1) * 100;
+    }
+
     /// Enters a connection to `target`, for `patience` where it is the first. `None`: too many wait, or have waited lately.
     pub(crate) fn enter(&self, target: &Target, patience: Duration, most: usize) -> Option<Place<'_>> {
         let inner = &mut *self.inner.borrow_mut();
@@ -232,6 +238,18 @@ mod tests {
         let shown = hold.waiting();
         assert_eq!((shown[0].connections, shown[0].target.as_str()), (2, "a.example:443"));
         assert_eq!(shown[0].until - shown[0].since, 30_000);
+    }
+
+    #[test]
+    fn a_number_is_not_that_of_another_target_in_an_earlier_table() {
+        let asked = |since: u64, questions: u16| -> Vec<u64> {
+            let hold = Hold::default();
+            hold.number_from(since);
+            let ids = (0..questions).map(|port| hold.enter(&name("a.example", port), LONG, 9).unwrap().id());
+            ids.collect()
+        };
+        let (before, after) = (asked(1_795_217_943, BUDGET as u16), asked(1_795_217_944, 1));
+        assert!(!before.contains(&after[0]), "{after:?}");
     }
 
     #[test]

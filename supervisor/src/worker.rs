@@ -2,7 +2,7 @@
 //! until the container has ended, and may be killed at any moment: its parent starts another (L5).
 
 use crate::audit::{Audit, Facts as _, LogFile, event, open_file};
-use crate::context::Context;
+use crate::context::{Context, unix_seconds};
 use crate::control::Desk;
 use crate::dns::Dns;
 use crate::inherit::{BirthError, Inherited};
@@ -95,6 +95,7 @@ async fn serve(
     }))?;
     let link = ParentLink::new(inherited.take_link()?)?;
     let context = Context::new(config, audit, names, live, run_dir, state_dir, link);
+    context.hold.number_from(unix_seconds());
     announce(turn, &context, &confinement)?;
     let told = context.clone();
     tokio::task::spawn_local(async move { told.parent.listen(|news| told.hear(news)).await });

@@ -83,6 +83,7 @@ fn an_unlisted_name_waits_for_a_word_over_the_control_socket() {
     assert_eq!((&found["target"], &found["rule"]), (&json!("new.example:25"), &json!("new.example:25")));
     assert_eq!(rig.ask("Status", json!({}))["parameters"]["status"]["waiting"], json!([found]));
     assert!(asked.try_recv().is_err(), "dialled");
+    assert!(found["id"].as_u64().unwrap() > 100, "a number of this worker's own: {found}");
     let unknown = rig.ask("Verdict", json!({ "id": 99, "allow": true, "scope": "once" }));
     assert_eq!(unknown["error"], "io.terok.Supervisor.Refused");
     assert!(unknown["parameters"]["reason"].as_str().unwrap().contains("no connection waits under 99"));
