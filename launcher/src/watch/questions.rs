@@ -13,12 +13,17 @@ use tokio::sync::mpsc;
 /// Nobody reads a question and answers it in less: a line that comes sooner was meant for the one before it, which was
 /// just decided elsewhere.
 const READING: Duration = Duration::from_millis(500);
+/// Who waits can give up at any moment, and make another question appear under the finger that answers this one: after a
+/// question has gone by itself, the first line within this time was meant for it.
+const MEANT: Duration = Duration::from_secs(10);
 
 /// The questions that are open, the one on the screen first.
 pub(super) struct Questions {
     open: VecDeque<Question>,
     /// Since when the first of them is on the screen.
     shown: Option<(Question, Instant)>,
+    /// When the question on the screen ended without an answer from here.
+    lost: Option<Instant>,
     lines: mpsc::UnboundedReceiver<String>,
 }
 
@@ -59,7 +64,7 @@ impl Questions {
                 }
             }
         });
-        Questions { open: VecDeque::new(), shown: None, lines }
+        Questions { open: VecDeque::new(), shown: None, lost: None, lines }
     }
 
     /// Takes in what became of a waiting connection.
@@ -70,7 +75,11 @@ impl Questions {
         if event.action == "wait" {
             return self.waits(known, id, &event.target);
         }
-        self.open.retain(|question| question.id != id || question.known.socket() != known.socket());
+        let ended = |question: &Question| question.id == id && question.known.socket() == known.socket();
+        if self.open.front().is_some_and(ended) {
+            self.lost = Some(Instant::now());
+        }
+        self.open.retain(|question| !ended(question));
         self.prompt()
     }
 
@@ -93,10 +102,16 @@ impl Questions {
 
     /// Does what `line` says about the question on the screen.
     pub(super) async fn answer(&mut self, line: &str) -> anyhow::Result<()> {
+        let meant_for_lost = self.lost.take().is_some_and(|at| at.elapsed() < MEANT);
         // A line typed while nothing was asked answers nothing.
         let Some(question) = self.open.front().cloned() else { return Ok(()) };
         let read_it = self.shown.as_ref().is_some_and(|(_, since)| since.elapsed() >= READING);
         match read(line) {
+            _ if meant_for_lost => {
+                eprintln!(
+                    "terok: nothing was decided: that could be the answer to a question that has ended"
+                );
+            }
             _ if !read_it => {}
             Answer::Unclear => {}
             Answer::Skip => drop(self.open.pop_front()),
@@ -133,7 +148,7 @@ mod tests {
 
     fn questions() -> (Questions, mpsc::UnboundedSender<String>) {
         let (sender, lines) = mpsc::unbounded_channel();
-        (Questions { open: VecDeque::new(), shown: None, lines }, sender)
+        (Questions { open: VecDeque::new(), shown: None, lost: None, lines }, sender)
     }
 
     fn event(action: &str, id: u64) -> Event {
@@ -183,5 +198,29 @@ mod tests {
         assert_eq!(questions.open.len(), 1);
         control::block_on(questions.answer("s")).unwrap().unwrap();
         assert_eq!(questions.open.len(), 1, "the next question has just come up");
+    }
+
+    #[test]
+    fn an_answer_to_a_question_that_vanished_decides_nothing_about_the_next() {
+        let (mut questions, _lines) = questions();
+        let answerable = |questions: &mut Questions| questions.shown.as_mut().unwrap().1 -= READING;
+        questions.hear(&known(), &event("wait", 1)).unwrap();
+        questions.hear(&known(), &event("wait", 2)).unwrap();
+        questions.hear(&known(), &event("gone", 1)).unwrap();
+        answerable(&mut questions);
+        control::block_on(questions.answer("s")).unwrap().unwrap();
+        assert_eq!(questions.open.len(), 1, "it was meant for the one that has gone");
+        control::block_on(questions.answer("s")).unwrap().unwrap();
+        assert!(questions.open.is_empty());
+        // One that appears only after the other has gone.
+        questions.hear(&known(), &event("wait", 3)).unwrap();
+        questions.hear(&known(), &event("gone", 3)).unwrap();
+        questions.hear(&known(), &event("wait", 4)).unwrap();
+        answerable(&mut questions);
+        control::block_on(questions.answer("s")).unwrap().unwrap();
+        assert_eq!(questions.open.len(), 1);
+        questions.lost = Some(Instant::now() - MEANT);
+        control::block_on(questions.answer("s")).unwrap().unwrap();
+        assert!(questions.open.is_empty(), "long ago");
     }
 }
