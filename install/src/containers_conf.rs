@@ -45,12 +45,20 @@ pub fn hook_dirs(host: &Host, without: Option<&Path>) -> Result<HookDirs, ConfEr
 pub fn possible_hook_dirs(host: &Host) -> Result<Vec<HookDirs>, ConfError> {
     let mut possible = vec![hook_dirs(host, None)?];
     if !host.rootless() {
-        let own = host.at(host.config_home.join("containers"));
-        let files = files(host)?.into_iter().filter(|path| !path.starts_with(&own)).collect();
-        possible.push(in_force(host, files, None)?);
+        possible.push(system_hook_dirs(host, None)?);
         possible.dedup();
     }
     Ok(possible)
+}
+
+/// The hooks directories in force for everybody, as if the file `without` did not exist: no user's files count.
+///
+/// # Errors
+/// As [`hook_dirs`].
+pub fn system_hook_dirs(host: &Host, without: Option<&Path>) -> Result<HookDirs, ConfError> {
+    let own = host.at(host.config_home.join("containers"));
+    let files = files(host)?.into_iter().filter(|path| !path.starts_with(&own)).collect();
+    in_force(host, files, without)
 }
 
 fn in_force(host: &Host, files: Vec<PathBuf>, without: Option<&Path>) -> Result<HookDirs, ConfError> {

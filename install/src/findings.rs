@@ -180,8 +180,8 @@ fn runtime_finding(name: &str, version_text: &str) -> Vec<Finding> {
 pub(crate) fn configuration(host: &Host) -> Vec<Finding> {
     let mut found = Vec::new();
     let target = Target::of(host, false, None);
-    if let Some(drop_in) = target.drop_in().map(|path| target.at(&path))
-        && drop_in.exists()
+    let drop_in = target.at(&target.drop_in());
+    if drop_in.exists()
         && let (Ok(with), Ok(without), Ok(files)) =
             (hook_dirs(host, None), hook_dirs(host, Some(&drop_in)), files(host))
     {

@@ -3,10 +3,10 @@
 //! program is missing without a word, so a hook file without its binary must never exist, not even for a moment.
 
 use crate::all_containers;
-use crate::containers_conf::{ConfError, hook_dirs};
+use crate::containers_conf::{ConfError, DEFAULT_DIR, hook_dirs, system_hook_dirs};
 use crate::hook_json::{Containers, HookFile, STAGES};
 use crate::host::Host;
-use crate::target::Target;
+use crate::target::{Scope, Target};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -114,21 +114,23 @@ pub fn install_steps(
         let to = target.at(&target.hooks_dir().join(stage.file));
         steps.push(Step::Text { to, text: stage.file_for(target, containers).text() });
     }
-    if let Some(drop_in) = target.drop_in() {
-        let to = target.at(&drop_in);
-        let mut dirs = hook_dirs(host, Some(&to))?.dirs;
-        if !dirs.contains(&target.hooks_dir()) {
-            dirs.push(target.hooks_dir());
-        }
-        steps.push(Step::Text { to, text: drop_in_text(&dirs) });
+    let to = target.at(&target.drop_in());
+    let mut dirs = match target.scope {
+        // A package is for other machines than the one that builds it.
+        Scope::System if target.destdir != host.root => vec![PathBuf::from(DEFAULT_DIR)],
+        Scope::System => system_hook_dirs(host, Some(&to))?.dirs,
+        Scope::User { .. } => hook_dirs(host, Some(&to))?.dirs,
+    };
+    if !dirs.contains(&target.hooks_dir()) {
+        dirs.push(target.hooks_dir());
     }
+    steps.push(Step::Text { to, text: drop_in_text(&dirs) });
     Ok(steps)
 }
 
 /// The steps that take everything away again; with `purge`, audit logs and operator state as well.
 pub fn uninstall_steps(host: &Host, target: &Target, purge: bool) -> Vec<Step> {
-    let mut steps: Vec<Step> =
-        target.drop_in().into_iter().map(|path| Step::Remove(target.at(&path))).collect();
+    let mut steps = vec![Step::Remove(target.at(&target.drop_in()))];
     for stage in STAGES.iter().rev() {
         steps.push(Step::Remove(target.at(&target.hooks_dir().join(stage.file))));
     }
@@ -402,6 +404,23 @@ mod tests {
     }
 
     #[test]
+    fn roots_builds_do_not_meet_the_hooks() {
+        // Buildah reads this folder unasked, and gives up at a hook that is for Podman alone.
+        let root = tempfile::tempdir().unwrap();
+        let host = tests_host(root.path(), 0);
+        let own = host.at(host.config_home.join("containers/containers.conf"));
+        std::fs::create_dir_all(own.parent().unwrap()).unwrap();
+        std::fs::write(&own, "[engine]\nhooks_dir=[\"/root/private\", \"/usr/share/terok/hooks.d\"]\n")
+            .unwrap();
+        tests_install(&host);
+        assert!(!host.at(DEFAULT_DIR).exists());
+        let everybody = system_hook_dirs(&host, None).unwrap();
+        let expected = [DEFAULT_DIR, "/usr/share/terok/hooks.d"].map(PathBuf::from);
+        assert_eq!(everybody.dirs, expected, "and root's own directories are root's");
+        consulted(&host).unwrap();
+    }
+
+    #[test]
     fn hooks_for_all_containers_stay_so_until_they_are_told_otherwise() {
         for uid in [0, 1001] {
             let root = tempfile::tempdir().unwrap();
@@ -432,7 +451,8 @@ mod tests {
         tests_install(&host);
         let target = Target::of(&host, false, None);
         let steps = install_steps(&host, &target, &host.at("/build"), Containers::All).unwrap();
-        apply(&steps[..steps.len() - 1]).unwrap();
+        // The last hook file and the drop-in, which is there already.
+        apply(&steps[..steps.len() - 2]).unwrap();
         let error = consulted(&host).unwrap_err().to_string();
         assert!(error.contains("for every container") && error.contains("terok setup"), "{error}");
         assert_eq!(installed_for(&target), Containers::All, "a setup without options finishes it");

@@ -55,20 +55,19 @@ impl Target {
         }
     }
 
-    /// Where the hook files go, without the destdir.
+    /// Where the hook files go, without the destdir. Not into the folder that Podman reads by itself: root's `podman build` and
+    /// buildah read that one too and give up at a `precreate` hook ("unknown stage").
     pub fn hooks_dir(&self) -> PathBuf {
-        match &self.scope {
-            Scope::System => PathBuf::from(crate::containers_conf::DEFAULT_DIR),
-            Scope::User { .. } => self.share().join("hooks.d"),
-        }
+        self.share().join("hooks.d")
     }
 
-    /// The drop-in that makes Podman read [`Target::hooks_dir`], where it does not by itself; without the destdir.
-    pub fn drop_in(&self) -> Option<PathBuf> {
-        match &self.scope {
-            Scope::System => None,
-            Scope::User { .. } => Some(self.config_home.join("containers/containers.conf.d/50-terok.conf")),
-        }
+    /// The drop-in that makes Podman read [`Target::hooks_dir`]; without the destdir.
+    pub fn drop_in(&self) -> PathBuf {
+        let config = match &self.scope {
+            Scope::System => PathBuf::from("/etc"),
+            Scope::User { .. } => self.config_home.clone(),
+        };
+        config.join("containers/containers.conf.d/50-terok.conf")
     }
 
     /// The settings file that `--all-containers` looks into; without the destdir.
@@ -82,19 +81,11 @@ impl Target {
     /// Folders that may be ours alone, innermost first: removed by `uninstall` where they are empty.
     pub fn folders(&self) -> Vec<PathBuf> {
         let settings = self.settings().parent().map(Path::to_path_buf);
-        let mut folders = match &self.scope {
-            Scope::System => {
-                vec![self.bin_dir(), self.hooks_dir(), PathBuf::from("/usr/share/containers/oci")]
-            }
-            Scope::User { .. } => vec![self.bin_dir(), self.hooks_dir(), self.share()],
-        };
+        let mut folders = vec![self.bin_dir(), self.hooks_dir(), self.share()];
         folders.extend(settings);
+        folders.extend(self.drop_in().ancestors().skip(1).take(2).map(Path::to_path_buf));
         if let Scope::User { .. } = &self.scope {
-            folders.extend([
-                self.config_home.join("containers/containers.conf.d"),
-                self.config_home.join("containers"),
-                self.config_home.clone(),
-            ]);
+            folders.push(self.config_home.clone());
         }
         folders
     }

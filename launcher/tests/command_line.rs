@@ -278,12 +278,13 @@ fn setup_below_a_destdir_is_whole_and_idempotent() {
     }
     assert_eq!(setup("setup").status.code(), Some(0));
     let expected = [
+        "etc/containers/containers.conf.d/50-terok.conf",
         "usr/libexec/terok/terok-hook",
         "usr/libexec/terok/terok-supervisor",
         "usr/local/bin/terok",
-        "usr/share/containers/oci/hooks.d/50-terok-create.json",
-        "usr/share/containers/oci/hooks.d/50-terok-precreate.json",
-        "usr/share/containers/oci/hooks.d/50-terok-stop.json",
+        "usr/share/terok/hooks.d/50-terok-create.json",
+        "usr/share/terok/hooks.d/50-terok-precreate.json",
+        "usr/share/terok/hooks.d/50-terok-stop.json",
     ];
     assert_eq!(files(&destdir), expected.map(PathBuf::from));
     assert_eq!(text(&setup("setup").stdout), "already set up\n");

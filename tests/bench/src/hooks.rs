@@ -12,7 +12,7 @@ pub(crate) const VERB: &str = "hook";
 /// Where this program is in the lab.
 const SELF: &str = "/run/lab/bin/terok-bench";
 /// Where terok's hooks are installed.
-const INSTALLED: &str = "/usr/share/containers/oci/hooks.d";
+const INSTALLED: &str = "/usr/share/terok/hooks.d";
 
 /// Hook files with a stopwatch, and the log it writes.
 #[derive(Debug)]
