@@ -18,6 +18,7 @@ const WIRING: Wiring =
     Wiring { dns_udp: 40_001, dns_tcp: 40_002, proxy: 40_003, peers: 40_004, mark: 0x5eed };
 const NOW: u64 = 1_000;
 const NEW: u32 = 8;
+const RELATED: u32 = 4;
 const ESTABLISHED: u32 = 2;
 
 /// A packet as the hooks see it.
@@ -448,6 +449,36 @@ fn what_comes_in_is_what_the_engine_publishes_and_not_a_neighbour() {
     assert_eq!(Table(&blocked).run("out", &mut answer), Fate::Reset);
     let mut request = Packet { reply: false, ..answer.answer() };
     assert_eq!(Table(&blocked).run("in", &mut request), Fate::Drop);
+}
+
+#[test]
+fn block_closes_what_a_helper_in_the_namespace_publishes_and_leaves_the_containers_own_loopback() {
+    let plan = plan(&[], &[80]);
+    let live = Live { state: Some(Shield::Block), ..Live::default() };
+    let open = in_force(&plan);
+    let blocked = plan.ruleset(&WIRING, &Now { live: &live, grants: &Grants::default(), unix: NOW });
+    let by_lo = |ruleset, source: &str, proto, dport, reply| {
+        let here = Packet::out(source.parse().unwrap(), proto, dport).answer();
+        let mut packet = Packet { sport: 40_000, dport, state: ESTABLISHED, reply, lo: true, ..here };
+        Table(ruleset).run("in", &mut packet)
+    };
+    for own in ["10.88.0.2", "fd10::2"] {
+        assert_eq!(by_lo(&open, own, 6, 8080, false), Fate::Accept, "{own}");
+        assert_eq!(by_lo(&blocked, own, 6, 8080, false), Fate::Reset, "{own}");
+        assert_eq!(by_lo(&blocked, own, 17, 8080, false), Fate::Drop, "{own}");
+        // Its questions and connections still get their refusal, and the resets and answers that say so.
+        assert_eq!(by_lo(&blocked, own, 17, WIRING.dns_udp, false), Fate::Accept, "{own}");
+        assert_eq!(by_lo(&blocked, own, 6, WIRING.dns_tcp, false), Fate::Accept, "{own}");
+        assert_eq!(by_lo(&blocked, own, 6, WIRING.proxy, false), Fate::Accept, "{own}");
+        assert_eq!(by_lo(&blocked, own, 6, 40_001, true), Fate::Accept, "{own}");
+    }
+    for inside in ["127.0.0.1", "::1", "fd74:6572:6f6b:1::1"] {
+        assert_eq!(by_lo(&blocked, inside, 6, 8080, false), Fate::Accept, "{inside}");
+    }
+    // A reset of ours in the name of a peer that came in: `related`, and in the direction in which the peer began.
+    let here = Packet::out("203.0.113.9".parse().unwrap(), 6, 8080).answer();
+    let mut reset = Packet { sport: 40_000, dport: 8080, state: RELATED, reply: false, lo: true, ..here };
+    assert_eq!(Table(&blocked).run("in", &mut reset), Fate::Accept);
 }
 
 #[test]

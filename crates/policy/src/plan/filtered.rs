@@ -7,6 +7,7 @@ use super::{HostFacts, Wiring};
 use crate::policy::Policy;
 use crate::rule::Cidr;
 use crate::ruleset::{Chain, Egress, End, Family, Hook, Match, NftRule, Set, Statement};
+use crate::virt::V6_SELF;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// What the container starts has a port from here on the wire ([`Statement::Masquerade`]), and nothing new may come in
@@ -28,7 +29,7 @@ pub(super) fn chains(policy: &Policy, facts: &HostFacts, wiring: &Wiring) -> Vec
         nat("nat_post", Hook::Postrouting, 100, vec![leaving(TCP), leaving(UDP)]),
         filter("out", Hook::Output, output(&peers, wiring.mark)),
         leave(Some(wiring.mark)),
-        filter("in", Hook::Input, input(policy, &peers)),
+        filter("in", Hook::Input, input(policy, &peers, wiring)),
         filter("forward", Hook::Forward, Vec::new()),
     ]
 }
@@ -180,9 +181,25 @@ fn recorded(matches: &[Match], mark: u32) -> [NftRule; 2] {
     [rule(fresh, log("terok:allow")), rule(matches.to_vec(), pass(mark))]
 }
 
-fn input(policy: &Policy, peers: &Peers<'_>) -> Vec<NftRule> {
+fn input(policy: &Policy, peers: &Peers<'_>, wiring: &Wiring) -> Vec<NftRule> {
     let accept = |matches: &[Match]| rule(matches.to_vec(), [Statement::Accept]);
-    let mut rules = vec![accept(&[Match::InLo])];
+    let own = [(UDP, wiring.dns_udp), (TCP, wiring.dns_tcp), (TCP, wiring.proxy)];
+    let mut rules: Vec<NftRule> = own
+        .into_iter()
+        .map(|(proto, port)| accept(&[Match::InLo, Match::L4Proto(proto), Match::DPort(port)]))
+        .collect();
+    let inside = loopback().into_iter().chain([Cidr::host(V6_SELF.into())]);
+    rules.extend(inside.map(|block| accept(&[Match::InLo, Match::SAddr(block)])));
+    // What a rootless engine publishes comes by lo as well: its helper in this namespace connects from the card's own address.
+    // The answers of our services are on their way back, and resets of ours, from any address, are related.
+    let coming = [Match::InLo, Match::CtOriginal, Match::CtState(NEW | ESTABLISHED)];
+    for lookup in lookups(End::Source, ["deny4", "deny6"], true) {
+        let tcp = [&coming[..], &[Match::L4Proto(TCP), lookup.clone()]].concat();
+        rules.push(rule(tcp.clone(), log("terok:in")));
+        rules.push(rule(tcp, [Statement::Counter, Statement::RejectTcpReset]));
+        rules.push(rule([&coming[..], &[lookup]].concat(), [Statement::Counter, Statement::Drop]));
+    }
+    rules.push(accept(&[Match::InLo]));
     rules.extend(neighbour_discovery().map(|kind| accept(&[Match::L4Proto(ICMP6), kind])));
     rules.push(rule([Match::L4Proto(IGMP)], [Statement::Drop]));
     rules.extend(peers.answers().map(|answer| accept(&answer)));
