@@ -396,12 +396,23 @@ pub struct Running {
 }
 
 impl Running {
-    /// The probe's next line; null at the end.
+    /// The probe's next line; null at the end, or where none comes for a minute.
     pub fn line(&mut self) -> Value {
-        let mut line = String::new();
-        if let Some(out) = &mut self.out {
-            let _ = std::io::BufRead::read_line(out, &mut line);
-        }
+        self.line_within(std::time::Duration::from_secs(60))
+    }
+
+    /// The probe's next line; null at the end, or where none comes for so long: then this was the last.
+    pub fn line_within(&mut self, limit: std::time::Duration) -> Value {
+        let Some(mut out) = self.out.take() else { return Value::Null };
+        let (tell, told) = std::sync::mpsc::channel();
+        // Ends with the probe.
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            let _ = std::io::BufRead::read_line(&mut out, &mut line);
+            let _ = tell.send((out, line));
+        });
+        let Ok((out, line)) = told.recv_timeout(limit) else { return Value::Null };
+        self.out = Some(out);
         serde_json::from_str(&line).unwrap_or_default()
     }
 }
