@@ -33,6 +33,9 @@ pub(crate) struct PanicArgs {
     /// Only the containers of this user, without the marker: how root's panic reaches those of others
     #[arg(long, hide = true, conflicts_with = "clear")]
     own: bool,
+    /// Only the containers of other users
+    #[arg(long, hide = true, conflicts_with_all = ["clear", "own"])]
+    others: bool,
 }
 
 /// Sounds the alarm or ends it. Exit code 1 where something could not be stopped.
@@ -41,7 +44,8 @@ pub(crate) fn panic(host: &Host, args: &PanicArgs) -> anyhow::Result<ExitCode> {
         clear(host)?;
         return Ok(ExitCode::SUCCESS);
     }
-    Ok(if alarm(host, args)? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let stopped = if args.others { users::others(args.kill)? } else { alarm(host, args)? };
+    Ok(if stopped { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Whether everything was stopped.
@@ -196,7 +200,7 @@ mod tests {
     use terok_policy::control::Container;
     use terok_policy::layout;
 
-    const NOTHING: PanicArgs = PanicArgs { kill: false, clear: false, own: false };
+    const NOTHING: PanicArgs = PanicArgs { kill: false, clear: false, own: false, others: false };
 
     fn host(root: &std::path::Path) -> Host {
         Host {

@@ -39,7 +39,7 @@ pub struct Container {
 /// A connection that waits for a verdict (`terok.shield.hold`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Waiting {
-    /// What `terok verdict` calls it; counted from 1, never used again while the supervisor lives.
+    /// What `terok verdict` calls it; never used again, not even by the supervisor that comes after a crash or a restart.
     pub id: u64,
     /// `name:port` or `address:port`.
     pub target: String,
