@@ -62,9 +62,11 @@ pub fn examine(host: &Host, ask: Ask<'_>) -> Vec<Finding> {
     found.extend(findings::configuration(host));
     found.extend(findings::folders(host));
     found.extend(findings::networks(host));
-    found.extend(findings::settings(host));
+    let settings = findings::settings(host);
+    let mut nothing_starts = settings.iter().any(|finding| finding.level == Level::Fail);
+    found.extend(settings);
     let panics = findings::panic(host);
-    let panic = !panics.is_empty();
+    nothing_starts |= !panics.is_empty();
     found.extend(panics);
     match consulted(host) {
         Ok(consulted) => {
@@ -75,12 +77,12 @@ pub fn examine(host: &Host, ask: Ask<'_>) -> Vec<Finding> {
                     consulted.bin_dir.display()
                 ),
             ));
+            // Why is said above; a container that does not start would only say it again.
+            if nothing_starts {
+                return found;
+            }
             if consulted.containers == Containers::All {
                 found.push(findings::all_containers(host));
-            }
-            // Nothing starts, which is as it should be.
-            if panic {
-                return found;
             }
             let trial = trial::container(host, &podman, ask);
             if trial.iter().any(|finding| finding.level == Level::Fail) {

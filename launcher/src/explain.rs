@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use terok_install::host::Host;
 use terok_policy::live::Live;
 use terok_policy::plan::Network;
-use terok_policy::policy::Sourced;
+use terok_policy::policy::{Policy, Sourced};
 use terok_policy::rule::Proto;
 use terok_policy::{Name, Plan, Query, Verdict, annotation, judge};
 
@@ -62,6 +62,13 @@ pub(crate) fn explain(
         // Redirected before any rule is asked (the table's first rules).
         let answer = match question.port() {
             DNS => "answered by terok's own DNS server, as every question to port 53 is".to_owned(),
+            _ if waits(&plan.policy, question, &verdict) => show::toned(
+                show::Tone::Notice,
+                &format!(
+                    "waits {} seconds for an operator's verdict if somebody listens, else refused",
+                    plan.policy.hold
+                ),
+            ),
             _ => verdict_text(&verdict),
         };
         say!("{text}: {answer}")?;
@@ -116,6 +123,16 @@ impl Question {
             Question::Host(port, proto) => Query::Host { port: *port, proto: *proto },
         }
     }
+}
+
+/// Whether such a connection would be held: by TCP, where only a rule is missing, and never to the host's own ports.
+fn waits(policy: &Policy, question: &Question, verdict: &Verdict) -> bool {
+    let carried = match question {
+        Question::Name(_, _, proto) | Question::Literal(_, _, proto) => *proto == Proto::Tcp,
+        Question::Host(..) => false,
+    };
+    let missing = matches!(verdict, Verdict::Refuse { reason, rule: None } if reason.is_open_question());
+    policy.hold > 0 && carried && missing
 }
 
 fn verdict_text(verdict: &Verdict) -> String {

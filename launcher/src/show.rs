@@ -64,8 +64,11 @@ pub(crate) fn event(event: &Event) -> String {
     let detail: Vec<String> = event
         .detail
         .iter()
-        .map(|(key, value)| {
-            value.as_str().map_or_else(|| format!("{key}={value}"), |text| format!("{key}={text}"))
+        .map(|(key, value)| match (value.as_str(), value.as_u64()) {
+            (Some(text), _) => format!("{key}={text}"),
+            // Milliseconds since the epoch, for machines: a person compares it with the line's own time.
+            (None, Some(until)) if key == "until" => format!("{key}={}", time(until)),
+            _ => format!("{key}={value}"),
         })
         .collect();
     if !detail.is_empty() {

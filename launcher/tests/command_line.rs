@@ -201,6 +201,30 @@ fn with_a_card_the_plan_is_another_and_says_that_the_card_is_an_example() {
 }
 
 #[test]
+fn explain_says_what_would_wait_for_a_verdict() {
+    let rules =
+        ["terok.shield.allow=api.example.com", "terok.shield.hold=30s", "terok.shield.deny=evil.example.net"];
+    let asked =
+        ["api.example.com:443", "new.example.com:443", "evil.example.net:443", "10.0.0.1:80", "host:8080"];
+    let mut words = vec!["explain"];
+    words.extend(rules);
+    words.extend(asked.iter().flat_map(|target| ["--ask", target]));
+    let output = Person::new().terok(&words);
+    let said = text(&output.stdout);
+    let answer = |target: &str| {
+        said.lines().find_map(|line| line.strip_prefix(&format!("{target}: "))).unwrap().to_owned()
+    };
+    assert!(answer("api.example.com:443").starts_with("allowed"), "{said}");
+    assert!(
+        answer("new.example.com:443").starts_with("waits 30 seconds for an operator's verdict"),
+        "{said}"
+    );
+    for target in &asked[2..] {
+        assert!(answer(target).starts_with("refused"), "{said}");
+    }
+}
+
+#[test]
 fn explain_prints_the_plan_and_answers_questions() {
     let person = Person::new();
     let output = person.terok(&[
