@@ -179,7 +179,7 @@ async fn without_anybody_who_listens_nothing_waits() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn the_floor_denied_names_the_hosts_own_ports_and_words_of_the_rules_never_wait() {
+async fn the_floor_denied_names_and_the_hosts_own_ports_never_wait() {
     local! {
         let held = Held::new(30).await;
         held.rig.context.set_live(Live { deny: vec![rule("bad.example:25")], ..Live::default() });
