@@ -196,6 +196,17 @@ impl Guard {
     pub(crate) fn apply(&mut self, state: &Dir) -> anyhow::Result<()> {
         self.refuse_if_cut_off()?;
         let live = self.clock.of_live(read_live(state)?);
+        self.put(live)
+    }
+
+    /// Lets nothing pass until the next [`Guard::apply`], whatever the operator's file says: a full disk must not keep a
+    /// container open.
+    pub(crate) fn close(&mut self) -> anyhow::Result<()> {
+        self.refuse_if_cut_off()?;
+        self.put(Live { state: Some(Shield::Block), until: None, ..self.live.clone() })
+    }
+
+    fn put(&mut self, live: Live) -> anyhow::Result<()> {
         let before = std::mem::replace(&mut self.live, live);
         self.granting.forget_rules();
         self.granting.expire(self.clock.now().saturating_sub(LINGERING));

@@ -139,7 +139,12 @@ impl Operator {
         } else {
             let kept = self.context.keep(&after).map_err(Obstacle::from);
             self.context.set_live(after.clone());
-            let loaded = self.load(&before, &after).await.map_err(Obstacle::from);
+            // The parent reads the file.
+            let loaded = match change {
+                Change::State(Shield::Block, _) if kept.is_err() => self.context.parent.block().await,
+                _ => self.load(&before, &after).await,
+            };
+            let loaded = loaded.map_err(Obstacle::from);
             recorded.and(kept).and(loaded).map_err(ChangeError::Partial)
         };
         self.timer.notify_one();

@@ -207,6 +207,7 @@ impl Parent {
                 return Ok(true);
             }
             Ask::Apply => self.guard.apply(&self.state).map(|()| Vec::new()),
+            Ask::Block => self.guard.close().map(|()| Vec::new()),
             Ask::Grant { name, ttl, addresses } => self.guard.grant(&name, ttl, &addresses),
         };
         self.tell(worker, &Told::Answer { number, done: done.map_err(|error| format!("{error:#}")) })?;

@@ -41,6 +41,8 @@ pub(crate) enum Ask {
     Ready,
     /// Load what `live.json` says into the kernel's sets.
     Apply,
+    /// Let nothing pass, although `live.json` could not be written.
+    Block,
     /// Let packets to these addresses pass because an answer names them.
     Grant {
         /// The name that was asked for.
@@ -135,6 +137,11 @@ impl ParentLink {
     /// Has the parent load what `live.json` says.
     pub(crate) async fn apply(&self) -> Result<(), RefusedByParent> {
         self.ask(Ask::Apply).await.map(drop)
+    }
+
+    /// Has the parent let nothing pass until it is to apply something else, whatever `live.json` says.
+    pub(crate) async fn block(&self) -> Result<(), RefusedByParent> {
+        self.ask(Ask::Block).await.map(drop)
     }
 
     /// Has the parent let packets to `addresses` pass because the answer for `name` will tell them, for `ttl` seconds or a

@@ -1,4 +1,5 @@
-//! The real supervisor of a container with a card: whose tables somebody changes, and whose supervisor dies.
+//! The real supervisor of a container with a card: whose tables somebody changes, whose disk is full, and whose supervisor
+//! dies.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod rig;
@@ -78,6 +79,29 @@ fn a_changed_table_cuts_the_container_off_until_it_is_started_again() {
     assert!(!echo(&client(&rig)));
     let rig = Rig::start_in(rig.end(), &filtered(&["a.example"]));
     assert_eq!((rig.resolve("a.example").0, &status(&rig)["state"]), (0, &json!("up")));
+}
+
+#[test]
+fn a_full_disk_does_not_keep_a_card_open_to_an_operator_who_blocks() {
+    if !rig::possible() {
+        return;
+    }
+    let rig = Rig::start(&filtered(&["198.51.100.1:443/udp"]));
+    serve(&rig);
+    let socket = client(&rig);
+    assert!(echo(&socket));
+    // What stands where the temporary file goes is as good as no space.
+    let obstacle = rig.root.path().join("state/c1").join(format!(".{}.new", layout::LIVE));
+    std::fs::create_dir_all(obstacle.join("full")).unwrap();
+    let told = rig.ask("SetState", json!({ "state": "block" }));
+    assert_eq!(told["error"], "io.terok.Supervisor.Partial", "{told}");
+    assert!(told["parameters"]["reason"].as_str().unwrap().contains("live.json"), "{told}");
+    assert_eq!(status(&rig)["state"], "block");
+    assert!(!echo(&socket) && !echo(&client(&rig)));
+    std::fs::remove_dir_all(obstacle).unwrap();
+    let up = rig.ask("SetState", json!({ "state": "up" }));
+    assert!(up["error"].is_null(), "{up}");
+    assert!(echo(&client(&rig)));
 }
 
 #[test]
