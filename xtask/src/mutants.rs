@@ -56,6 +56,8 @@ struct Mutant {
     /// The networks whose tests must fail; all where none is named.
     #[serde(default)]
     nets: Vec<String>,
+    /// Where only a test of one crate can bring the attack about: its folder. Tests are then parts of that crate's paths.
+    package: Option<PathBuf>,
     /// A test that passes without the protection, if [`CONTROL`] does not.
     control: Option<String>,
     edit: Vec<Edit>,
@@ -105,7 +107,13 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let mut before: Option<Trial<'_>> = None;
     // While the tests of one run, the next one is built.
     for (mutant, bin) in mutants.iter().zip(bins.iter().cycle()) {
-        let built = mutant.built(&tree, &folder, bin);
+        if let Some(package) = &mutant.package {
+            let noticed =
+                mutant.in_place(&tree, || mutant.noticed_by_package(&tree.join(package), &folder))?;
+            survivors.extend((!noticed).then(|| mutant.name.clone()));
+            continue;
+        }
+        let built = mutant.in_place(&tree, || programs(&tree, &folder, &PROTECTING, bin));
         survivors.extend(before.take().map(Trial::end).transpose()?.flatten());
         match built {
             Ok(()) => before = Some(mutant.tried(lab, bin, &folder)?),
@@ -205,18 +213,41 @@ impl Mutant {
         Ok(files)
     }
 
-    /// Builds the programs without the protection; `tree` is as before when they are there.
-    fn built(&self, tree: &Path, folder: &Path, bin: &Path) -> anyhow::Result<()> {
+    /// Does `work` while `tree` lacks the protection.
+    fn in_place<T>(&self, tree: &Path, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
         let mut originals = Vec::new();
         for (file, text) in self.applied(tree)? {
             originals.push((file.clone(), std::fs::read(&file)?));
             std::fs::write(&file, text)?;
         }
-        let built = programs(tree, folder, &PROTECTING, bin);
+        let done = work();
         for (file, original) in originals {
             std::fs::write(file, original)?;
         }
-        built
+        done
+    }
+
+    /// Whether each of its tests, in the crate in `package`, fails.
+    fn noticed_by_package(&self, package: &Path, folder: &Path) -> anyhow::Result<bool> {
+        let started = Instant::now();
+        let mut noticed = true;
+        for test in &self.tests {
+            let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+                .current_dir(package)
+                .env("CARGO_TARGET_DIR", folder.join("build"))
+                .args(["test", "--quiet", "--locked", "--no-fail-fast", test])
+                .output()
+                .context("starting cargo")?;
+            let text = String::from_utf8_lossy(&output.stdout);
+            noticed &= text.lines().any(|line| line.starts_with("---- ") && line.contains(test.as_str()));
+        }
+        let seconds = started.elapsed().as_secs();
+        println!(
+            "without {}: {} ({seconds} s)",
+            self.name,
+            if noticed { "noticed by its crate" } else { "NOT noticed" }
+        );
+        Ok(noticed)
     }
 
     /// Starts its tests on the programs of `bin`. What they say is in `folder`, in a file of the mutant's name.
@@ -297,9 +328,12 @@ mod tests {
                 assert!(row.contains(&mutant.name), "{attack}: {} is not in its row", mutant.name);
             }
             for test in &mutant.tests {
+                if mutant.package.is_some() {
+                    continue; // one that is not there does not fail either
+                }
                 let (module, name) = test.split_once("::").unwrap_or_else(|| panic!("{test}: MODULE::NAME"));
-                let text =
-                    std::fs::read_to_string(workspace().join(format!("tests/e2e/{module}.rs"))).unwrap();
+                let file = format!("tests/e2e/{module}.rs");
+                let text = std::fs::read_to_string(workspace().join(file)).unwrap();
                 assert!(text.contains(&format!("fn {name}(")), "{}: no test {test}", mutant.name);
             }
         }
