@@ -36,7 +36,7 @@ pub(crate) fn step(target: &Target) -> Result<Option<Step>, SetupError> {
         text if text.ends_with('\n') => "\n",
         _ => "\n\n",
     };
-    Ok(Some(Step::Text { to, text: format!("{text}{gap}{TEXT}") }))
+    Ok(Some(Step::Amended { to, text: format!("{text}{gap}{TEXT}") }))
 }
 
 /// Whether the settings are what [`step`] wrote, so that nobody misses them.
@@ -49,6 +49,7 @@ mod tests {
     use super::*;
     use crate::setup::apply;
     use crate::target::Scope;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn settings_that_are_there_keep_every_byte() {
@@ -61,8 +62,11 @@ mod tests {
         let file = target.at(&target.settings());
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
         std::fs::write(&file, "# ours\nno_proxy = []").unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let mode = || std::fs::metadata(&file).unwrap().permissions().mode() & 0o777;
         apply(&step(&target).unwrap().into_iter().collect::<Vec<_>>()).unwrap();
         let text = std::fs::read_to_string(&file).unwrap();
+        assert_eq!(mode(), 0o600, "a password in it stays a secret");
         assert_eq!(text, format!("# ours\nno_proxy = []\n\n{TEXT}"));
         let table: toml::Table = text.parse().unwrap();
         assert_eq!(table[TABLE]["terok.shield"].as_str(), Some("up"));

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
+use terok_policy::layout;
 use terok_policy::settings::Settings;
 
 /// Versions of runtimes below which a container can leave its box.
@@ -254,6 +255,18 @@ pub(crate) fn settings(host: &Host) -> Vec<Finding> {
     for path in host.settings_files() {
         match read_settings(&path) {
             Ok(Some(Settings { upstream: Some(upstream), .. })) => {
+                if upstream.login.is_some() && is_open(&path) {
+                    // Rootless hooks read the machine's file as their user.
+                    let remedy = match path == host.at(layout::CONFIG_SYSTEM) {
+                        true => format!(
+                            "write upstream_proxy into ~/{} of those who need it",
+                            layout::CONFIG_USER
+                        ),
+                        false => format!("chmod 600 {}", path.display()),
+                    };
+                    let what = format!("{} holds a password that others can read", path.display());
+                    found.push(Finding::warn("configuration", what, remedy));
+                }
                 let (host, port) = (upstream.host, upstream.port);
                 found.push(Finding::ok(
                     "configuration",
@@ -274,6 +287,11 @@ pub(crate) fn settings(host: &Host) -> Vec<Finding> {
         }
     }
     found
+}
+
+/// Whether others than the owner can read the file.
+fn is_open(path: &Path) -> bool {
+    path.metadata().is_ok_and(|meta| meta.mode() & 0o044 != 0)
 }
 
 fn read_settings(path: &Path) -> Result<Option<Settings>, String> {
@@ -467,12 +485,19 @@ mod tests {
 
     #[test]
     fn settings_that_cannot_be_read_are_named_with_their_line_and_a_proxy_without_its_password() {
+        use std::os::unix::fs::PermissionsExt;
         let root = tempfile::tempdir().unwrap();
         let host = tests_host(root.path(), 1001);
         assert_eq!(settings(&host), []);
         let [_, own] = host.settings_files().try_into().unwrap();
         std::fs::create_dir_all(own.parent().unwrap()).unwrap();
         std::fs::write(&own, "upstream_proxy = \"http://u:secret@proxy.example:3128\"\n").unwrap();
+        let mode = |mode| std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(&own, mode(0o644)).unwrap();
+        let found = settings(&host);
+        assert_eq!((found.len(), found[0].level), (2, Level::Warn));
+        assert!(found[0].remedy.starts_with("chmod 600 "), "{found:?}");
+        std::fs::set_permissions(&own, mode(0o600)).unwrap();
         let found = settings(&host);
         assert!(
             found[0].what.contains("proxy.example:3128") && !found[0].what.contains("secret"),

@@ -29,6 +29,13 @@ pub enum Step {
         /// Its content.
         text: String,
     },
+    /// Put a new text in the place of one that may hold a password: who could not read the old one cannot read the new one.
+    Amended {
+        /// Where it goes.
+        to: PathBuf,
+        /// Its content.
+        text: String,
+    },
     /// Take a file away.
     Remove(PathBuf),
     /// Take a folder away if it is empty.
@@ -164,6 +171,7 @@ pub fn apply(steps: &[Step]) -> Result<Vec<PathBuf>, SetupError> {
         let (path, done) = match step {
             Step::Program { from, to } => (to, put_program(from, to)),
             Step::Text { to, text } => (to, put(to, text.as_bytes(), 0o644)),
+            Step::Amended { to, text } => (to, put(to, text.as_bytes(), mode_of(to).unwrap_or(0o644))),
             Step::Remove(path) => (path, remove(path)),
             Step::RemoveFolder(path) => (path, remove_if_empty(path)),
             Step::RemoveTree(path) => (path, missing_is_fine(std::fs::remove_dir_all(path))),
@@ -182,6 +190,10 @@ pub fn apply(steps: &[Step]) -> Result<Vec<PathBuf>, SetupError> {
         }
     }
     Ok(changed)
+}
+
+fn mode_of(path: &Path) -> Option<u32> {
+    std::fs::metadata(path).ok().map(|meta| meta.permissions().mode() & 0o777)
 }
 
 fn drop_in_text(dirs: &[PathBuf]) -> String {
