@@ -105,6 +105,11 @@ impl Resolver {
         }
     }
 
+    /// The addresses of `name` in the hosts file, possibly none.
+    pub(crate) fn in_hosts(&self, name: &Name) -> Vec<IpAddr> {
+        self.files.borrow_mut().host(name).unwrap_or_default()
+    }
+
     /// What is known of `name` in one family.
     pub(crate) async fn records(&self, name: &Name, family: Family) -> Result<Records, ResolveError> {
         if let Some(mut addresses) = self.files.borrow_mut().host(name) {

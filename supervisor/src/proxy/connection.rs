@@ -134,7 +134,7 @@ async fn through(
     tally: &Tally,
 ) -> Result<Socket, Fault> {
     match &target.host {
-        Host::Name(name) if is_own_name(name) => {
+        Host::Name(name) if is_own_name(name) || proxy.is_this_host(name) => {
             return refused(refusal(target).reason(Reason::Floor).with("floor", Floor::Loopback.to_string()));
         }
         Host::Name(_) | Host::Loopback => {}
@@ -232,6 +232,15 @@ impl Proxy {
     /// Whether a deny rule names this address.
     fn denied(&self, address: SocketAddr) -> bool {
         is_denied(address, |query| self.context.judge(query))
+    }
+
+    /// Whether the hosts file says that `name` is this very host. A proxy that runs here, as many do, reads the same file.
+    fn is_this_host(&self, name: &Name) -> bool {
+        let own = |ip: &IpAddr| {
+            matches!(floor(*ip), Some(Floor::Loopback | Floor::Unspecified))
+                || self.routes.is_local(*ip).unwrap_or(true)
+        };
+        self.resolver.in_hosts(name).iter().any(own)
     }
 
     /// Why `ip` is below the floor, the host's own addresses included. What the kernel does not tell is refused.

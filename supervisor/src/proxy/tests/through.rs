@@ -66,15 +66,15 @@ async fn the_proxys_own_host_and_what_is_below_the_floor_are_not_asked_for() {
     local! {
         let (outside, settings) = upstream().await;
         let down = Policy { shield: terok_policy::Shield::Down, ..policy(&[]) };
-        let rig = Rig::under(down, Some(settings), "");
+        let rig = Rig::under(down, Some(settings), "127.0.1.1 machine.example machine\n::1 ip6-localhost\n");
         let private = Host::Literal(Ipv4Addr::new(10, 0, 0, 1).into());
-        for host in [name("localhost"), name("a.localhost"), private] {
+        for host in [name("localhost"), name("a.localhost"), name("machine"), name("ip6-localhost"), private] {
             assert_reset(&mut rig.connect(host, 25).await).await;
         }
         assert!(timeout(Duration::from_millis(50), outside.accept()).await.is_err());
-        let refused = rig.lines(7).await;
+        let refused = rig.lines(9).await;
         let floor = refused.iter().filter(|line| line["reason"] == "floor").count();
-        assert_eq!(floor, 3, "{refused:?}");
+        assert_eq!(floor, 5, "{refused:?}");
     }
 }
 
