@@ -9,6 +9,7 @@ use terok_install::hook_json::Containers;
 use terok_install::host::Host;
 use terok_install::target::{Scope, Target};
 use terok_install::{consulted, setup};
+use terok_policy::plan::Network;
 
 /// Which installation.
 #[derive(Debug, clap::Args)]
@@ -111,13 +112,29 @@ pub(crate) fn uninstall(host: &Host, place: &Place, purge: bool) -> anyhow::Resu
     if changed.is_empty() {
         say!("nothing is installed here")?;
     }
-    if !running.is_empty() {
-        say!(
-            "protected until they end, and without network when started again: {}",
-            running.iter().map(containers::Known::name).collect::<Vec<_>>().join(", ")
-        )?;
+    for line in afterwards(&running) {
+        say!("{line}")?;
     }
     Ok(())
+}
+
+/// What becomes of containers that run while terok is taken away. A card is Podman's: it comes back without us.
+fn afterwards(running: &[containers::Known]) -> Vec<String> {
+    let (sealed, others): (Vec<_>, Vec<_>) =
+        running.iter().partition(|known| known.network() == Some(Network::Sealed));
+    let told = [
+        (sealed, "protected until they end, and without network when started again"),
+        (
+            others,
+            "protected until they end; started again they have their network without protection, so remove them",
+        ),
+    ];
+    told.into_iter()
+        .filter(|(group, _)| !group.is_empty())
+        .map(|(group, what)| {
+            format!("{what}: {}", group.iter().map(|known| known.name()).collect::<Vec<_>>().join(", "))
+        })
+        .collect()
 }
 
 /// `terok doctor`: exit code 1 where something fails.
@@ -151,4 +168,29 @@ pub(crate) fn doctor(host: &Host, json: Json) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(if fails == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use terok_policy::control::Container;
+
+    #[test]
+    fn who_takes_terok_away_hears_which_containers_come_back_unprotected() {
+        let known = |name: &str, network| containers::Known {
+            id: name.into(),
+            record: Some(Container { name: name.into(), network, ..Container::default() }),
+            run: Some("/nowhere".into()),
+            state: "/nowhere".into(),
+        };
+        let running = [
+            known("inner", Some(Network::Sealed)),
+            known("web", Some(Network::Filtered)),
+            known("older", None),
+        ];
+        let [sealed, others] = &afterwards(&running)[..] else { panic!("two lines") };
+        assert!(sealed.ends_with("without network when started again: inner"), "{sealed}");
+        assert!(others.contains("without protection") && others.ends_with(": web, older"), "{others}");
+        assert!(afterwards(&[]).is_empty());
+    }
 }
