@@ -51,7 +51,7 @@ impl Place {
                 Err(error) => return Err(Refusal::input(marker.display().to_string(), error)),
                 Ok(_) => {
                     return Err(Refusal::Guard(format!(
-                        "`terok panic` is in force, so no container starts; `{command}` lifts it"
+                        "`terok panic` is in force, so no protected container starts; `{command}` lifts it"
                     )));
                 }
             }

@@ -242,7 +242,7 @@ pub(crate) fn panic(host: &Host) -> Vec<Finding> {
         let own = *marker == host.panic_marker();
         Finding::fail(
             "configuration",
-            format!("no container starts, because of {}", marker.display()),
+            format!("no protected container starts, because of {}", marker.display()),
             if own { "when the danger is over: terok panic --clear" } else { "as root: terok panic --clear" },
         )
     };
@@ -281,7 +281,7 @@ pub(crate) fn settings(host: &Host) -> Vec<Finding> {
                 found.push(Finding::fail(
                     "configuration",
                     reason,
-                    "no container starts until it is put right",
+                    "no protected container starts until it is put right",
                 ));
             }
         }
@@ -342,14 +342,14 @@ pub(crate) fn folders(host: &Host) -> Vec<Finding> {
         if !meta.is_dir() || (meta.uid() != host.uid && meta.uid() != own) {
             found.push(Finding::fail(
                 "configuration",
-                format!("{} is not a folder of yours: no container starts", folder.display()),
+                format!("{} is not a folder of yours: no protected container starts", folder.display()),
                 "move it away",
             ));
         } else if meta.mode() & 0o077 != 0 {
             found.push(Finding::fail(
                 "configuration",
                 format!(
-                    "{} is open to others (mode {:o}): no container starts",
+                    "{} is open to others (mode {:o}): no protected container starts",
                     folder.display(),
                     meta.mode() & 0o777
                 ),

@@ -54,7 +54,7 @@ enum Verb {
     },
     /// Let nothing pass and cut every connection
     Block(One),
-    /// Stop everything: no container starts, and those that run reach nothing; as root for all users
+    /// Stop everything: no protected container starts, and those that run reach nothing; as root for all users
     Panic(panic::PanicArgs),
     /// Decide about a connection that waits (terok.shield.hold)
     Verdict(verdict::VerdictArgs),

@@ -90,7 +90,7 @@ fn overview() -> String {
         ),
         (
             "~/.local/state/terok/.panic, /var/lib/terok.panic",
-            "while it is there no container starts: terok panic",
+            "while it is there no protected container starts: terok panic",
         ),
         (
             "~/.local/state/terok/ID, /var/lib/terok/ID",

@@ -53,7 +53,7 @@ fn alarm(host: &Host, args: &PanicArgs) -> anyhow::Result<bool> {
     // A marker that cannot be written must not keep the containers that run from being blocked.
     let marked = if args.own { Ok(None) } else { mark(host).map(Some) };
     match &marked {
-        Ok(Some(path)) => say!("no container starts any more, because of {}", path.display())?,
+        Ok(Some(path)) => say!("no protected container starts any more, because of {}", path.display())?,
         Ok(None) => {}
         Err(error) => eprintln!("terok: containers can still be started: {error:#}"),
     }

@@ -67,7 +67,7 @@ pub(crate) fn run(host: &Host, args: &RunArgs) -> anyhow::Result<()> {
     if let Some(marker) = host.panics().first() {
         let sudo = if *marker == host.panic_marker() { "" } else { "sudo " };
         bail!(
-            "no container starts while {} is there: lift it with: {sudo}terok panic --clear",
+            "no protected container starts while {} is there: lift it with: {sudo}terok panic --clear",
             marker.display()
         );
     }
