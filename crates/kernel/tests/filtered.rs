@@ -438,6 +438,68 @@ fn a_socket_bound_to_the_card_sends_nothing_to_local_addresses_by_it() {
     });
 }
 
+/// A socket with an address that is not ours, which IPv6 sends from without any capability.
+fn spoofing(source: SocketAddr) -> UdpSocket {
+    let (family, flags) = (AddressFamily::Inet6, SockFlag::SOCK_CLOEXEC);
+    let socket = nix::sys::socket::socket(family, SockType::Datagram, flags, None).unwrap();
+    let on: libc::c_int = 1;
+    // SAFETY: the value is an int of this frame and its length is given.
+    #[allow(unsafe_code, reason = "nix has no IPV6_FREEBIND")]
+    let set = unsafe {
+        let length = size_of::<libc::c_int>() as libc::socklen_t;
+        let option = libc::IPV6_FREEBIND;
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_IPV6, option, (&raw const on).cast(), length)
+    };
+    assert_eq!(set, 0);
+    nix::sys::socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(source)).unwrap();
+    socket.into()
+}
+
+#[test]
+fn a_flow_that_the_container_begins_in_anothers_name_opens_no_way_out() {
+    if !has("ip") {
+        return;
+    }
+    in_netns(|| {
+        let net = filtered(&[], &[]);
+        let (there, ours) = (at(WORLD6, 9999), at(OWN6, 7000));
+        let far = net.far.udp(there);
+        far.set_read_timeout(Some(DROPPED)).unwrap();
+        let near = udp(ours);
+        let _ = spoofing(there).send_to(b"question", ours);
+        for _ in 0..3 {
+            let _ = near.send_to(b"answer", there);
+        }
+        assert!(far.recv(&mut [0; 16]).is_err(), "an answer to itself got out");
+    });
+}
+
+#[test]
+fn a_refusal_goes_to_nobody_but_the_container() {
+    if !has("ip") || !has("nft") {
+        return;
+    }
+    in_netns(|| {
+        let net = filtered(&[], &[]);
+        let before = arrived_errors(&net);
+        let near = spoofing(at(WORLD6, 9999));
+        for to in [at("2606:4700::2222", 99), at(GATEWAY6, 99), at("fd74:6572:6f6b::100", 99)] {
+            let _ = near.send_to(b"secret", to);
+        }
+        std::thread::sleep(DROPPED);
+        assert_eq!(arrived_errors(&net), before, "the refusal carried the datagram out");
+    });
+}
+
+/// ICMPv6 errors that came to the far end until now.
+fn arrived_errors(net: &Filtered) -> u64 {
+    net.far.run(|| {
+        let text = std::fs::read_to_string("/proc/thread-self/net/snmp6").unwrap();
+        let row = |line: &str| line.strip_prefix("Icmp6InDestUnreachs")?.trim().parse().ok();
+        text.lines().find_map(row).unwrap()
+    })
+}
+
 /// A TCP socket bound to the card that tries to connect for a moment.
 fn bound_tcp() -> OwnedFd {
     let (family, kind) = (AddressFamily::Inet, SockType::Stream);

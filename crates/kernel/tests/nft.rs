@@ -237,6 +237,7 @@ fn a_rule_turned_round_is_not_the_same_rule() {
         let text = plain(CARD);
         for (from, to) in [
             ("fib daddr type local accept", "fib saddr type local accept"),
+            ("fib saddr type != local drop", "fib saddr type local drop"),
             ("fib daddr type local accept", "fib daddr type != local accept"),
             ("ip saddr 10.1.2.3", "ip daddr 10.1.2.3"),
             ("th sport 5353", "th dport 5353"),

@@ -165,6 +165,8 @@ pub enum Match {
     OutCard,
     /// `fib daddr type local`
     ToLocal,
+    /// `fib saddr type != local`: sent in the name of an address that is not the namespace's own.
+    FromElsewhere,
     /// `ct direction original`: on its way from who began the flow
     CtOriginal,
     /// `ct direction reply`
@@ -362,6 +364,7 @@ impl Display for Match {
             Match::DPortBelow(port) => write!(f, "th dport < {port}"),
             Match::OutCard => f.write_str("oif != 1"),
             Match::ToLocal => f.write_str("fib daddr type local"),
+            Match::FromElsewhere => f.write_str("fib saddr type != local"),
             Match::CtOriginal => f.write_str("ct direction original"),
             Match::CtReply => f.write_str("ct direction reply"),
             Match::Mark(mark) => write!(f, "meta mark {mark:#010x}"),

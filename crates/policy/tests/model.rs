@@ -114,6 +114,7 @@ impl Table<'_> {
             Match::SPort(port) => ports && packet.sport == port,
             Match::DPortBelow(port) => ports && packet.dport < port,
             Match::ToLocal => packet.local,
+            Match::FromElsewhere => false,
             Match::CtOriginal => !packet.reply,
             Match::CtReply => packet.reply,
             Match::CtState(bits) => bits & packet.state != 0,

@@ -61,9 +61,12 @@ fn lower_match(m: &Match, out: &mut Vec<Expr>) {
         Match::OutLo => out.extend([meta(NFT_META_OIF), equal(&LO.to_ne_bytes())]),
         Match::OutCard => out.extend([meta(NFT_META_OIF), compare(NFT_CMP_NEQ, &LO.to_ne_bytes())]),
         Match::InLo => out.extend([meta(NFT_META_IIF), equal(&LO.to_ne_bytes())]),
-        Match::ToLocal => out.extend([
-            Expr::Fib { result: NFT_FIB_RESULT_ADDRTYPE, flags: NFTA_FIB_F_DADDR, dreg: NFT_REG_1 as u32 },
-            equal(&u32::from(libc::RTN_LOCAL).to_ne_bytes()),
+        Match::ToLocal => {
+            out.extend([address_type(NFTA_FIB_F_DADDR), equal(&u32::from(libc::RTN_LOCAL).to_ne_bytes())]);
+        }
+        Match::FromElsewhere => out.extend([
+            address_type(NFTA_FIB_F_SADDR),
+            compare(NFT_CMP_NEQ, &u32::from(libc::RTN_LOCAL).to_ne_bytes()),
         ]),
         Match::Mark(mark) => out.extend([meta(NFT_META_MARK), equal(&mark.to_ne_bytes())]),
         Match::EtherType(number) => out.extend([meta(NFT_META_PROTOCOL), equal(&number.to_be_bytes())]),
@@ -173,6 +176,11 @@ fn in_block(end: End, block: Cidr, out: &mut Vec<Expr>) {
         out.push(masked(&mask));
     }
     out.push(equal(&octets));
+}
+
+/// Of the address that `end` means.
+fn address_type(end: u32) -> Expr {
+    Expr::Fib { result: NFT_FIB_RESULT_ADDRTYPE, flags: end, dreg: NFT_REG_1 as u32 }
 }
 
 fn direction(wanted: u8) -> [Expr; 2] {

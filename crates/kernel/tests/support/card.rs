@@ -81,6 +81,7 @@ fn out() -> Chain {
     let limit = Statement::Limit { rate: 20, burst: 40 };
     let named = || looked_up(End::Destination, "named4", Family::V4, true);
     let rules = vec![
+        rule([Match::FromElsewhere], [Statement::Drop]),
         rule([Match::ToLocal], [Statement::Accept]),
         rule([from("10.1.2.3", 32), UDP, Match::SPort(5353)], accept()),
         rule([from("fd00::", 9)], [Statement::Drop]),

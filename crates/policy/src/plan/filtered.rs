@@ -128,9 +128,21 @@ fn redirects(policy: &Policy, peers: &Peers<'_>, wiring: &Wiring) -> Vec<NftRule
 
 fn output(peers: &Peers<'_>, mark: u32) -> Vec<NftRule> {
     let pass = || pass(mark);
-    // Own services, own addresses and what was redirected: `oif` still says the card there.
     let mut rules: Vec<NftRule> =
-        loopback().map(|net| rule([Match::DAddr(net)], [Statement::Accept])).to_vec();
+        loopback().map(|net| rule([Match::SAddr(net), Match::DAddr(net)], [Statement::Accept])).to_vec();
+    // The kernel's own resets come in the name of who was not reached.
+    rules.push(rule([Match::ToLocal, Match::CtState(RELATED)], [Statement::Accept]));
+    rules.extend(neighbour_discovery().map(|kind| rule([Match::L4Proto(ICMP6), kind], pass())));
+    rules.extend(
+        LISTENER_REPORTS.map(|kind| rule([Match::L4Proto(ICMP6), Match::Icmp6Type(kind)], [Statement::Drop])),
+    );
+    rules.push(rule([Match::L4Proto(IGMP)], [Statement::Drop]));
+    // IPv6 lets anybody send in any name (IPV6_FREEBIND). A flow begun so towards ourselves would make an answer of what we
+    // send, and a refusal would carry the packet to whose name it is: not even that.
+    rules.push(rule([Match::FromElsewhere], log("terok:default")));
+    rules.push(rule([Match::FromElsewhere], [Statement::Counter, Statement::Drop]));
+    // Own services, own addresses and what was redirected: `oif` still says the card there.
+    rules.extend(loopback().map(|net| rule([Match::DAddr(net)], [Statement::Accept])));
     // rootlessport, which publishes a user's ports, connects from inside the namespace to the card's own address: `block`
     // and whoever denies that address mean these, too. Answers and resets to that address are no such connections.
     for lookup in lookups(End::Destination, ["deny4", "deny6"], true) {
@@ -138,11 +150,6 @@ fn output(peers: &Peers<'_>, mark: u32) -> Vec<NftRule> {
         rules.extend(refusal(&begun, "terok:deny"));
     }
     rules.push(rule([Match::ToLocal], [Statement::Accept]));
-    rules.extend(neighbour_discovery().map(|kind| rule([Match::L4Proto(ICMP6), kind], pass())));
-    rules.extend(
-        LISTENER_REPORTS.map(|kind| rule([Match::L4Proto(ICMP6), Match::Icmp6Type(kind)], [Statement::Drop])),
-    );
-    rules.push(rule([Match::L4Proto(IGMP)], [Statement::Drop]));
     rules.extend(peers.questions().map(|question| rule(question, pass())));
     for (proto, refuse) in [(TCP, Statement::RejectTcpReset), (UDP, Statement::RejectAdminProhibited)] {
         let question = [Match::OutCard, Match::L4Proto(proto), Match::DPort(53)];
