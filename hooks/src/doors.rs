@@ -61,6 +61,9 @@ struct Mounted {
 /// Refuses the doors that nothing could be kept behind; the others, for the audit log.
 pub(crate) fn check(config: &Value, uid: u32) -> Result<Vec<String>, Refusal> {
     let mounted = mounted(config);
+    if let Some(root) = config.pointer("/root/path").and_then(Value::as_str) {
+        check_root(Path::new(root), uid)?;
+    }
     if mounted.is_empty() {
         return Ok(Vec::new());
     }
@@ -89,6 +92,15 @@ pub(crate) fn check(config: &Value, uid: u32) -> Result<Vec<String>, Refusal> {
     doors.dedup();
     doors.truncate(TOLD);
     Ok(doors)
+}
+
+/// `--rootfs /`: a root file system may be a folder of the host's, with all that is mounted below it.
+fn check_root(root: &Path, uid: u32) -> Result<(), Refusal> {
+    let real = root.canonicalize().unwrap_or_else(|_| root.to_owned());
+    match known(uid, &[]).iter().find(|(place, _)| place.starts_with(&real)) {
+        Some((place, what)) => Err(refusal(root, place, what)),
+        None => Ok(()),
+    }
 }
 
 fn refusal(source: &Path, place: &Path, what: &str) -> Refusal {
@@ -205,6 +217,21 @@ mod tests {
         ] {
             let reason = refused(Path::new(source));
             assert!(reason.contains(what) && reason.contains(source), "{source}: {reason}");
+        }
+    }
+
+    #[test]
+    fn the_hosts_own_root_is_refused_as_a_containers() {
+        let of = |root: &Path| check(&json!({"root": {"path": root}}), 1001);
+        for root in ["/", "/run", "/run/user/1001"] {
+            assert!(of(Path::new(root)).unwrap_err().to_string().contains(root), "{root}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let link = folder.path().join("rootfs");
+        std::os::unix::fs::symlink("/", &link).unwrap();
+        of(&link).unwrap_err();
+        for root in [folder.path(), Path::new("rootfs"), Path::new("/run/containerd/io/rootfs")] {
+            of(root).unwrap();
         }
     }
 
