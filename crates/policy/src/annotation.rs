@@ -136,7 +136,7 @@ pub const KEYS: &[Key] = &[
         value: "[ADDR:]PORT:CONTAINER-PORT…",
         default: "none",
         example: "8080:80",
-        help: "TCP ports of the container that the host listens for, on its loopback unless an address is written.",
+        help: "TCP ports of the container that the host listens for, on its loopback unless an address is written; neighbours on its networks reach them too.",
         grants: true,
         read: |draft, value| {
             draft.policy.publish = publish::parse(value)?;
