@@ -55,6 +55,8 @@ pub(crate) struct Before<'a> {
 /// and from then on the tables say what passes.
 pub(crate) fn prepare(policy: Policy, before: Before<'_>) -> Result<Inside, Refusal> {
     let route = Rtnl::open().map_err(Refusal::io("open a route socket"))?;
+    // Opened before the cards are counted: one that comes from now on is news to the supervisor.
+    let links = rtnl::news().map_err(Refusal::io("listen for news of links"))?;
     let cards = route.cards()?;
     if let Some(refusal) = before.beyond_a_card.filter(|_| !cards.is_empty()) {
         return Err(refusal);
@@ -98,7 +100,6 @@ pub(crate) fn prepare(policy: Policy, before: Before<'_>) -> Result<Inside, Refu
 
     // Opened behind the tables, so that their own coming is no news.
     let news = nft::news().map_err(Refusal::io("listen for news of tables"))?;
-    let links = rtnl::news().map_err(Refusal::io("listen for news of links"))?;
     Ok(Inside {
         facts: plan.facts,
         wiring,
