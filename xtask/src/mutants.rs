@@ -239,6 +239,7 @@ impl Mutant {
                 .output()
                 .context("starting cargo")?;
             let text = String::from_utf8_lossy(&output.stdout);
+            std::fs::write(self.log(folder), &*text)?;
             noticed &= text.lines().any(|line| line.starts_with("---- ") && line.contains(test.as_str()));
         }
         let seconds = started.elapsed().as_secs();
@@ -250,6 +251,11 @@ impl Mutant {
         Ok(noticed)
     }
 
+    /// What its tests say, in `folder`.
+    fn log(&self, folder: &Path) -> PathBuf {
+        folder.join(format!("{}.log", self.name.replace([' ', '/'], "-")))
+    }
+
     /// Starts its tests on the programs of `bin`. What they say is in `folder`, in a file of the mutant's name.
     fn tried(&self, lab: Lab, bin: &Path, folder: &Path) -> anyhow::Result<Trial<'_>> {
         let on_networks = |test: &String| match self.nets.as_slice() {
@@ -258,7 +264,7 @@ impl Mutant {
         };
         let control = self.control.clone().unwrap_or_else(|| format!("{CONTROL}::sealed"));
         let tests: Vec<String> = self.tests.iter().flat_map(on_networks).collect();
-        let log = folder.join(format!("{}.log", self.name.replace([' ', '/'], "-")));
+        let log = self.log(folder);
         let mut command = lab.open(bin, &[])?;
         command.arg("/run/lab/bin/e2e").args(&tests).arg(&control);
         // Podman 4 has no pasta: its tests are skipped, which looks like passing.
