@@ -240,6 +240,10 @@ impl Mutant {
                 .context("starting cargo")?;
             let text = String::from_utf8_lossy(&output.stdout);
             std::fs::write(self.log(folder), &*text)?;
+            if !text.contains("test result: ") {
+                println!("without {}: NOT BUILT, {}", self.name, String::from_utf8_lossy(&output.stderr));
+                return Ok(false);
+            }
             noticed &= text.lines().any(|line| line.starts_with("---- ") && line.contains(test.as_str()));
         }
         let seconds = started.elapsed().as_secs();
