@@ -1,7 +1,7 @@
 //! What comes in masses: refusals, connections on which nobody speaks (A36, A37). Counted, bounded, and nobody else waits.
 
 use crate::expect::{reaches, terok};
-use terok_tests::{Net, Recipe, bad_addresses, eventually, every_network, seen_at, site};
+use terok_tests::{Net, Recipe, bad_addresses, every_network, seen_at, site};
 
 every_network! {
     /// A36: each packet is counted by the kernel; the log holds a few lines of them, and verifies.
@@ -47,7 +47,5 @@ every_network! {
         let line = container.audited("connect", "refuse", &site.name);
         assert_eq!(line["reason"], "too-many-connections", "{line}");
         assert!(terok(&container, &["status", "--json"]).contains("\"up\""));
-        drop(silent);
-        eventually("there is room again", || container.try_step(&format!("tcp {} 7 hello", site.name))["ok"] == true);
     }
 }
