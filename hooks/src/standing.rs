@@ -121,8 +121,9 @@ impl Asking<'_> {
         // <root>/<driver>-containers/<id>/userdata, side by side
         let all = self.state.bundle.parent().and_then(|folder| folder.parent());
         let bundle = all.map(|all| all.join(id).join("userdata")).unwrap_or_default();
-        let found = image::by_bundle(&bundle, id);
-        let name = found.ok().and_then(|found| found.record.names).and_then(|names| names.into_iter().next());
+        // Podman 4.3 takes annotations from images too: only a container of the engine's own store is a pod's.
+        let Ok(found) = image::by_bundle(&bundle, id) else { return Ok(None) };
+        let name = found.record.names.and_then(|names| names.into_iter().next());
         Ok(Some(Infra { id: id.to_owned(), name: name.unwrap_or_default(), bundle, pid: holder, pidfd }))
     }
 }

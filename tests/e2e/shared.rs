@@ -91,6 +91,7 @@ both_modes! {
     /// `podman network connect`: the card comes after the hook and meets the same default deny.
     fn a_card_that_is_attached_later_is_filtered(mode: Mode) {
         let ((v4, v6), (other4, other6)) = (bad_addresses(), bad_addresses());
+        networks(mode);
         let container = Recipe::bare(mode).network("duo").annotate("shield.allow", &format!("{v4}:80 [{v6}]:80")).idle();
         mode.podman(&["network", "connect", "duo2", &container.name]).succeeded();
         eventually("the new card has a chain of its own", || container.ruleset().matches("hook egress").count() == 2);
