@@ -206,6 +206,20 @@ fn record(folder: &Path) -> Option<Container> {
     serde_json::from_slice(&std::fs::read(folder.join(layout::CONTAINER)).ok()?).ok()
 }
 
+/// User 1001, with the home `/home/u`, on a machine whose `/` is `root`.
+#[cfg(test)]
+pub(crate) fn host_at(root: &std::path::Path) -> Host {
+    Host {
+        root: root.into(),
+        uid: 1001,
+        home: "/home/u".into(),
+        config_home: "/home/u/.config".into(),
+        conf: None,
+        conf_override: None,
+        remote: None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -291,15 +305,7 @@ mod tests {
     #[test]
     fn folders_are_read_and_strangers_in_them_ignored() {
         let root = tempfile::tempdir().unwrap();
-        let host = Host {
-            root: root.path().into(),
-            uid: 1001,
-            home: "/home/u".into(),
-            config_home: "/home/u/.config".into(),
-            conf: None,
-            conf_override: None,
-            remote: None,
-        };
+        let host = host_at(root.path());
         assert!(running(&host).unwrap().is_empty());
         for (folder, name) in [(host.run_dir().join("aaa"), "one"), (host.state_dir().join("bbb"), "gone")] {
             std::fs::create_dir_all(&folder).unwrap();

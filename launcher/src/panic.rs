@@ -195,24 +195,13 @@ fn clear(host: &Host) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::containers::host_at;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixListener;
     use terok_policy::control::Container;
     use terok_policy::layout;
 
     const NOTHING: PanicArgs = PanicArgs { kill: false, clear: false, own: false, others: false };
-
-    fn host(root: &std::path::Path) -> Host {
-        Host {
-            root: root.into(),
-            uid: 1001,
-            home: "/home/u".into(),
-            config_home: "/home/u/.config".into(),
-            conf: None,
-            conf_override: None,
-            remote: None,
-        }
-    }
 
     /// The runtime folder of a container that is this very process.
     fn container(host: &Host, id: &str) -> PathBuf {
@@ -241,7 +230,7 @@ mod tests {
     #[test]
     fn the_marker_comes_first_and_every_supervisor_is_told_to_block() {
         let root = tempfile::tempdir().unwrap();
-        let host = host(root.path());
+        let host = host_at(root.path());
         let supervisor = supervisor(&container(&host, "abc"));
         assert!(alarm(&host, &NOTHING).unwrap());
         assert!(host.panic_marker().exists());
@@ -255,7 +244,7 @@ mod tests {
     #[test]
     fn a_supervisor_that_does_not_answer_is_no_success_and_keeps_no_other_from_being_told() {
         let root = tempfile::tempdir().unwrap();
-        let host = host(root.path());
+        let host = host_at(root.path());
         container(&host, "dead");
         let supervisor = supervisor(&container(&host, "good"));
         assert!(!alarm(&host, &NOTHING).unwrap());
@@ -265,7 +254,7 @@ mod tests {
     #[test]
     fn a_marker_that_cannot_be_written_is_no_success_but_what_runs_is_blocked() {
         let root = tempfile::tempdir().unwrap();
-        let host = host(root.path());
+        let host = host_at(root.path());
         let supervisor = supervisor(&container(&host, "abc"));
         std::fs::create_dir_all(host.panic_marker()).unwrap();
         assert!(!alarm(&host, &NOTHING).unwrap());

@@ -188,23 +188,12 @@ fn summary(name: &str, text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn host(root: &Path) -> Host {
-        Host {
-            root: root.into(),
-            uid: 1001,
-            home: "/home/u".into(),
-            config_home: "/home/u/.config".into(),
-            conf: None,
-            conf_override: None,
-            remote: None,
-        }
-    }
+    use crate::containers::host_at;
 
     #[test]
     fn a_rule_is_written_once_and_what_stood_there_stays() {
         let root = tempfile::tempdir().unwrap();
-        let host = host(root.path());
+        let host = host_at(root.path());
         let rule: Rule = "api.example.com:443".parse().unwrap();
         let mut own = Own::open(&host, "mine").unwrap();
         assert!(!own.exists());
@@ -221,7 +210,7 @@ mod tests {
     #[test]
     fn a_profile_of_somebody_else_is_not_replaced_and_a_broken_one_not_written_to() {
         let root = tempfile::tempdir().unwrap();
-        let host = host(root.path());
+        let host = host_at(root.path());
         let error = Own::open(&host, "dev-python").unwrap_err().to_string();
         assert!(error.contains("include dev-python"), "{error}");
         for name in ["", "../x", "A", "a/b"] {

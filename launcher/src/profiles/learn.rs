@@ -362,15 +362,7 @@ mod tests {
     #[test]
     fn a_container_that_ended_is_learned_from_and_an_older_profile_stays() {
         let root = tempfile::tempdir().unwrap();
-        let host = Host {
-            root: root.path().into(),
-            uid: 1001,
-            home: "/home/u".into(),
-            config_home: "/home/u/.config".into(),
-            conf: None,
-            conf_override: None,
-            remote: None,
-        };
+        let host = containers::host_at(root.path());
         let state = host.state_dir().join("abc123");
         std::fs::create_dir_all(&state).unwrap();
         let log: Vec<String> = lines(LOG).iter().map(|line| serde_json::to_string(line).unwrap()).collect();

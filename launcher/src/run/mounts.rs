@@ -105,15 +105,7 @@ impl Doors {
     /// The doors of the user 1001 with the home /home/u.
     #[cfg(test)]
     pub(super) fn tests() -> Self {
-        let host = Host {
-            root: "/".into(),
-            uid: 1001,
-            home: "/home/u".into(),
-            config_home: "/home/u/.config".into(),
-            conf: None,
-            conf_override: None,
-            remote: None,
-        };
+        let host = crate::containers::host_at(Path::new("/"));
         Doors::of(&host, "/home/u/work".into())
     }
 }
