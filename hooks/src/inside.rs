@@ -71,17 +71,16 @@ pub(crate) fn prepare(policy: Policy, before: Before<'_>) -> Result<Inside, Refu
             ..HostFacts::sealed(true)
         },
     };
-    let mut facts = with_near_resolvers(facts);
     // What cannot be carried is refused before anything is changed.
-    Plan::new(policy.clone(), facts.clone())?;
+    let mut plan = Plan::new(policy, with_near_resolvers(facts))?;
 
     let ipv6 = route.lo_up()?;
-    facts.ipv6 = ipv6;
+    plan.facts.ipv6 = ipv6;
     let dns_udp = socket::udp_loopback(ipv6)?;
     let dns_tcp = socket::tcp_loopback(ipv6)?;
     let proxy = socket::tcp_loopback(ipv6)?;
-    let peers = (!facts.resolvers.is_empty()).then(|| socket::udp_asking(ipv6)).transpose()?;
-    let pool = if policy.publish.is_empty() { 0 } else { publish::AT_A_TIME };
+    let peers = (!plan.facts.resolvers.is_empty()).then(|| socket::udp_asking(ipv6)).transpose()?;
+    let pool = if plan.policy.publish.is_empty() { 0 } else { publish::AT_A_TIME };
     let towards = (0..pool).map(|_| socket::tcp_unconnected(ipv6)).collect::<Result<_, _>>()?;
     let nflog =
         nflog::bind(layout::NFLOG_GROUP).map_err(Refusal::io("listen for the kernel's refusals (NFLOG)"))?;
@@ -94,7 +93,6 @@ pub(crate) fn prepare(policy: Policy, before: Before<'_>) -> Result<Inside, Refu
         peers: peers.as_ref().map_or(0, |peers| peers.port),
         mark: mark()?,
     };
-    let plan = Plan::new(policy, facts)?;
     let now = Now { live: before.live, grants: &Grants::default(), unix: before.now };
     let missing = load(&nftables, &plan, &wiring, &now, before.may_have_a_table)?;
 
