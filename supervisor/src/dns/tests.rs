@@ -144,6 +144,20 @@ impl Rig {
     }
 
     /// The code, and the IPv4 addresses with their time to live.
+    /// As [`Rig::a`], with `meanwhile` done after the parent was asked and before it answers.
+    async fn a_while_held(&self, name: &str, meanwhile: impl FnOnce()) -> (Rcode, Vec<(IpAddr, u32)>) {
+        self.held.0.set(true);
+        let (reply, ()) = tokio::join!(self.a(name), async {
+            while self.granted.borrow().is_empty() {
+                tokio::task::yield_now().await;
+            }
+            meanwhile();
+            self.held.0.set(false);
+            self.held.1.notify_one();
+        });
+        reply
+    }
+
     async fn a(&self, name: &str) -> (Rcode, Vec<(IpAddr, u32)>) {
         let reply = self.ask(name, Rtype::A).await;
         let records = reply.answer().unwrap().limit_to::<A>().map(|record| {
@@ -198,17 +212,9 @@ async fn a_real_address_is_let_through_before_the_answer_names_it() {
     local_set! {
         let server = outside().await;
         let rig = Rig::start(Wish { allow: vec!["a.example direct"], outside: at(&server), ..Wish::default() }).await;
-        rig.held.0.set(true);
-        let (reply, ()) = tokio::join!(rig.a("a.example"), async {
-            while rig.granted.borrow().is_empty() {
-                tokio::task::yield_now().await;
-            }
-            // The parent has not answered yet, so nobody is to have the address.
-            assert_eq!(rig.last("answer"), serde_json::Value::Null);
-            rig.held.0.set(false);
-            rig.held.1.notify_one();
-        });
-        let (code, records) = reply;
+        // The parent has not answered yet, so nobody is to have the address.
+        let unanswered = || assert_eq!(rig.last("answer"), serde_json::Value::Null);
+        let (code, records) = rig.a_while_held("a.example", unanswered).await;
         assert_eq!((code, records.len(), records[0].0), (Rcode::NOERROR, 1, ip("192.0.2.7")));
         let granted = rig.granted.borrow()[0].clone();
         assert_eq!((granted.0.as_str(), granted.2), ("a.example", vec![ip("192.0.2.7")]));
@@ -363,17 +369,11 @@ async fn a_name_that_was_denied_while_it_was_looked_up_is_refused() {
     local_set! {
         let server = outside().await;
         let rig = Rig::start(Wish { allow: vec!["a.example direct"], outside: at(&server), ..Wish::default() }).await;
-        rig.held.0.set(true);
-        let (reply, ()) = tokio::join!(rig.a("a.example"), async {
-            while rig.granted.borrow().is_empty() {
-                tokio::task::yield_now().await;
-            }
+        let denied = || {
             let deny = vec![Rule::parse_deny("a.example").unwrap()];
             rig.context.set_live(Live { deny, ..Live::default() });
-            rig.held.0.set(false);
-            rig.held.1.notify_one();
-        });
-        assert_eq!(reply, (Rcode::NXDOMAIN, vec![]));
+        };
+        assert_eq!(rig.a_while_held("a.example", denied).await, (Rcode::NXDOMAIN, vec![]));
         assert_eq!(rig.last("refuse")["reason"], "denied");
     }
 }
