@@ -32,7 +32,7 @@ fn add(catalog: &mut Catalog, folder: &Path) -> Result<(), Refusal> {
             |reason: &dyn std::fmt::Display| Refusal::input(format!("profile {}", path.display()), reason);
         let text = read_file(&path, PROFILE_LIMIT).map_err(|error| refuse(&error))?;
         let text = String::from_utf8(text).map_err(|_| refuse(&"is not UTF-8"))?;
-        catalog.0.insert(name.to_owned(), text);
+        catalog.profiles.insert(name.to_owned(), text);
     }
     Ok(())
 }
@@ -50,8 +50,8 @@ mod tests {
         std::fs::write(folder.join("base.txt~"), [0xff]).unwrap();
         std::fs::write(folder.join("README"), [0xff]).unwrap();
         let catalog = read(home.path()).unwrap();
-        assert_eq!(catalog.0["base"], "own.example.com:443\n");
-        assert_eq!(catalog.0.len(), Catalog::bundled().0.len());
+        assert_eq!(catalog.profiles["base"], "own.example.com:443\n");
+        assert_eq!(catalog.profiles.len(), Catalog::bundled().profiles.len());
     }
 
     #[test]

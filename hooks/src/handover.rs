@@ -48,6 +48,7 @@ pub(crate) fn start(handover: Handover<'_>, inside: &Inside) -> Result<(), Refus
         facts: inside.facts.clone(),
         wiring: inside.wiring,
         upstream: handover.upstream,
+        issued: None,
         sockets: handover.sockets,
         missing: inside.missing.clone(),
         run_dir: handover.runtime.path().display().to_string(),

@@ -16,7 +16,7 @@ pub(crate) fn catalog(host: &Host) -> anyhow::Result<Catalog> {
     let mut catalog = Catalog::bundled();
     for (name, path) in own(host)? {
         let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        catalog.0.insert(name, text);
+        catalog.profiles.insert(name, text);
     }
     Ok(catalog)
 }
@@ -29,7 +29,7 @@ pub(crate) fn list(host: &Host, json: bool) -> anyhow::Result<()> {
         let origin = own.get(name).map_or_else(|| "bundled".to_owned(), |path| path.display().to_string());
         (name.clone(), origin, summary(name, text))
     };
-    let rows: Vec<_> = catalog.0.iter().map(row).collect();
+    let rows: Vec<_> = catalog.profiles.iter().map(row).collect();
     if json {
         let rows: Vec<_> = rows
             .iter()
@@ -71,7 +71,7 @@ pub(crate) fn check(host: &Host, files: &[PathBuf]) -> anyhow::Result<()> {
         let name = profile_name(file)
             .with_context(|| format!("{}: a profile is called NAME.txt", file.display()))?;
         let mut catalog = catalog(host)?;
-        catalog.0.insert(name.clone(), text);
+        catalog.profiles.insert(name.clone(), text);
         match catalog.resolve(&[name]) {
             Ok(rules) => {
                 let rules: Vec<Rule> = rules.into_iter().map(|sourced| sourced.rule).collect();
@@ -114,7 +114,7 @@ impl Own {
         };
         if let Some(text) = &text {
             parse(name, text)?;
-        } else if catalog(host)?.0.contains_key(name) {
+        } else if catalog(host)?.profiles.contains_key(name) {
             bail!(
                 "profile {name} is not yours, and a file of yours of that name would take its place: choose another name, and put `include {name}` into it"
             );

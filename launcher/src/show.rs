@@ -97,6 +97,7 @@ pub(crate) fn source(source: &Source) -> String {
     match source {
         Source::Annotation => "annotation".to_owned(),
         Source::Profile(name) => format!("profile {name}"),
+        Source::Provider(name) => format!("provider {name}"),
         Source::Live => "live".to_owned(),
     }
 }

@@ -234,6 +234,7 @@ fn sourced(rule: &Sourced) -> String {
     match &rule.source {
         Source::Annotation => format!("{} (annotation)", rule.rule),
         Source::Profile(name) => format!("{} (profile {name})", rule.rule),
+        Source::Provider(name) => format!("{} (provider {name})", rule.rule),
         Source::Live => format!("{} (live)", rule.rule),
     }
 }

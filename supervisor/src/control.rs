@@ -244,6 +244,7 @@ impl Desk {
             allowed: context.audit.allowed(),
             refused: context.audit.refused(),
             waiting: context.hold.waiting(),
+            credentials: Vec::new(),
             tampered: context.tampered(),
             restarts: self.restarts,
             confinement: self.confinement.clone(),

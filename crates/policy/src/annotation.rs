@@ -259,7 +259,10 @@ pub fn render(policy: &Policy) -> BTreeMap<String, String> {
         hold,
         learn,
         publish,
+        vault,
+        ssh,
     } = policy;
+    let _ = (vault, ssh);
     let own = |sourced: &&Sourced| sourced.source == Source::Annotation;
     let allow: Vec<String> = allow.iter().filter(own).map(|sourced| sourced.rule.to_string()).collect();
     let deny: Vec<String> = deny.iter().filter(own).map(|sourced| sourced.rule.to_deny_string()).collect();

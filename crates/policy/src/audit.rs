@@ -49,6 +49,10 @@ pub enum Kind {
     Verdict,
     /// A connection to a published port.
     Publish,
+    /// A credential: read, renewed, missing, revoked; the vault locked or unlocked as far as a request noticed.
+    Vault,
+    /// A question to the SSH agent.
+    Ssh,
     /// A packet the kernel refused (NFLOG).
     Kernel,
 }

@@ -66,6 +66,40 @@ pub enum Scope {
 /// Rules in one reply, of each kind, at most: the rest is asked for with `Rules`, so that no reply holds the supervisor up.
 pub const RULES_AT_ONCE: usize = 256;
 
+/// How a granted credential stands, as far as the supervisor knows without asking for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CredentialStatus {
+    /// `provider=credential`, or `ssh KEY@HOST`.
+    pub grant: String,
+    /// Its state.
+    pub state: CredentialState,
+    /// Why, and what to do; empty where it works.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Requests forwarded or signatures given since the supervisor's start.
+    pub used: u64,
+    /// Requests refused.
+    pub refused: u64,
+}
+
+/// State of a granted credential.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CredentialState {
+    /// Nobody has asked for it yet.
+    Unused,
+    /// It was read.
+    Ready,
+    /// The vault is locked.
+    Locked,
+    /// The vault, or this credential in it, is not there.
+    Missing,
+    /// An operator took it back from this container.
+    Revoked,
+    /// It could not be read or renewed.
+    Failed,
+}
+
 /// Answer of `Status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -92,6 +126,9 @@ pub struct Status {
     /// Connections that wait for a verdict.
     #[serde(default)]
     pub waiting: Vec<Waiting>,
+    /// The providers and SSH keys it was granted.
+    #[serde(default)]
+    pub credentials: Vec<CredentialStatus>,
     /// How the kernel's table was found changed by somebody else; the container is cut off since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tampered: Option<String>,

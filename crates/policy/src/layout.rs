@@ -26,6 +26,29 @@ pub const PANIC: &str = ".panic";
 /// Root's, which counts for everybody: outside [`STATE_ROOTFUL`], where users could not see it.
 pub const PANIC_ROOTFUL: &str = "/var/lib/terok.panic";
 
+/// The vault's folder of a user, below the home directory.
+pub const VAULT_USER: &str = ".local/share/terok/vault";
+/// Root's.
+pub const VAULT_ROOTFUL: &str = "/var/lib/terok.vault";
+/// In it: the store.
+pub const VAULT_STORE: &str = "vault.db";
+/// Beside the runtime folders of containers: the unlocked vault's session (tmpfs).
+pub const SESSION: &str = ".session";
+/// In [`SESSION`]: the master key and its end.
+pub const SESSION_KEY: &str = "key.json";
+/// Beside the runtime folders: credentials that live with one container (`terok run --credential`), a file each by reference.
+pub const EPHEMERAL: &str = ".ephemeral";
+/// Beside the runtime folders: what precreate made for containers that are about to start, a folder each by id.
+pub const BIRTH: &str = ".birth";
+/// In a birth folder: [`crate::provision::Issued`] as JSON.
+pub const GRANTED: &str = "granted.json";
+/// In a birth folder: the folder that is mounted at [`crate::provision::INSIDE`].
+pub const INSIDE: &str = "inside";
+/// A user's own providers, below the home directory.
+pub const PROVIDERS_USER: &str = ".config/terok/providers";
+/// The machine's.
+pub const PROVIDERS_SYSTEM: &str = "/etc/terok/providers";
+
 /// In the runtime folder of a container: the Varlink socket.
 pub const CONTROL: &str = "control.sock";
 /// In the runtime folder: what container this is ([`crate::control::Container`] as JSON), written by `create`.

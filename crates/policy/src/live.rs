@@ -20,6 +20,9 @@ pub struct Live {
     /// Live denies, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub deny: Vec<Rule>,
+    /// Providers whose tokens were taken back (`terok vault revoke`), by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub revoked: Vec<String>,
 }
 
 impl Live {

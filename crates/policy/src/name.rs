@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 
 /// The zone of terok's own services.
 pub const INTERNAL: &str = "terok.internal";
+/// The credential broker, on ports 80 and 443, where `terok.vault` grants anything.
+pub const VAULT: &str = "vault.terok.internal";
 /// The host's loopback, per allowed port.
 pub const HOST: &str = "host.terok.internal";
 

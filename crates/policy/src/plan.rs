@@ -11,6 +11,7 @@ mod sets;
 use crate::grants::Grants;
 use crate::live::Live;
 use crate::policy::{Labels, Policy, Sourced};
+use crate::provision::Issued;
 use crate::rule::Cidr;
 use crate::ruleset::{Egress, Ruleset, Set};
 use crate::settings::Upstream;
@@ -286,6 +287,9 @@ pub struct SupervisorConfig {
     /// The proxy of the host's own network, where the configuration names one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upstream: Option<Upstream>,
+    /// Tokens of [`Policy::vault`], in its order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issued: Option<Issued>,
     /// Unix sockets of the host that are mounted into the container: doors of the operator's own (L8), for the audit log.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sockets: Vec<String>,
@@ -343,6 +347,14 @@ pub enum Fd {
     Publish(u16),
     /// Unconnected TCP socket made in the container's namespace, for connections to published ports.
     Inside(u16),
+    /// The folder that is mounted at [`crate::provision::INSIDE`], opened O_RDONLY|O_DIRECTORY.
+    Birth,
+    /// Listening unix socket of the SSH agent, bound in that folder.
+    Agent,
+    /// The vault's folder, opened O_RDONLY|O_DIRECTORY; the parent's alone.
+    Vault,
+    /// The runtime base folder ([`crate::layout::SESSION`], [`crate::layout::EPHEMERAL`]), opened O_RDONLY|O_DIRECTORY; the parent's alone.
+    Session,
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! What one container may do, typed: the meaning of its annotations with profiles resolved.
 
+use crate::name::Name;
+use crate::provider::Provider;
 use crate::rule::Rule;
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +37,8 @@ pub enum Source {
     Annotation,
     /// A profile, by name (the one that was asked for or included).
     Profile(String),
+    /// A provider of `terok.vault`: its hosts, and what its client itself needs.
+    Provider(String),
     /// `terok allow` / `terok deny` on the running container.
     Live,
 }
@@ -53,6 +57,7 @@ impl std::fmt::Display for Source {
         match self {
             Source::Annotation => f.write_str("annotation"),
             Source::Profile(name) => write!(f, "profile {name}"),
+            Source::Provider(name) => write!(f, "provider {name}"),
             Source::Live => f.write_str("live"),
         }
     }
@@ -103,6 +108,47 @@ impl std::fmt::Display for Publish {
     }
 }
 
+/// A provider whose credential the container may use through the broker.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct VaultGrant {
+    /// The provider as it was defined at the start.
+    pub provider: Provider,
+    /// Which of its credentials, by name; [`VaultGrant::DEFAULT`] where none was written, or `@REF` for one that lives with this
+    /// container alone (`terok run --credential`).
+    pub credential: String,
+}
+
+impl VaultGrant {
+    /// The credential that a bare provider name means.
+    pub const DEFAULT: &str = "default";
+}
+
+/// `provider` or `provider=credential`, as the annotation is written.
+impl std::fmt::Display for VaultGrant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.provider.name)?;
+        if self.credential == Self::DEFAULT { Ok(()) } else { write!(f, "={}", self.credential) }
+    }
+}
+
+/// An SSH key the container may have signatures from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SshGrant {
+    /// Name of the key in the vault.
+    pub key: String,
+    /// The one host it signs logins for; any where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<Name>,
+}
+
+/// `key` or `key@host`, as the annotation is written.
+impl std::fmt::Display for SshGrant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.key)?;
+        self.host.as_ref().map_or(Ok(()), |host| write!(f, "@{host}"))
+    }
+}
+
 /// The typed policy of one container.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Policy {
@@ -123,6 +169,12 @@ pub struct Policy {
     /// `terok.publish`
     #[serde(default)]
     pub publish: Vec<Publish>,
+    /// `terok.vault`, providers resolved.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vault: Vec<VaultGrant>,
+    /// `terok.ssh`
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ssh: Vec<SshGrant>,
     /// `terok.restricted`
     pub restricted: bool,
     /// Labels.

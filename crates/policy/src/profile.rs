@@ -5,9 +5,14 @@ use crate::rule::Rule;
 use crate::spelling;
 use std::collections::{BTreeMap, HashSet};
 
-/// Profile texts by name. The bundled ones are compiled in; a user's own come from the caller.
+/// Texts of profiles and providers by name. The bundled ones are compiled in; a user's own come from the caller.
 #[derive(Debug, Clone, Default)]
-pub struct Catalog(pub BTreeMap<String, String>);
+pub struct Catalog {
+    /// Egress lists.
+    pub profiles: BTreeMap<String, String>,
+    /// Provider definitions ([`crate::provider`]), TOML.
+    pub providers: BTreeMap<String, String>,
+}
 
 /// What is wrong in a profile, with its place.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,9 +48,12 @@ const BUNDLED: &[(&str, &str)] = &[
 ];
 
 impl Catalog {
-    /// The profiles that ship with terok (`profiles/*.txt`).
+    /// What ships with terok (`profiles/*.txt`, `profiles/providers/*.toml`).
     pub fn bundled() -> Self {
-        Catalog(BUNDLED.iter().map(|&(name, text)| (name.to_owned(), text.to_owned())).collect())
+        let texts = |bundled: &[(&str, &str)]| {
+            bundled.iter().map(|&(name, text)| (name.to_owned(), text.to_owned())).collect()
+        };
+        Catalog { profiles: texts(BUNDLED), providers: texts(crate::provider::BUNDLED) }
     }
 
     /// The rules of `names` with includes followed, duplicates removed, first source kept.
@@ -106,8 +114,8 @@ impl<'a> Walk<'a> {
             Some((profile, line)) => ProfileError { profile: profile.to_owned(), line, reason },
             None => ProfileError { profile: name.to_owned(), line: 0, reason },
         };
-        let Some((name, text)) = self.catalog.0.get_key_value(name) else {
-            let hint = spelling::hint(name, self.catalog.0.keys().map(String::as_str));
+        let Some((name, text)) = self.catalog.profiles.get_key_value(name) else {
+            let hint = spelling::hint(name, self.catalog.profiles.keys().map(String::as_str));
             return Err(refuse(match from {
                 Some(_) => format!("include {name}: there is no such profile{hint}"),
                 None => format!("there is no such profile{hint}"),
@@ -144,7 +152,8 @@ mod tests {
     use crate::rule::Target;
 
     fn catalog(profiles: &[(&str, &str)]) -> Catalog {
-        Catalog(profiles.iter().map(|&(name, text)| (name.to_owned(), text.to_owned())).collect())
+        let profiles = profiles.iter().map(|&(name, text)| (name.to_owned(), text.to_owned())).collect();
+        Catalog { profiles, ..Catalog::default() }
     }
 
     fn resolve(profiles: &[(&str, &str)], names: &[&str]) -> Result<Vec<String>, String> {
@@ -186,7 +195,7 @@ mod tests {
     #[test]
     fn every_bundled_profile_can_be_used_alone_and_together() {
         let catalog = Catalog::bundled();
-        let names: Vec<String> = catalog.0.keys().cloned().collect();
+        let names: Vec<String> = catalog.profiles.keys().cloned().collect();
         assert_eq!(names.len(), BUNDLED.len());
         for name in &names {
             catalog.resolve(std::slice::from_ref(name)).unwrap();

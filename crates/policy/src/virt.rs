@@ -11,6 +11,8 @@ pub const V6_SELF: Ipv6Addr = Ipv6Addr::new(0xfd74, 0x6572, 0x6f6b, 1, 0, 0, 0, 
 
 /// Index of `host.terok.internal`.
 pub const HOST: u32 = 1;
+/// Index of `vault.terok.internal`.
+pub const VAULT: u32 = 2;
 /// Indexes below are terok's own services; names start here.
 pub const FIRST_NAME: u32 = 256;
 /// One past the last index.

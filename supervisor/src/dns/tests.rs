@@ -93,6 +93,7 @@ impl Rig {
                 ..facts(wish.inside.iter().map(SocketAddr::ip).collect())
             },
             upstream: None,
+            issued: None,
             sockets: Vec::new(),
             missing: Vec::new(),
             wiring: Wiring { dns_udp: 1, dns_tcp: 2, proxy: 3, peers: 4, mark: 1 },

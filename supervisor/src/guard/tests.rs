@@ -126,6 +126,7 @@ impl Rig {
             wiring,
             upstream: None,
             missing: Vec::new(),
+            issued: None,
             sockets: Vec::new(),
             run_dir: String::new(),
             state_dir: String::new(),

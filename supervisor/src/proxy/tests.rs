@@ -41,6 +41,7 @@ impl Rig {
             policy,
             facts: HostFacts::sealed(true),
             upstream: upstream.clone(),
+            issued: None,
             sockets: Vec::new(),
             missing: Vec::new(),
             wiring: Wiring { dns_udp: 1, dns_tcp: 2, proxy: 3, peers: 0, mark: 1 },

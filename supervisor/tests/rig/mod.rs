@@ -154,6 +154,7 @@ impl Rig {
             facts: inside.facts,
             wiring: inside.wiring,
             upstream: wish.upstream(),
+            issued: None,
             sockets: Vec::new(),
             missing: Vec::new(),
             run_dir: run.path().display().to_string(),

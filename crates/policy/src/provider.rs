@@ -1,0 +1,256 @@
+//! Providers: services whose real credential stays on the host. A definition says where the service is, how its credential is
+//! sent, and what a container gets in its place (design §8, V1 to V3).
+
+use crate::name::Name;
+use crate::rule::Rule;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Definitions that ship with terok (`profiles/providers/*.toml`).
+pub const BUNDLED: &[(&str, &str)] =
+    &[("anthropic", include_str!("../../../profiles/providers/anthropic.toml"))];
+
+/// A service that terok sends requests to in a container's stead.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Provider {
+    /// What it is called in `terok.vault`: the file's name, `[a-z0-9-]`, not written in the file.
+    #[serde(default)]
+    pub name: String,
+    /// For people.
+    pub title: String,
+    /// Where requests to the base URL go: `https://host[:port][/path]`; `http://` only for an address literal or `host`.
+    pub upstream: String,
+    /// Names whose connections on port 443 are ended by terok (interception): the upstream's own where not written.
+    #[serde(default)]
+    pub hosts: Vec<Name>,
+    /// Other upstreams by the beginning of a request's path at the base URL, the longest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub route: Vec<Route>,
+    /// What the container gets in the credential's place.
+    pub token: Token,
+    /// Variables that hold the base URL; the value is `http://vault.terok.internal/NAME` and `path`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_url: Option<BaseUrl>,
+    /// How a real credential is sent, by its type.
+    pub credential: BTreeMap<CredentialType, Sent>,
+    /// How an expired OAuth token is renewed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oauth: Option<OAuth>,
+    /// Which requests are forwarded: the first rule that fits decides; without any rule all are, else what no rule fits is refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rule: Vec<RequestRule>,
+    /// What the client itself has to reach beside the brokered hosts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub egress: Vec<Rule>,
+    /// Further variables of the container. `{token}`, `{base_url}`, `{basic:USER}` (base64 of `USER:token`) and `{ca}` (path of the
+    /// CA bundle) are replaced.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// git configuration of the container, given as `GIT_CONFIG_COUNT` and so on; replaced as in `env`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub git: BTreeMap<String, String>,
+    /// Variables that a restricted container gets as well.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub restricted_env: BTreeMap<String, String>,
+    /// The shape of a refusal's body, and the challenge of a 401.
+    #[serde(default)]
+    pub errors: Errors,
+    /// Files in which the service's own clients keep credentials, below a home directory: `terok vault clean` looks for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<String>,
+}
+
+/// Another upstream below a path.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Route {
+    /// `/upload`: taken off the path, which goes on below the upstream's.
+    pub path: String,
+    /// As [`Provider::upstream`].
+    pub upstream: String,
+}
+
+/// A phantom token's shape (V1) and where it is put.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Token {
+    /// Variables that hold it.
+    #[serde(default)]
+    pub variables: Vec<String>,
+    /// How the provider's own tokens begin.
+    #[serde(default)]
+    pub prefix: String,
+    /// How they end.
+    #[serde(default)]
+    pub suffix: String,
+    /// Characters in all, at most 255; prefix, suffix, the mark and at least 24 random characters fit in.
+    pub length: usize,
+    /// Which characters.
+    #[serde(default)]
+    pub alphabet: Alphabet,
+    /// Where a request may carry it.
+    #[serde(default = "Carrier::bearer")]
+    pub carriers: Vec<Carrier>,
+}
+
+/// Characters of a token's random part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Alphabet {
+    /// `0-9A-Za-z`
+    #[default]
+    Base62,
+    /// Base62, `-` and `_`.
+    Base64url,
+    /// `0-9a-f`
+    Hex,
+}
+
+/// Where a token stands in a request.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Carrier {
+    /// `Authorization: Bearer TOKEN` or `Authorization: token TOKEN`
+    Bearer,
+    /// The password of `Authorization: Basic`, or its user name where the password is empty or `x-oauth-basic`.
+    Basic,
+    /// A header whose whole value it is, lower case.
+    Header(String),
+}
+
+impl Carrier {
+    fn bearer() -> Vec<Carrier> {
+        vec![Carrier::Bearer]
+    }
+}
+
+/// Variables with the base URL.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BaseUrl {
+    /// Their names.
+    pub variables: Vec<String>,
+    /// What follows `http://vault.terok.internal/NAME`, such as `/v1`; taken as part of the path that goes upstream.
+    #[serde(default)]
+    pub path: String,
+}
+
+/// What a credential is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CredentialType {
+    /// An API key or personal access token.
+    Key,
+    /// A user name and a password.
+    Basic,
+    /// An OAuth access token, renewed with its refresh token.
+    OAuth,
+}
+
+/// How a credential is put into a request; what the container sent in any carrier is taken out first.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sent {
+    /// The header, lower case.
+    pub header: String,
+    /// What stands before the secret: `Bearer `. `basic:USER` makes it `Basic base64(USER:secret)`.
+    #[serde(default)]
+    pub prefix: String,
+    /// Further headers; one the client sent too keeps the client's value with this one added after a comma.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, String>,
+}
+
+/// Renewal of an OAuth access token (RFC 6749 §6).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OAuth {
+    /// `https://…`
+    pub token_url: String,
+    /// Public client identifier.
+    pub client_id: String,
+    /// How the request is written.
+    #[serde(default)]
+    pub format: OAuthFormat,
+    /// JSON pointers into the file that the service's own client keeps: access token, refresh token, end (Unix seconds or milliseconds).
+    #[serde(default)]
+    pub import: Option<OAuthImport>,
+}
+
+/// Body of a refresh request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OAuthFormat {
+    /// `application/x-www-form-urlencoded`, as the RFC has it.
+    #[default]
+    Form,
+    /// `application/json`
+    Json,
+}
+
+/// Where the tokens are in a client's own file (`terok vault add --oauth FILE`).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OAuthImport {
+    /// JSON pointer of the access token.
+    pub access: String,
+    /// JSON pointer of the refresh token.
+    pub refresh: String,
+    /// JSON pointer of the end of the access token; seconds, or milliseconds from 10^11 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<String>,
+}
+
+/// Which requests pass.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RequestRule {
+    /// Methods; all where empty.
+    #[serde(default)]
+    pub methods: Vec<String>,
+    /// Only for this host, where the provider has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<Name>,
+    /// `/v1/messages`, `/repos/*/*/pulls` (`*`: one segment), `/v1/**` (any number).
+    pub path: String,
+    /// Forwarded or refused.
+    pub allow: bool,
+}
+
+/// How refusals read.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Errors {
+    /// Body.
+    #[serde(default)]
+    pub shape: ErrorShape,
+    /// `WWW-Authenticate` of a 401: `Basic realm="terok"` where git asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub challenge: Option<String>,
+}
+
+/// JSON bodies that clients of an API show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ErrorShape {
+    /// `{"error":{"message":…,"type":…,"code":…}}`
+    #[default]
+    OpenAi,
+    /// `{"type":"error","error":{"type":…,"message":…}}`
+    Anthropic,
+    /// `{"message":…}`
+    Message,
+}
+
+/// What is wrong in a definition, with its place.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("provider {provider}{}: {reason}", if place.is_empty() { String::new() } else { format!(" {place}") })]
+pub struct ProviderError {
+    /// Its name.
+    pub provider: String,
+    /// `line 4` or the key.
+    pub place: String,
+    /// What is wrong and what to do.
+    pub reason: String,
+}
