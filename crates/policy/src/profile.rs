@@ -215,12 +215,12 @@ mod tests {
             })
             .collect();
         files.sort();
-        assert_eq!(files, Catalog::bundled().0.into_keys().collect::<Vec<_>>());
+        assert_eq!(files, Catalog::bundled().profiles.into_keys().collect::<Vec<_>>());
     }
 
     #[test]
     fn bundled_profiles_say_whom_they_serve_name_every_port_and_hold_no_wildcard() {
-        for (name, text) in Catalog::bundled().0 {
+        for (name, text) in Catalog::bundled().profiles {
             assert!(is_profile_name(&name));
             assert!(text.starts_with(&format!("# {name}: ")), "{name}: no header");
             assert!(
