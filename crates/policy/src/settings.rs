@@ -15,6 +15,8 @@ use toml::de::{DeTable, DeValue};
 const UPSTREAM: &str = "upstream_proxy";
 const NO_PROXY: &str = "no_proxy";
 const ALL: &str = "all_containers";
+const VAULT: &str = "vault";
+const PASSPHRASE_COMMAND: &str = "passphrase_command";
 
 /// The settings of one file, or of a user's file over the machine's.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -25,6 +27,9 @@ pub struct Settings {
     pub no_proxy: Option<Vec<String>>,
     /// `[all_containers]`: annotations of every container, where `terok setup --all-containers` is in force.
     pub all_containers: BTreeMap<String, String>,
+    /// `[vault] passphrase_command`: program and arguments whose output's first line unlocks the vault. Only a user's own file counts
+    /// ([`Settings::over`]): the machine's could make every user run it.
+    pub passphrase_command: Option<Vec<String>>,
 }
 
 /// The proxy through which the host reaches the outside.
@@ -88,8 +93,9 @@ impl Settings {
                 }
                 NO_PROXY => settings.no_proxy = Some(no_proxy(&place, value)?),
                 ALL => settings.all_containers = all_containers(&place, value)?,
+                VAULT => settings.passphrase_command = passphrase_command(&place, value)?,
                 other => {
-                    let hint = spelling::hint(other, [UPSTREAM, NO_PROXY, ALL]);
+                    let hint = spelling::hint(other, [UPSTREAM, NO_PROXY, ALL, VAULT]);
                     return Err(place.refuse(key.span().start, format!("unknown key {other:?}{hint}")));
                 }
             }
@@ -106,6 +112,7 @@ impl Settings {
             upstream: self.upstream.or(machine.upstream),
             no_proxy: self.no_proxy.or(machine.no_proxy),
             all_containers,
+            passphrase_command: self.passphrase_command,
         }
         .joined()
     }
@@ -172,6 +179,32 @@ fn all_containers(
         annotations.insert(name.to_owned(), place.string(name, value)?.to_owned());
     }
     Ok(annotations)
+}
+
+fn passphrase_command(
+    place: &Place<'_>,
+    value: &Spanned<DeValue<'_>>,
+) -> Result<Option<Vec<String>>, SettingsError> {
+    let form =
+        format!(r#"[{VAULT}] {PASSPHRASE_COMMAND} = ["pass", "show", "terok"]: write a list, program first"#);
+    let table = value.get_ref().as_table().ok_or_else(|| place.refuse(value.span().start, form.clone()))?;
+    let mut command = None;
+    for (key, value) in table {
+        let name = key.get_ref().as_ref();
+        if name != PASSPHRASE_COMMAND {
+            let hint = spelling::hint(name, [PASSPHRASE_COMMAND]);
+            return Err(place.refuse(key.span().start, format!("[{VAULT}] unknown key {name:?}{hint}")));
+        }
+        let refuse = || place.refuse(value.span().start, form.clone());
+        let list = value.get_ref().as_array().ok_or_else(refuse)?;
+        let words = list.iter().map(|word| place.string(PASSPHRASE_COMMAND, word).map(str::to_owned));
+        let words = words.collect::<Result<Vec<_>, _>>()?;
+        if words.first().is_none_or(String::is_empty) || words.iter().any(|word| word.contains('\0')) {
+            return Err(refuse());
+        }
+        command = Some(words);
+    }
+    Ok(command)
 }
 
 /// Where in the file something is.

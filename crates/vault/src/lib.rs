@@ -3,6 +3,7 @@
 //! One SQLite file. Names and dates of records are readable; each secret is sealed on its own under a random master key, which is itself sealed under
 //! a passphrase. The unlocked master key lies in a session file on tmpfs until its end: whoever reads it is the owner anyway.
 
+pub mod ephemeral;
 mod record;
 
 pub use record::{Kind, Record, Secret};

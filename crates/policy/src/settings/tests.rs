@@ -129,6 +129,25 @@ fn a_users_word_stands_over_the_machines_key_by_key() {
     assert_eq!(Settings::default().over(machine.clone()), machine);
 }
 
+#[test]
+fn a_passphrase_command_is_a_list_and_the_machines_counts_for_nobody() {
+    let text = "[vault]\npassphrase_command = [\"pass\", \"show\", \"terok\"]";
+    let own = read(text).unwrap();
+    assert_eq!(own.passphrase_command.as_deref().unwrap(), ["pass", "show", "terok"]);
+    assert_eq!(own.over(Settings::default()).passphrase_command.unwrap().len(), 3);
+    assert_eq!(Settings::default().over(read(text).unwrap()).passphrase_command, None);
+    for (text, error) in [
+        ("[vault]\npassphrase_command = \"pass show terok\"", "write a list"),
+        ("[vault]\npassphrase_command = []", "write a list"),
+        ("[vault]\npassphrase_command = [\"pass\", 1]", "type integer"),
+        ("[vault]\npasphrase_command = [\"pass\"]", "did you mean \"passphrase_command\"?"),
+        ("vault = 1", "write a list"),
+    ] {
+        let found = read(text).unwrap_err();
+        assert!(found.contains(error), "{text}: {found}");
+    }
+}
+
 proptest! {
     #[test]
     fn no_text_panics_and_every_error_is_one_clean_line(text in "(upstream_proxy = \"(http|socks5)://)?\\PC{0,40}\"?\n?\\PC{0,20}") {
