@@ -49,6 +49,7 @@ pub(crate) fn start(handover: Handover<'_>, inside: &Inside) -> Result<(), Refus
         wiring: inside.wiring,
         upstream: handover.upstream,
         issued: None,
+        home: String::new(),
         sockets: handover.sockets,
         missing: inside.missing.clone(),
         run_dir: handover.runtime.path().display().to_string(),

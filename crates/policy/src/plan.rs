@@ -296,6 +296,9 @@ pub struct SupervisorConfig {
     /// Layers that this kernel lacks, as [`crate::control::Status::confinement`] names them: `no-egress: reason`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<String>,
+    /// Absolute home of the owner, whose `known_hosts` the signer asks; empty without SSH grants.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub home: String,
     /// Absolute runtime folder of this container.
     pub run_dir: String,
     /// Absolute state folder of this container.

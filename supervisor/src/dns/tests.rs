@@ -94,6 +94,7 @@ impl Rig {
             },
             upstream: None,
             issued: None,
+            home: String::new(),
             sockets: Vec::new(),
             missing: Vec::new(),
             wiring: Wiring { dns_udp: 1, dns_tcp: 2, proxy: 3, peers: 4, mark: 1 },

@@ -127,6 +127,7 @@ impl Rig {
             upstream: None,
             missing: Vec::new(),
             issued: None,
+            home: String::new(),
             sockets: Vec::new(),
             run_dir: String::new(),
             state_dir: String::new(),

@@ -42,6 +42,7 @@ impl Rig {
             facts: HostFacts::sealed(true),
             upstream: upstream.clone(),
             issued: None,
+            home: String::new(),
             sockets: Vec::new(),
             missing: Vec::new(),
             wiring: Wiring { dns_udp: 1, dns_tcp: 2, proxy: 3, peers: 0, mark: 1 },

@@ -155,6 +155,7 @@ impl Rig {
             wiring: inside.wiring,
             upstream: wish.upstream(),
             issued: None,
+            home: String::new(),
             sockets: Vec::new(),
             missing: Vec::new(),
             run_dir: run.path().display().to_string(),
