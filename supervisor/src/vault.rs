@@ -80,6 +80,8 @@ pub(crate) struct AgentKey {
     pub(crate) blob: String,
     /// Comment: the key's name.
     pub(crate) comment: String,
+    /// Users it signs logins of; any where empty.
+    pub(crate) users: Vec<String>,
 }
 
 /// Device, inode, change time and size of the store, its write-ahead log, the session file, and for an ephemeral credential of its file: any unlock,

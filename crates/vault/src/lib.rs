@@ -5,5 +5,6 @@
 
 pub mod ephemeral;
 mod record;
+pub mod ssh_key;
 
 pub use record::{Kind, Record, Secret};
