@@ -58,7 +58,9 @@ pub enum SshKeyError {
     #[error("the RSA key cannot be used ({0}): 2048, 3072 and 4096 bits can")]
     Rsa(String),
     /// An RSA signature with SHA-1 was asked for.
-    #[error("signatures with SHA-1 (ssh-rsa) are not made: the client must ask for rsa-sha2-256 or rsa-sha2-512")]
+    #[error(
+        "signatures with SHA-1 (ssh-rsa) are not made: the client must ask for rsa-sha2-256 or rsa-sha2-512"
+    )]
     Sha1,
     /// The library refused.
     #[error("the key cannot sign: {0}")]

@@ -85,7 +85,8 @@ fn remainder(number: &[u8], modulus: &[u8]) -> Zeroizing<Vec<u8>> {
             *limb = (less & fits) | (*limb & !fits);
         }
     }
-    let bytes: Zeroizing<Vec<u8>> = Zeroizing::new(rest.iter().rev().flat_map(|limb| limb.to_be_bytes()).collect());
+    let bytes: Zeroizing<Vec<u8>> =
+        Zeroizing::new(rest.iter().rev().flat_map(|limb| limb.to_be_bytes()).collect());
     let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
     Zeroizing::new(bytes[zeros..].to_vec())
 }

@@ -70,9 +70,14 @@ fn keys_of_ssh_keygen_are_read_and_their_signatures_verify() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    for (kind, bits) in
-        [("ed25519", ""), ("ecdsa", "256"), ("ecdsa", "384"), ("ecdsa", "521"), ("rsa", "2048"), ("rsa", "3072")]
-    {
+    for (kind, bits) in [
+        ("ed25519", ""),
+        ("ecdsa", "256"),
+        ("ecdsa", "384"),
+        ("ecdsa", "521"),
+        ("rsa", "2048"),
+        ("rsa", "3072"),
+    ] {
         let (private, public) = made(folder.path(), kind, bits, "");
         let key = SshKey::import(&private, None).unwrap();
         assert_eq!(key.public(), public, "{kind} {bits}");
@@ -84,7 +89,10 @@ fn keys_of_ssh_keygen_are_read_and_their_signatures_verify() {
             let signature = key.sign(b"data", flags).unwrap();
             assert!(verify(&key.blob(), &signature, b"data"), "{kind} {bits} {flags}");
             assert!(!verify(&key.blob(), &signature, b"date"), "{kind} {bits} {flags}");
-            assert!(!verify(&key.blob(), &[&signature[..], b"\0"].concat(), b"data"), "{kind} {bits} {flags}");
+            assert!(
+                !verify(&key.blob(), &[&signature[..], b"\0"].concat(), b"data"),
+                "{kind} {bits} {flags}"
+            );
             let other = SshKey::generate(Kind::default(), "").unwrap();
             assert!(!verify(&other.blob(), &signature, b"data"), "{kind} {bits} {flags}");
         }
@@ -118,7 +126,11 @@ fn an_encrypted_key_wants_its_passphrase() {
         keygen(folder.path(), &["-q", "-p", "-Z", cipher, "-P", "", "-N", "open sesame", "-f", "key"]);
         let private = std::fs::read_to_string(folder.path().join("key")).unwrap();
         assert_eq!(SshKey::import(&private, None).unwrap_err(), SshKeyError::Encrypted, "{cipher}");
-        assert_eq!(SshKey::import(&private, Some("sesame")).unwrap_err(), SshKeyError::Passphrase, "{cipher}");
+        assert_eq!(
+            SshKey::import(&private, Some("sesame")).unwrap_err(),
+            SshKeyError::Passphrase,
+            "{cipher}"
+        );
         assert_eq!(SshKey::import(&private, Some("open sesame")).unwrap().public(), public, "{cipher}");
     }
 }

@@ -7,7 +7,9 @@ use ssh_key::{Algorithm, HashAlg, PublicKey, Signature};
 
 /// Whether `signature` (wire form) over `data` is by `key` (wire form). Certificates, SHA-1 and RSA below 2048 bits verify nothing.
 pub fn verify(key: &[u8], signature: &[u8], data: &[u8]) -> bool {
-    let (Ok(key), Ok(read)) = (PublicKey::from_bytes(key), Signature::try_from(signature)) else { return false };
+    let (Ok(key), Ok(read)) = (PublicKey::from_bytes(key), Signature::try_from(signature)) else {
+        return false;
+    };
     // What stands behind it is not looked at when it is read.
     if Vec::try_from(read.clone()).ok().as_deref() != Some(signature) {
         return false;
