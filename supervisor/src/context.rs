@@ -5,6 +5,7 @@ use crate::flows::Flows;
 use crate::hold::{Answer, Hold};
 use crate::names::NameTable;
 use crate::parent_link::{News, ParentLink};
+use crate::vault::Vault;
 use std::cell::{Cell, Ref, RefCell};
 use std::fs::File;
 use std::io;
@@ -36,7 +37,9 @@ pub(crate) struct Context {
     /// The container's state folder.
     pub(crate) state_dir: Dir,
     /// What only the parent may do: [`ParentLink::grant`], [`ParentLink::apply`].
-    pub(crate) parent: ParentLink,
+    pub(crate) parent: Rc<ParentLink>,
+    /// Granted credentials and signatures.
+    pub(crate) vault: Vault,
     live: RefCell<Live>,
     cards: RefCell<Vec<Card>>,
     tampered: RefCell<Option<String>>,
@@ -45,6 +48,7 @@ pub(crate) struct Context {
 
 impl Context {
     /// Shares what the worker opened.
+    #[allow(clippy::too_many_arguments, reason = "each is opened by the worker in its own way")]
     pub(crate) fn new(
         config: SupervisorConfig,
         audit: Audit,
@@ -52,7 +56,8 @@ impl Context {
         live: Live,
         run_dir: Dir,
         state_dir: Dir,
-        parent: ParentLink,
+        parent: Rc<ParentLink>,
+        vault: Vault,
     ) -> Rc<Self> {
         Rc::new(Context {
             cards: RefCell::new(config.facts.cards.clone()),
@@ -64,6 +69,7 @@ impl Context {
             run_dir,
             state_dir,
             parent,
+            vault,
             live: RefCell::new(live),
             tampered: RefCell::default(),
             cut_off: Cell::new(false),

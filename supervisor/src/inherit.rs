@@ -1,5 +1,5 @@
 //! What the supervisor is born with: its configuration at descriptor 3 and the descriptors that it lists, from 4 on. The
-//! worker gets the same from the parent, without what only the parent may hold and with the line to it at the end.
+//! worker gets the same from the parent, without what only the parent may hold and with two lines at the end: to the parent, and from the vault.
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -18,8 +18,16 @@ const CONFIG_LIMIT: u64 = 64 << 20;
 pub(crate) struct Inherited {
     config: StoredConfig,
     fds: HashMap<Fd, OwnedFd>,
-    /// In the worker: the line to the parent.
-    link: Option<OwnedFd>,
+    /// In the worker: the lines to the parent and from the vault.
+    lines: Option<Lines>,
+}
+
+/// The worker's ends of its two lines.
+pub(crate) struct Lines {
+    /// To the parent.
+    pub(crate) parent: OwnedFd,
+    /// From the vault's helpers, whose reports the parent must not read.
+    pub(crate) vault: OwnedFd,
 }
 
 /// Why the supervisor cannot start.
@@ -34,14 +42,17 @@ pub(crate) enum BirthError {
     /// A descriptor is missing.
     #[error("no descriptor for {0:?}; run `terok setup` so that hook and supervisor are of one version")]
     Missing(Fd),
+    /// The worker's lines are missing.
+    #[error("no lines to the parent; a worker is started by its parent, not by hand")]
+    NoLines,
     /// A descriptor could not be duplicated.
     #[error("descriptor: {0}")]
     Io(#[from] io::Error),
 }
 
-/// What the worker must not hold: rights over the kernel's table, and the word to the hook that all is well.
+/// What the worker must not hold: rights over the kernel's table, the vault, and the word to the hook that all is well.
 fn is_parents(fd: Fd) -> bool {
-    matches!(fd, Fd::Nftables | Fd::NftablesNews | Fd::Links | Fd::Ready)
+    matches!(fd, Fd::Nftables | Fd::NftablesNews | Fd::Links | Fd::Ready | Fd::Vault | Fd::Session)
 }
 
 /// The part of [`SupervisorConfig`] that the parent lives by: a policy that may be large is the worker's to read.
@@ -78,6 +89,12 @@ impl StoredConfig {
     }
 }
 
+impl From<StoredConfig> for OwnedFd {
+    fn from(config: StoredConfig) -> Self {
+        config.0
+    }
+}
+
 impl Inherited {
     /// Takes over what the hook handed to the parent.
     pub(crate) fn of_parent() -> Result<(Self, ParentConfig), BirthError> {
@@ -91,13 +108,16 @@ impl Inherited {
         Self::take(held, true)
     }
 
-    fn take<C: DeserializeOwned>(held: impl Fn(&C) -> Vec<Fd>, link: bool) -> Result<(Self, C), BirthError> {
+    fn take<C: DeserializeOwned>(held: impl Fn(&C) -> Vec<Fd>, lines: bool) -> Result<(Self, C), BirthError> {
         let config = StoredConfig(inherited::take(3, 1)?.pop().ok_or(BirthError::Missing(Fd::Ready))?);
         let parsed = config.read()?;
         let kinds = held(&parsed);
-        let mut fds = inherited::take(4, kinds.len() + usize::from(link))?;
-        let link = if link { fds.pop() } else { None };
-        Ok((Inherited { fds: kinds.into_iter().zip(fds).collect(), link, config }, parsed))
+        let mut fds = inherited::take(4, kinds.len() + if lines { 2 } else { 0 })?;
+        let lines = match lines {
+            true => fds.pop().and_then(|vault| Some(Lines { vault, parent: fds.pop()? })),
+            false => None,
+        };
+        Ok((Inherited { fds: kinds.into_iter().zip(fds).collect(), lines, config }, parsed))
     }
 
     /// The configuration, to be read again.
@@ -120,14 +140,20 @@ impl Inherited {
         Ok(Dir::from_fd(self.share(fd)?, Path::new(path)))
     }
 
-    /// The line to the parent, in the worker.
-    pub(crate) fn take_link(&mut self) -> Result<OwnedFd, BirthError> {
-        self.link.take().ok_or(BirthError::Missing(Fd::Nftables))
+    /// The lines to the parent and from the vault, in the worker.
+    pub(crate) fn take_lines(&mut self) -> Result<Lines, BirthError> {
+        self.lines.take().ok_or(BirthError::NoLines)
+    }
+
+    /// Whether it was handed over.
+    pub(crate) fn has(&self, fd: Fd) -> bool {
+        self.fds.contains_key(&fd)
     }
 
     /// What a worker is started with, from descriptor 3 on, in the order of the configuration's `list`.
-    pub(crate) fn for_worker<'a>(&'a self, list: &[Fd], link: &'a OwnedFd) -> Vec<BorrowedFd<'a>> {
+    pub(crate) fn for_worker<'a>(&'a self, list: &[Fd], lines: &'a Lines) -> Vec<BorrowedFd<'a>> {
         let listed = list.iter().filter(|&&fd| !is_parents(fd)).filter_map(|fd| self.fds.get(fd));
-        std::iter::once(&self.config.0).chain(listed).chain([link]).map(|fd| fd.as_fd()).collect()
+        let lines = [&lines.parent, &lines.vault];
+        std::iter::once(&self.config.0).chain(listed).chain(lines).map(|fd| fd.as_fd()).collect()
     }
 }

@@ -2,10 +2,11 @@
 //! clears up when the container has ended (L4). One thread, no runtime, and no byte from the container is ever read here.
 
 use crate::guard::Guard;
-use crate::inherit::{Inherited, ParentConfig};
+use crate::inherit::{BirthError, Inherited, Lines, ParentConfig};
 use crate::parent_link::{Ask, LONGEST_QUESTION, Question, Told};
 use crate::remains;
-use anyhow::bail;
+use crate::vault::{Errands, Means, Order};
+use anyhow::{anyhow, bail};
 use std::fs::File;
 use std::io::{ErrorKind, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -48,6 +49,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
         run: inherited.folder(Fd::RunDir, &config.run_dir)?,
         state,
         config,
+        vault: Folders::of(&inherited)?,
+        errands: Errands::default(),
         inherited,
         restarts: 0,
     };
@@ -67,12 +70,41 @@ struct Parent {
     run: Dir,
     state: Dir,
     config: ParentConfig,
+    /// Where anything was granted.
+    vault: Option<Folders>,
+    errands: Errands,
     restarts: u64,
+}
+
+/// What the vault's helpers read.
+struct Folders {
+    /// The configuration's memfd.
+    config: OwnedFd,
+    /// The vault's.
+    vault: OwnedFd,
+    /// The runtime base folder, with the vault's session.
+    session: OwnedFd,
+}
+
+impl Folders {
+    fn of(inherited: &Inherited) -> Result<Option<Self>, BirthError> {
+        if !inherited.has(Fd::Vault) {
+            return Ok(None);
+        }
+        let config = inherited.stored_config()?.into();
+        Ok(Some(Folders {
+            config,
+            vault: inherited.share(Fd::Vault)?,
+            session: inherited.share(Fd::Session)?,
+        }))
+    }
 }
 
 struct Worker {
     child: Child,
     link: UnixDatagram,
+    /// The end of the vault line that helpers write to; the other one is the worker's alone.
+    reports: OwnedFd,
     born: Instant,
 }
 
@@ -128,7 +160,8 @@ impl Parent {
     }
 
     fn start(&mut self, why: &str) -> anyhow::Result<Worker> {
-        let (ours, theirs) = message_pair()?;
+        let ((ours, parent), (reports, vault)) = (message_pair()?, message_pair()?);
+        let theirs = Lines { parent, vault };
         let (null, log) = (std::io::stdin(), std::io::stderr());
         let mut fds: Vec<BorrowedFd<'_>> = vec![null.as_fd(), null.as_fd(), log.as_fd()];
         fds.extend(self.inherited.for_worker(&self.config.fds, &theirs));
@@ -137,7 +170,7 @@ impl Parent {
             .spawn(&["worker", &self.restarts.to_string(), &self.owner.to_string(), why], &fds)?;
         let link = UnixDatagram::from(ours);
         link.set_nonblocking(true)?;
-        let worker = Worker { child, link, born: Instant::now() };
+        let worker = Worker { child, link, reports, born: Instant::now() };
         for news in self.guard.standing(&self.config) {
             self.tell(&worker, &Told::News(news))?;
         }
@@ -153,7 +186,9 @@ impl Parent {
                 watched.push(worker.link.as_fd());
             }
             watched.extend(self.guard.watched());
-            let ready = readable(&watched, self.guard.due())?;
+            watched.extend(self.errands.watched());
+            let due = [self.guard.due(), self.errands.due()].into_iter().flatten().min();
+            let ready = readable(&watched, due)?;
             if ready[0] {
                 return Ok(None);
             }
@@ -163,7 +198,9 @@ impl Parent {
             if listening && ready[2] {
                 listening = self.answer(worker)?;
             }
+            self.run_errands(worker)?;
             if ready[1] {
+                self.errands.forget();
                 return Ok(Some(worker.child.reap()?.unwrap_or(Exit::Code(0))));
             }
         }
@@ -176,17 +213,20 @@ impl Parent {
             let left = end.saturating_duration_since(Instant::now());
             let mut watched = vec![self.container.as_fd()];
             watched.extend(self.guard.watched());
-            let ready = readable(&watched, Some(self.guard.due().map_or(left, |due| due.min(left))))?;
+            watched.extend(self.errands.watched());
+            let due = [self.guard.due(), self.errands.due(), Some(left)].into_iter().flatten().min();
+            let ready = readable(&watched, due)?;
             if ready[0] || left.is_zero() {
                 return Ok(());
             }
             self.guard.attend();
+            self.errands.reap();
         }
     }
 
     /// Answers one message; `false` when the worker has closed its end.
     fn answer(&mut self, worker: &Worker) -> anyhow::Result<bool> {
-        let mut message = [0; LONGEST_QUESTION];
+        let mut message = vec![0; LONGEST_QUESTION];
         let length = match worker.link.recv(&mut message) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(true),
             // A worker that dies with an answer unread resets the line: closed, like one that just dies.
@@ -209,9 +249,32 @@ impl Parent {
             Ask::Apply => self.guard.apply(&self.state).map(|()| Vec::new()),
             Ask::Block => self.guard.close().map(|()| Vec::new()),
             Ask::Grant { name, ttl, addresses } => self.guard.grant(&name, ttl, &addresses),
+            Ask::Vault(_) if self.vault.is_none() => {
+                Err(anyhow!("this container was granted nothing of the vault"))
+            }
+            Ask::Vault(errand) => match self.errands.take(Order { number, errand }) {
+                Some((_, refused)) => refused.map(|()| Vec::new()).map_err(|why| anyhow!(why)),
+                None => return Ok(true),
+            },
         };
         self.tell(worker, &Told::Answer { number, done: done.map_err(|error| format!("{error:#}")) })?;
         Ok(true)
+    }
+
+    /// Starts helpers for what the worker has asked of the vault, and tells it of those that have ended.
+    fn run_errands(&mut self, worker: &Worker) -> anyhow::Result<()> {
+        let Some(Folders { config, vault, session }) = &self.vault else { return Ok(()) };
+        let means = Means {
+            program: &self.program,
+            owner: self.owner,
+            fds: [config.as_fd(), vault.as_fd(), session.as_fd(), self.state.as_fd(), worker.reports.as_fd()],
+        };
+        let mut ended = self.errands.reap();
+        ended.extend(self.errands.start(&means));
+        for (number, done) in ended {
+            self.tell(worker, &Told::Answer { number, done: done.map(|()| Vec::new()) })?;
+        }
+        Ok(())
     }
 
     /// Says something to the worker, without ever waiting for it: one that does not read would stop the parent's watch.

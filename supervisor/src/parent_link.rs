@@ -1,6 +1,7 @@
 //! The worker's line to its parent, which holds what the worker must not: rights over the container's tables and cards. One
 //! JSON message a datagram, bounded and typed; the worker names no set, no element and no card.
 
+use crate::vault::Errand;
 use serde::{Deserialize, Serialize};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -14,8 +15,8 @@ use terok_policy::plan::Card;
 use tokio::net::UnixDatagram;
 use tokio::sync::oneshot;
 
-/// The longest question: a name and [`ADDRESSES`] addresses.
-pub(crate) const LONGEST_QUESTION: usize = 4 << 10;
+/// The longest question: a request for a signature with all that binds it to a session.
+pub(crate) const LONGEST_QUESTION: usize = 64 << 10;
 /// The longest answer or piece of news; a container has few cards.
 pub(crate) const LONGEST_ANSWER: usize = 32 << 10;
 /// Addresses of one answer, at most.
@@ -52,6 +53,8 @@ pub(crate) enum Ask {
         /// Its addresses.
         addresses: Vec<IpAddr>,
     },
+    /// Start a helper for this. Its report goes another way; the answer only tells that it has ended.
+    Vault(Errand),
 }
 
 /// What the parent says.
@@ -151,6 +154,23 @@ impl ParentLink {
         self.ask(Ask::Grant { name: name.clone(), ttl, addresses }).await
     }
 
+    /// Has the parent start a helper for `errand` under a number from [`ParentLink::number`]; returns when the helper has ended.
+    pub(crate) async fn errand(
+        &self,
+        number: u64,
+        errand: Errand,
+        patience: Duration,
+    ) -> Result<(), RefusedByParent> {
+        self.exchange(number, Ask::Vault(errand), patience).await.map(drop)
+    }
+
+    /// A number that no other question has.
+    pub(crate) fn number(&self) -> u64 {
+        let number = self.next.get();
+        self.next.set(number + 1);
+        number
+    }
+
     /// Receives what the parent says: answers go to who waits for them, news to `hear`. Returns when the parent is gone.
     pub(crate) async fn listen(&self, mut hear: impl FnMut(News)) {
         let mut buffer = vec![0; LONGEST_ANSWER];
@@ -172,11 +192,13 @@ impl ParentLink {
     }
 
     async fn ask(&self, ask: Ask) -> Done {
+        self.exchange(self.number(), ask, PATIENCE).await
+    }
+
+    async fn exchange(&self, number: u64, ask: Ask, patience: Duration) -> Done {
         if self.gone.get() {
             return Err(RefusedByParent::Gone);
         }
-        let number = self.next.get();
-        self.next.set(number + 1);
         let (asker, answer) = oneshot::channel();
         self.waiting.borrow_mut().insert(number, asker);
         let _place = Place { link: self, number };
@@ -185,12 +207,16 @@ impl ParentLink {
             answer.await.unwrap_or(Err(RefusedByParent::Gone))
         };
         let late = || RefusedByParent::Failed("the parent does not answer".to_owned());
-        tokio::time::timeout(PATIENCE, exchange).await.unwrap_or_else(|_| Err(late()))
+        tokio::time::timeout(patience, exchange).await.unwrap_or_else(|_| Err(late()))
     }
 
     async fn say(&self, question: &Question) -> Result<(), RefusedByParent> {
         let message =
             serde_json::to_vec(question).map_err(|error| RefusedByParent::Failed(error.to_string()))?;
+        if message.len() > LONGEST_QUESTION {
+            // The parent would take it for another program's.
+            return Err(RefusedByParent::Failed("the question is too long".into()));
+        }
         self.socket.send(&message).await.map(drop).map_err(|_| RefusedByParent::Gone)
     }
 }

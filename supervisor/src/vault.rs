@@ -2,6 +2,14 @@
 //! of its own, so that no secret passes through the parent and none but the granted ones reaches the worker (design §8).
 #![allow(dead_code, reason = "the broker and the signer call it")]
 
+mod errands;
+mod fetch;
+mod stamp;
+
+pub(crate) use errands::{Errands, Means};
+pub(crate) use fetch::Vault;
+pub(crate) use stamp::Stamp;
+
 use serde::{Deserialize, Serialize};
 use terok_policy::provider::CredentialType;
 use zeroize::Zeroizing;
@@ -32,11 +40,26 @@ pub(crate) enum Errand {
     },
 }
 
+/// What a helper finds from descriptor 3 on: the configuration, the vault's folder, the runtime base folder, the container's state folder, the vault line,
+/// the order.
+pub(crate) const HELPER_FDS: usize = 6;
+
+/// What a helper is handed: an errand and the number to report it under.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Order {
+    /// The question's number.
+    pub(crate) number: u64,
+    /// The errand.
+    pub(crate) errand: Errand,
+}
+
 /// What a helper says, one JSON datagram.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Report {
     /// The question's number.
     pub(crate) number: u64,
+    /// How the vault's files were before it was read: while they are so, the result stands.
+    pub(crate) stamp: Stamp,
     /// The result.
     pub(crate) done: Result<Fetched, Trouble>,
 }
@@ -67,8 +90,6 @@ pub(crate) struct Credential {
     pub(crate) revision: u64,
     /// Unix seconds after which it must not be used: the end of the token less a margin, or of the vault's session.
     pub(crate) until: Option<u64>,
-    /// How the vault's files were when it was read: while they are so, it is good without another look.
-    pub(crate) stamp: Stamp,
 }
 
 /// Public key of a granted SSH key.
@@ -83,11 +104,6 @@ pub(crate) struct AgentKey {
     /// Users it signs logins of; any where empty.
     pub(crate) users: Vec<String>,
 }
-
-/// Device, inode, change time and size of the store, its write-ahead log, the session file, and for an ephemeral credential of its file: any unlock,
-/// lock, change, removal or replacement changes it. Zero where a file is not there.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub(crate) struct Stamp(pub(crate) Vec<[u64; 5]>);
 
 /// Why nothing was fetched. Each says what to do, in words for a person.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]

@@ -12,6 +12,7 @@ use crate::parent_link::ParentLink;
 use crate::proxy::{Insides, Proxy, publish};
 use crate::readiness::readable;
 use crate::resolve::{Files, Peers, Resolver};
+use crate::vault::Vault;
 use crate::{control, nflog, remains};
 use anyhow::{Context as _, bail};
 use std::net::{TcpListener as StdTcpListener, UdpSocket as StdUdpSocket};
@@ -93,12 +94,16 @@ async fn serve(
         Target::Name(name) => Some(name),
         _ => None,
     }))?;
-    let link = ParentLink::new(inherited.take_link()?)?;
-    let context = Context::new(config, audit, names, live, run_dir, state_dir, link);
+    let lines = inherited.take_lines()?;
+    let link = Rc::new(ParentLink::new(lines.parent)?);
+    let vault = Vault::new(link.clone(), lines.vault)?;
+    let context = Context::new(config, audit, names, live, run_dir, state_dir, link, vault);
     context.hold.number_from(unix_seconds());
     announce(turn, &context, &confinement)?;
     let told = context.clone();
     tokio::task::spawn_local(async move { told.parent.listen(|news| told.hear(news)).await });
+    let reported = context.clone();
+    tokio::task::spawn_local(async move { reported.vault.listen().await });
 
     let operator = Operator::new(context.clone());
     if turn.restarts > 0 {

@@ -4,6 +4,7 @@ use super::*;
 use crate::audit::{Audit, LogFile, open_file};
 use crate::names::NameTable;
 use crate::parent_link::ParentLink;
+use crate::vault::Vault;
 use std::net::IpAddr;
 use std::time::Instant;
 use terok_kernel::statedir::Dir;
@@ -52,8 +53,9 @@ impl Rig {
         };
         let audit = Audit::open(LogFile::open(&state()).unwrap()).unwrap();
         let names = NameTable::open(open_file(&state(), layout::NAMES).unwrap()).unwrap();
-        let context =
-            Context::new(config, audit, names, Live::default(), state(), state(), ParentLink::alone());
+        let (link, vault) =
+            (Rc::new(ParentLink::alone()), Vault::answered_by(|_| unreachable!("nothing is brokered")));
+        let context = Context::new(config, audit, names, Live::default(), state(), state(), link, vault);
         std::fs::write(dir.path().join("hosts"), hosts).unwrap();
         std::fs::write(dir.path().join("resolv.conf"), "nameserver 127.0.0.1\n").unwrap();
         // Nobody answers on port 1, and the kernel says so at once.
