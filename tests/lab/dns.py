@@ -14,6 +14,7 @@ ZONE = {  # name: addresses; a leading "*." also answers every name below
     "cdn.example.com": ["198.51.100.11", "198.51.100.12", "198.51.100.13"],
     "git.example.com": ["198.51.100.20", "2001:db8:1::20"],
     "ssh.example.com": ["198.51.100.22", "2001:db8:1::22"],
+    "ssh2.example.com": ["198.51.100.23", "2001:db8:1::23"],
     "pypi.example.com": ["198.51.100.30", "2001:db8:1::30"],
     "deb.example.com": ["198.51.100.31", "2001:db8:1::31"],
     "big.example.com": ["198.51.100.40", "2001:db8:1::40"],
@@ -35,6 +36,9 @@ ZONE = {  # name: addresses; a leading "*." also answers every name below
     "*.rebind-zero.example.com": ["0.0.0.0", "::"],
     "*.rebind-cgnat.example.com": ["100.64.0.1", "224.0.0.1", "255.255.255.255"],
 }
+# Services with credentials, under their real names: provider.py.
+PROVIDERS = ["api.anthropic.com", "api.openai.com", "github.com", "api.github.com", "uploads.github.com", "api.mistral.ai", "openrouter.ai", "gitlab.com", "console.anthropic.com"]
+ZONE.update({name: [f"198.51.100.{60 + n}", f"2001:db8:1::{60 + n}"] for n, name in enumerate(PROVIDERS)})
 turns = {}
 
 def look_up(name, kind, hostile):

@@ -1,27 +1,29 @@
 #!/bin/bash
-# prepare.sh [--image] [--podman5] [--direct]: Debian packages and images of the lab, kept in TEROK_LAB_HOME; says nothing when all is there.
-# --direct: only what containers on the host's own Podman need, without root where nothing is missing. --image: the workload image with real tools; --podman5: a Debian 13 root with Podman 5. Needs root, and a Debian mirror the first time.
+# prepare.sh [--image] [--podman5] [--bench] [--direct]: Debian packages and images of the lab, kept in TEROK_LAB_HOME; says nothing when all is there.
+# --direct: only what containers on the host's own Podman need, without root where nothing is missing. --image: the workload image with real tools; --podman5: a Debian 13 root with Podman 5;
+# --bench: what terok is measured against. Needs root, and a Debian mirror the first time.
 set -eu
 home=${TEROK_LAB_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/terok-lab}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export DEBIAN_FRONTEND=noninteractive
 say() { echo "lab: $*" >&2; }
 loudly() { local log; log=$(mktemp); "$@" >"$log" 2>&1 || { cat "$log" >&2; rm -f "$log"; say "failed: $*"; exit 1; }; rm -f "$log"; } # output only if it fails
-image= podman5= direct=
-for a in "$@"; do case $a in --image) image=1 ;; --podman5) podman5=1 ;; --direct) direct=1 ;; *) say "unknown option $a"; exit 64 ;; esac; done
+image= podman5= bench= direct=
+for a in "$@"; do case $a in --image) image=1 ;; --podman5) podman5=1 ;; --bench) bench=1 ;; --direct) direct=1 ;; *) say "unknown option $a"; exit 64 ;; esac; done
 mkdir -p "$home"; chmod 755 "$home"
 exec 9>"$home/prepare.lock"; flock 9
 
 need=(podman crun runc conmon catatonit netavark aardvark-dns slirp4netns uidmap nftables fuse-overlayfs busybox-static dnsmasq-base dropbear-bin
-      openssh-client openssl git curl jq iproute2 python3-minimal python3 nginx-light ca-certificates mmdebstrap debootstrap procps util-linux dpkg-dev strace
+      openssh-server openssh-client openssl git curl jq iproute2 python3-minimal python3 nginx-light ca-certificates mmdebstrap debootstrap procps util-linux dpkg-dev strace
       libmnl-dev libnftnl-dev libseccomp-dev pkg-config build-essential)
+[ -z "$bench" ] || need+=(mitmproxy)
 [ -z "$direct" ] || need=(podman crun uidmap busybox-static curl ca-certificates openssl)
 missing=()
 for p in "${need[@]}"; do dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null | grep -qx installed || missing+=("$p"); done
 if [ ${#missing[@]} -gt 0 ]; then
   [ "$(id -u)" = 0 ] || { say "these Debian packages are missing: ${missing[*]}; install them as root: apt-get install ${missing[*]}"; exit 2; }
   say "installing Debian packages: ${missing[*]}"
-  # nginx must not start on the host: the lab runs its own.
+  # nginx and sshd must not start on the host: the lab runs its own.
   policy=; if [ ! -e /usr/sbin/policy-rc.d ]; then policy=1; printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d; chmod 755 /usr/sbin/policy-rc.d; fi
   trap '[ -z "$policy" ] || rm -f /usr/sbin/policy-rc.d' EXIT
   loudly apt-get update -q
@@ -47,7 +49,7 @@ if ! fresh demo 1; then # busybox and this host's own curl with its libraries an
   tar -C "$r" --owner=0 --group=0 -c . > "$home/demo.tar.new"; keep demo 1; rm -rf "$r"
 fi
 
-tools=ca-certificates,curl,git,openssh-client,python3,python3-pip,nodejs,iproute2,iputils-ping,bind9-dnsutils,ncat
+tools=ca-certificates,curl,git,openssh-client,python3,python3-pip,python3-requests,python3-httpx,python3-h2,nodejs,iproute2,iputils-ping,bind9-dnsutils,ncat
 mirror() { apt-get indextargets --format '$(REPO_URI)' | grep -v -e security -e backports | head -1; }
 if [ -n "$image" ] && ! fresh wl "$tools"; then
   say "building the workload image (a Debian with $tools)"
@@ -56,7 +58,7 @@ if [ -n "$image" ] && ! fresh wl "$tools"; then
     --dpkgopt='path-exclude=/usr/share/locale/*' "$VERSION_CODENAME" "$home/wl.tar.new" "$(mirror)"
   keep wl "$tools"
 fi
-if [ -n "$podman5" ] && ! { [ -e "$home/trixie/.ready" ] && [ -e "$home/trixie/usr/bin/catatonit" ]; }; then
+if [ -n "$podman5" ] && ! { [ -e "$home/trixie/.ready" ] && [ -e "$home/trixie/usr/bin/catatonit" ] && [ -e "$home/trixie/usr/sbin/sshd" ]; }; then
   say "building a Debian 13 root with Podman 5 (about 1 GB)"
   loudly unshare -m --propagation private "$here/trixie.sh" "$home/trixie" "$(mirror)"
 fi

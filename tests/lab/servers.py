@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """servers.py inet|host SEEN FOLDER: HTTP(S), TCP and UDP echo, git, WebSocket. Every connection, request and datagram becomes a line in SEEN."""
 import base64, hashlib, http.server, json, os, socket, ssl, struct, subprocess, sys, threading, time
+import provider
 
 WHERE, SEEN, FOLDER = sys.argv[1:4]
 WWW = FOLDER + "/www"
@@ -31,11 +32,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
     def serve(self):
         tls = isinstance(self.connection, ssl.SSLSocket)
+        self.target = self.path = self.raw_requestline.decode("latin-1").split(" ")[1]  # http.server makes `//` one
         log(proto="https" if tls else "http", **ends(self.connection, self.client_address), host=self.headers.get("Host"), sni=getattr(self.connection, "lab_sni", None),
             method=self.command, path=self.path, headers=[[k, v] for k, v in self.headers.items()])
         if self.path.startswith("/ws") and "websocket" in self.headers.get("Upgrade", "").lower(): return self.websocket()
+        if provider.serve(self, log): return
         body = self.body(); path = self.path.split("?")[0]
-        if path.startswith("/git/"): return self.git(body)
+        if path.startswith("/git/"): return self.git(body, self.path[4:], WWW + "/git")
+        if self.headers.get("Host") == "github.com":
+            if not provider.good(provider.credential(self)): return self.reply(b"not logged in\n", 401, headers=[("WWW-Authenticate", 'Basic realm="GitHub"')])
+            return self.git(body, self.path, FOLDER + "/home-git")
         if path.startswith("/bytes/"): return self.stream(int(path[7:]))
         if path.startswith("/drip/"): return self.drip(int(path[6:]))
         if path == "/echo": return self.reply(body, kind="application/octet-stream")
@@ -45,7 +51,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if site: return self.file(WWW + "/" + site, path)
         own = self.connection.getsockname()
         self.reply(f"hello from {plain(own[0])}:{own[1]} host={self.headers.get('Host')} path={self.path}\n".encode())
-    do_GET = do_POST = do_PUT = do_HEAD = do_OPTIONS = do_DELETE = do_CONNECT = serve
+    do_GET = do_POST = do_PUT = do_PATCH = do_HEAD = do_OPTIONS = do_DELETE = do_CONNECT = serve
+    def handle_expect_100(self):
+        if not self.path.startswith("/no-continue"): return super().handle_expect_100()
+        self.close_connection = True; self.reply(b"not now\n", 417); return False
     def file(self, root, path):
         full = os.path.normpath(root + path)
         if os.path.isdir(full): full += "/index.html"
@@ -57,9 +66,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def drip(self, n):
         self.send_response(200); self.send_header("Content-Length", str(n)); self.end_headers()
         for _ in range(n): self.wfile.write(b"."); self.wfile.flush(); time.sleep(0.05)
-    def git(self, body):
-        path, _, query = self.path[4:].partition("?")
-        env = {"PATH": os.environ["PATH"], "GIT_PROJECT_ROOT": WWW + "/git", "GIT_HTTP_EXPORT_ALL": "1", "PATH_INFO": path, "QUERY_STRING": query, "REQUEST_METHOD": self.command,
+    def git(self, body, target, root):
+        path, _, query = target.partition("?")
+        env = {"PATH": os.environ["PATH"], "GIT_PROJECT_ROOT": root, "GIT_HTTP_EXPORT_ALL": "1", "PATH_INFO": path, "QUERY_STRING": query, "REQUEST_METHOD": self.command,
                "CONTENT_TYPE": self.headers.get("Content-Type", ""), "CONTENT_LENGTH": str(len(body)), "REMOTE_USER": "lab", "REMOTE_ADDR": "lab", "HTTP_GIT_PROTOCOL": self.headers.get("Git-Protocol", ""),
                "HTTP_CONTENT_ENCODING": self.headers.get("Content-Encoding", ""), "GIT_CONFIG_COUNT": "2", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*",
                "GIT_CONFIG_KEY_1": "http.receivepack", "GIT_CONFIG_VALUE_1": "true"}

@@ -8,6 +8,6 @@ mount -t proc proc "$T/proc"; mount --rbind /dev "$T/dev"; mount --make-rslave "
 cp -L /etc/resolv.conf "$T/etc/resolv.conf"
 chroot "$T" apt-get update -q
 chroot "$T" apt-get install -y -q --no-install-recommends podman crun runc conmon catatonit netavark aardvark-dns passt slirp4netns uidmap nftables fuse-overlayfs \
-  busybox-static dnsmasq-base dropbear-bin openssh-client openssl git curl jq python3 nginx-light dpkg-dev strace
+  busybox-static dnsmasq-base dropbear-bin openssh-server openssh-client openssl git curl jq python3 nginx-light dpkg-dev strace
 chroot "$T" apt-get clean
 touch "$T/.ready"
