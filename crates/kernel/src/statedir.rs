@@ -13,6 +13,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 const FOLDER: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_RDONLY).union(OFlag::O_CLOEXEC);
 
@@ -283,23 +284,17 @@ impl Dir {
 
     /// Takes this folder for the calling program alone, waiting at most `limit` for another that has it: its logs have
     /// one writer. Held until the returned descriptor, and every copy a child inherits, is closed.
-    pub fn lock(&self, limit: std::time::Duration) -> Result<Lock> {
-        let deadline = std::time::Instant::now() + limit;
+    pub fn lock(&self, limit: Duration) -> Result<Lock> {
         let fd = openat2(&self.fd, ".", OpenHow::new().flags(FOLDER))
             .map_err(Error::call("open", self.path.display()))?;
-        // SAFETY: flock on a descriptor that lives in this scope.
-        #[allow(unsafe_code, reason = "nix's Flock wants a File to read and write")]
-        let take = || Errno::result(unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) });
-        loop {
-            match take() {
-                Ok(_) => return Ok(Lock { _fd: fd }),
-                Err(Errno::EWOULDBLOCK) if std::time::Instant::now() < deadline => {
-                    std::thread::sleep(std::time::Duration::from_millis(1));
-                }
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(Error::call("lock", self.path.display())(errno)),
-            }
-        }
+        take(fd, Hold::Alone, limit).map_err(Error::call("lock", self.path.display()))
+    }
+
+    /// As [`Dir::lock`], by file `name` (0600) in this folder, made where there is none and left there.
+    pub fn lock_file(&self, name: &str, hold: Hold, limit: Duration) -> Result<Lock> {
+        let fd = self.open(name, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NONBLOCK)?;
+        self.check_file(name, fd.as_fd())?;
+        take(fd, hold, limit).map_err(Error::call("lock", self.place(name)))
     }
 
     /// The same folder, for messages and [`Dir::is_still_at_its_path`] known at `path`, where it was moved to.
@@ -327,10 +322,19 @@ impl From<Dir> for OwnedFd {
     }
 }
 
-/// A folder taken with [`Dir::lock`].
+/// A folder or file taken with [`Dir::lock`] or [`Dir::lock_file`].
 #[derive(Debug)]
 pub struct Lock {
     _fd: OwnedFd,
+}
+
+/// Beside whom a file is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    /// Beside others that share it.
+    Shared,
+    /// Beside nobody.
+    Alone,
 }
 
 /// A log that only grows, a line at a time.
@@ -408,6 +412,30 @@ impl AppendLog {
 impl AsFd for AppendLog {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+}
+
+/// Waits with growing pauses: many may wait for one.
+fn take(fd: OwnedFd, hold: Hold, limit: Duration) -> std::result::Result<Lock, Errno> {
+    let deadline = Instant::now() + limit;
+    let mut pause = Duration::from_millis(1);
+    let operation = match hold {
+        Hold::Shared => libc::LOCK_SH,
+        Hold::Alone => libc::LOCK_EX,
+    };
+    // SAFETY: flock on a descriptor that lives in this scope.
+    #[allow(unsafe_code, reason = "nix's Flock wants a File to read and write")]
+    let flock = || Errno::result(unsafe { libc::flock(fd.as_raw_fd(), operation | libc::LOCK_NB) });
+    loop {
+        match flock() {
+            Ok(_) => return Ok(Lock { _fd: fd }),
+            Err(Errno::EWOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(20));
+            }
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
     }
 }
 

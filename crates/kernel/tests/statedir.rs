@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
-use terok_kernel::statedir::{Dir, Entry};
+use terok_kernel::statedir::{Dir, Entry, Hold};
 
 fn base() -> (tempfile::TempDir, Dir) {
     let folder = tempfile::tempdir().unwrap();
@@ -164,3 +164,22 @@ fn a_socket_is_closed_to_others_and_known_to_be_served() {
 }
 
 mod process;
+
+#[test]
+fn a_file_is_held_by_many_who_share_it_or_by_one_alone() {
+    let (folder, base) = base();
+    let at_once = Duration::ZERO;
+    let first = base.lock_file("use", Hold::Shared, at_once).unwrap();
+    let second = base.lock_file("use", Hold::Shared, at_once).unwrap();
+    let refused = base.lock_file("use", Hold::Alone, at_once).unwrap_err();
+    assert_eq!(refused.errno(), Some(nix::errno::Errno::EWOULDBLOCK), "{refused}");
+    drop((first, second));
+    let alone = base.lock_file("use", Hold::Alone, at_once).unwrap();
+    assert!(base.lock_file("use", Hold::Shared, Duration::from_millis(20)).is_err());
+    drop(alone);
+    base.lock_file("use", Hold::Shared, at_once).unwrap();
+    let mode = fs::metadata(folder.path().join("use")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    symlink("/dev/null", folder.path().join("link")).unwrap();
+    assert!(base.lock_file("link", Hold::Alone, at_once).is_err());
+}
