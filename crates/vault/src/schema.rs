@@ -1,0 +1,174 @@
+//! The database file: whose it may be, how it is opened, and the steps from one schema to the next.
+
+use crate::error::{Error, Result};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use terok_kernel::statedir::Dir;
+
+/// `terk`: what `file` and SQLite's tools show as application id.
+const APPLICATION: i32 = 0x7465_726b;
+/// How long a write waits for another process.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Each leads from the schema before it to its own, counted from 1. Never changed, only added to.
+const STEPS: &[&str] = &["
+    CREATE TABLE vault (
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        id TEXT NOT NULL,
+        created INTEGER NOT NULL,
+        memory INTEGER NOT NULL,
+        passes INTEGER NOT NULL,
+        lanes INTEGER NOT NULL,
+        salt BLOB NOT NULL,
+        sealed BLOB NOT NULL
+    ) STRICT;
+    CREATE TABLE record (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        kind TEXT NOT NULL,
+        provider TEXT NOT NULL,
+        name TEXT NOT NULL,
+        revision INTEGER NOT NULL,
+        created INTEGER NOT NULL,
+        changed INTEGER NOT NULL,
+        expires INTEGER,
+        public TEXT,
+        users TEXT,
+        sealed BLOB NOT NULL,
+        UNIQUE (provider, name)
+    ) STRICT;
+"];
+
+/// The newest schema.
+pub(crate) const NEWEST: i64 = STEPS.len() as i64;
+
+/// File `name` of `dir` by a path without links: SQLite follows none on its way.
+pub(crate) fn path(dir: &Dir, name: &str) -> Result<PathBuf> {
+    let folder = std::fs::canonicalize(format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd()))
+        .map_err(Error::file("find", dir.path().display()))?;
+    Ok(folder.join(name))
+}
+
+/// Refuses a file that others may read or write, a link, and one of somebody else. `false` where there is none.
+pub(crate) fn check_file(path: &Path) -> Result<bool> {
+    let shown = || path.display().to_string();
+    let untrusted = |reason: String| Err(Error::Untrusted { path: shown(), reason });
+    let found = match path.symlink_metadata() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        found => found.map_err(Error::file("stat", shown()))?,
+    };
+    if found.is_symlink() {
+        return untrusted("is a symbolic link; put the file itself there".into());
+    }
+    if !found.is_file() {
+        return untrusted("is not a file; move it away".into());
+    }
+    let folder = path.parent().map(Path::metadata).transpose().map_err(Error::file("stat", shown()))?;
+    if folder.is_some_and(|folder| folder.uid() != found.uid()) {
+        return untrusted(format!("belongs to uid {}, unlike its folder; move it away", found.uid()));
+    }
+    let who = match found.mode() {
+        mode if mode & 0o007 != 0 => "everybody on this machine",
+        mode if mode & 0o070 != 0 => "its group",
+        _ => return Ok(true),
+    };
+    untrusted(format!("has mode {:o}, so {who} may use it; run `chmod 600` on it", found.mode() & 0o7777))
+}
+
+/// Opens the vault at `path`, brought to the newest schema.
+pub(crate) fn open(path: &Path) -> Result<Connection> {
+    let shown = path.display().to_string();
+    if !check_file(path)? {
+        return Err(Error::None { path: shown });
+    }
+    for suffix in ["-wal", "-shm"] {
+        check_file(&beside(path, suffix))?;
+    }
+    let mut connection = connect(path)?;
+    recognise(&connection, &shown)?;
+    migrate(&mut connection, &shown)?;
+    Ok(connection)
+}
+
+/// `path` with `suffix` behind its name.
+pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Makes the empty file at `path` a vault's database of the newest schema.
+pub(crate) fn make(path: &Path) -> Result<Connection> {
+    let shown = path.display().to_string();
+    let failed = Error::database(&shown);
+    let mut connection = connect(path)?;
+    connection.pragma_update(None, "application_id", APPLICATION).map_err(&failed)?;
+    connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(())).map_err(&failed)?;
+    migrate(&mut connection, &shown)?;
+    Ok(connection)
+}
+
+/// Nothing is written but in the file's own folder; every commit is on the disk before it returns; what is deleted is overwritten.
+fn connect(path: &Path) -> Result<Connection> {
+    let shown = path.display().to_string();
+    let failed = Error::database(&shown);
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | OpenFlags::SQLITE_OPEN_NOFOLLOW
+        | OpenFlags::SQLITE_OPEN_EXRESCODE;
+    let connection = Connection::open_with_flags(path, flags).map_err(&failed)?;
+    connection.busy_timeout(PATIENCE).map_err(&failed)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true).map_err(&failed)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false).map_err(&failed)?;
+    for (name, value) in [
+        ("synchronous", "full"),
+        ("secure_delete", "on"),
+        ("foreign_keys", "on"),
+        ("cell_size_check", "on"),
+        ("temp_store", "memory"),
+    ] {
+        connection.pragma_update(None, name, value).map_err(&failed)?;
+    }
+    Ok(connection)
+}
+
+fn recognise(connection: &Connection, shown: &str) -> Result<()> {
+    let number = |name| {
+        connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).map_err(Error::database(shown))
+    };
+    let application = number("application_id")?;
+    if application != i64::from(APPLICATION) {
+        return Err(Error::Foreign {
+            path: shown.into(),
+            reason: format!("its application id is {application:#x}"),
+        });
+    }
+    match number("user_version")? {
+        found if found > NEWEST => Err(Error::Newer { path: shown.into(), found, known: NEWEST }),
+        found if found < 1 => Err(Error::Foreign { path: shown.into(), reason: format!("schema {found}") }),
+        _ => Ok(()),
+    }
+}
+
+/// All steps in one transaction: a crash leaves the old schema or the new one.
+fn migrate(connection: &mut Connection, shown: &str) -> Result<()> {
+    let failed = Error::database(shown);
+    let version = |connection: &Connection| {
+        connection.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0)).map_err(&failed)
+    };
+    if version(connection)? == NEWEST {
+        return Ok(());
+    }
+    let transaction =
+        connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&failed)?;
+    // Another process may have done it while this one waited.
+    let found = version(&transaction)?;
+    for step in STEPS.iter().skip(found.max(0) as usize) {
+        transaction.execute_batch(step).map_err(&failed)?;
+    }
+    transaction.pragma_update(None, "user_version", NEWEST.max(found)).map_err(&failed)?;
+    transaction.commit().map_err(&failed)
+}

@@ -1,0 +1,173 @@
+//! What is kept comes back, to who has the key and to nobody else, and each thing that can be wrong has its own words.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use support::{NOW, PASSPHRASE, Vault, api_key, folder};
+use terok_vault::{Cost, Error, Kind, MasterKey, New, Secret, Store};
+use zeroize::Zeroizing;
+
+#[test]
+fn what_was_added_is_there_after_closing_and_opens_with_the_passphrase() {
+    let mut vault = Vault::new();
+    vault.add("anthropic", "default", "sk-ant-1");
+    vault.add_ssh("work");
+    let Vault { folder, dir, store, .. } = vault;
+    drop(store);
+    let store = Store::open(&dir).unwrap();
+    let key = store.unlock(PASSPHRASE).unwrap();
+    assert_eq!(support::secret(&store, &key, "anthropic", "default"), "sk-ant-1");
+    let work = store.ssh_key("work").unwrap();
+    assert_eq!((work.kind.clone(), work.ssh.unwrap().users), (Kind::Ssh, vec!["git".to_owned()]));
+    let names: Vec<_> = store.records().unwrap().iter().map(|record| record.words()).collect();
+    assert_eq!(names, ["SSH key work", "credential anthropic=default"]);
+    drop(folder);
+}
+
+#[test]
+fn no_secret_and_no_key_is_readable_in_any_file() {
+    let mut vault = Vault::new();
+    let record = vault.add("anthropic", "default", "sk-ant-first");
+    vault.store.replace_secret(&vault.key, &record, &api_key("sk-ant-second"), None, NOW).unwrap();
+    for entry in fs::read_dir(vault.folder.path()).unwrap() {
+        let path = entry.unwrap().path();
+        let content = fs::read(&path).unwrap();
+        let has = |what: &[u8]| content.windows(what.len()).any(|window| window == what);
+        assert!(!has(b"sk-ant-"), "{path:?}");
+        assert!(!has(PASSPHRASE.as_bytes()), "{path:?}");
+        let mode = fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "{path:?}");
+    }
+}
+
+#[test]
+fn a_wrong_passphrase_is_said_so() {
+    let vault = Vault::new();
+    let refused = vault.store.unlock("correct horsf").unwrap_err();
+    assert!(matches!(refused, Error::WrongPassphrase), "{refused}");
+}
+
+#[test]
+fn a_second_vault_does_not_replace_the_first() {
+    let mut vault = Vault::new();
+    vault.add("anthropic", "default", "sk-ant-1");
+    let refused = Store::create(&vault.dir, "another one", Cost::LEAST, NOW).err().unwrap();
+    assert!(matches!(refused, Error::Exists { .. }), "{refused}");
+    assert_eq!(vault.secret("anthropic", "default"), "sk-ant-1");
+}
+
+#[test]
+fn where_there_is_no_vault_nothing_is_made() {
+    let (folder, dir) = folder();
+    let refused = Store::open(&dir).err().unwrap();
+    assert!(matches!(refused, Error::None { .. }), "{refused}");
+    assert!(refused.to_string().contains("terok vault init"), "{refused}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_name_is_taken_once_for_each_provider() {
+    let mut vault = Vault::new();
+    vault.add("anthropic", "default", "sk-ant-1");
+    vault.add("github", "default", "ghp_1");
+    vault.add_ssh("default");
+    let secret = api_key("sk-ant-2");
+    let again = New { provider: "anthropic", name: "default", secret: &secret, expires: None, ssh: None };
+    let refused = vault.store.add(&vault.key, &again, NOW).unwrap_err();
+    assert!(matches!(refused, Error::Taken { .. }), "{refused}");
+    assert_eq!(vault.secret("anthropic", "default"), "sk-ant-1");
+}
+
+#[test]
+fn a_replaced_secret_counts_its_revision_and_the_older_one_is_not_replaced_again() {
+    let mut vault = Vault::new();
+    let first = vault.add("openai", "default", "sk-1");
+    let tokens = Secret::OAuth {
+        access: Zeroizing::new("access".into()),
+        refresh: Some(Zeroizing::new("refresh".into())),
+    };
+    let second = vault.store.replace_secret(&vault.key, &first, &tokens, Some(NOW + 3600), NOW + 1).unwrap();
+    assert_eq!((second.revision, second.expires, second.changed), (2, Some(NOW + 3600), NOW + 1));
+    assert_eq!(vault.store.credential("openai", "default").unwrap(), second);
+    assert!(vault.store.open_secret(&vault.key, &second).unwrap() == tokens);
+    let refused = vault.store.replace_secret(&vault.key, &first, &api_key("sk-2"), None, NOW).unwrap_err();
+    assert!(matches!(refused, Error::Changed { .. }), "{refused}");
+    assert!(matches!(vault.store.open_secret(&vault.key, &first), Err(Error::Changed { .. })));
+    vault.store.remove(&second).unwrap();
+    let refused = vault.store.replace_secret(&vault.key, &second, &api_key("sk-2"), None, NOW).unwrap_err();
+    assert!(matches!(refused, Error::Absent { .. }), "{refused}");
+}
+
+#[test]
+fn a_number_is_not_used_again() {
+    let mut vault = Vault::new();
+    let first = vault.add("anthropic", "default", "sk-ant-1");
+    vault.store.remove(&first).unwrap();
+    let second = vault.add("anthropic", "default", "sk-ant-2");
+    assert!(second.id > first.id);
+    assert!(matches!(vault.store.open_secret(&vault.key, &first), Err(Error::Absent { .. })));
+}
+
+#[test]
+fn another_passphrase_keeps_key_sessions_and_secrets() {
+    let mut vault = Vault::new();
+    vault.add("anthropic", "default", "sk-ant-1");
+    vault.store.change_passphrase(&vault.key, "another horse", Cost::LEAST).unwrap();
+    assert!(matches!(vault.store.unlock(PASSPHRASE), Err(Error::WrongPassphrase)));
+    vault.store.unlock("another horse").unwrap();
+    assert_eq!(vault.secret("anthropic", "default"), "sk-ant-1");
+    let store = Store::open(&vault.dir).unwrap();
+    let key: MasterKey = store.unlock("another horse").unwrap();
+    assert_eq!(support::secret(&store, &key, "anthropic", "default"), "sk-ant-1");
+    let short = vault.store.change_passphrase(&vault.key, "short", Cost::LEAST).unwrap_err();
+    assert!(matches!(short, Error::Passphrase(_)), "{short}");
+}
+
+#[test]
+fn a_link_in_the_files_place_and_a_file_others_may_use_are_refused() {
+    let Vault { folder, dir, store, .. } = Vault::new();
+    drop(store);
+    let path = folder.path().join("vault.db");
+    for (mode, who) in [(0o640, "its group"), (0o604, "everybody"), (0o620, "its group")] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        let refused = Store::open(&dir).err().unwrap().to_string();
+        assert!(refused.contains(who) && refused.contains("chmod 600"), "{refused}");
+    }
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    Store::open(&dir).unwrap();
+    fs::rename(&path, folder.path().join("elsewhere")).unwrap();
+    symlink("elsewhere", &path).unwrap();
+    let refused = Store::open(&dir).err().unwrap().to_string();
+    assert!(refused.contains("symbolic link"), "{refused}");
+}
+
+#[test]
+fn a_file_that_is_no_vault_is_left_as_it_is() {
+    let (folder, dir) = folder();
+    let path = folder.path().join("vault.db");
+    let other = folder.path().join("other");
+    rusqlite::Connection::open(&other).unwrap().execute_batch("CREATE TABLE note (text)").unwrap();
+    for content in [
+        b"".to_vec(),
+        b"just some text, long enough for a header of SQLite".repeat(100),
+        fs::read(other).unwrap(),
+    ] {
+        fs::write(&path, &content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        let refused = Store::open(&dir).err().unwrap();
+        assert!(matches!(refused, Error::Foreign { .. }), "{refused}");
+        assert_eq!(fs::read(&path).unwrap(), content);
+    }
+}
+
+#[test]
+fn a_newer_schema_is_refused_and_not_touched() {
+    let Vault { folder, dir, store, .. } = Vault::new();
+    drop(store);
+    support::tamper(&folder.path().join("vault.db"), "PRAGMA user_version = 99");
+    let refused = Store::open(&dir).err().unwrap();
+    assert!(matches!(refused, Error::Newer { found: 99, .. }), "{refused}");
+    assert!(refused.to_string().contains("update terok"), "{refused}");
+}
