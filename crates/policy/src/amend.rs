@@ -1,5 +1,6 @@
 //! `amend`: the pure edit of an OCI `config.json` that every adapter applies (design §2). Unknown fields survive; applying it twice changes nothing.
 
+mod provide;
 mod restricted;
 mod seccomp;
 mod sockets;
@@ -7,6 +8,8 @@ mod sockets;
 use crate::policy::Policy;
 use seccomp::Filter;
 use serde_json::{Map, Value};
+
+pub use provide::provide;
 
 /// Marks an amended configuration for people; [`is_amended`] looks at the filter itself.
 /// Not under `terok.`, where an unknown key is an error.

@@ -1,6 +1,7 @@
 //! The public interface: the `terok.` annotation table and its strict parser (A1), both directions.
 
 mod publish;
+mod vault;
 
 use crate::floor;
 use crate::policy::{Labels, Policy, Shield, Source, Sourced};
@@ -25,6 +26,10 @@ pub const HOLD: &str = "terok.shield.hold";
 pub const LEARN: &str = "terok.shield.learn";
 /// Ports of the container that the host listens for.
 pub const PUBLISH: &str = "terok.publish";
+/// Providers whose credentials the container may use through the broker.
+pub const VAULT: &str = "terok.vault";
+/// SSH keys whose signatures the container may have.
+pub const SSH: &str = "terok.ssh";
 /// Stricter confinement of the container itself.
 pub const RESTRICTED: &str = "terok.restricted";
 /// Label: project.
@@ -144,6 +149,30 @@ pub const KEYS: &[Key] = &[
         },
     },
     Key {
+        key: VAULT,
+        value: "PROVIDER[=CREDENTIAL]…",
+        default: "none",
+        example: "anthropic github=work",
+        help: "Providers whose API the container may use with a credential of the vault, which stays on the host; `default` where none is written.",
+        grants: true,
+        read: |draft, value| {
+            draft.vault = vault::providers(value)?;
+            Ok(())
+        },
+    },
+    Key {
+        key: SSH,
+        value: "KEY[@HOST]…",
+        default: "none",
+        example: "work@github.com",
+        help: "SSH keys of the vault that sign logins and commits for the container; with @HOST only for that host.",
+        grants: true,
+        read: |draft, value| {
+            draft.policy.ssh = vault::keys(value)?;
+            Ok(())
+        },
+    },
+    Key {
         key: RESTRICTED,
         value: "true | false",
         default: "false",
@@ -194,7 +223,7 @@ pub const KEYS: &[Key] = &[
 ];
 
 /// Keys of the interface that a later version of terok brings; refused until then, so that nobody believes in them.
-pub const LATER: &[&str] = &["terok.vault", "terok.ssh", "terok.gate"];
+pub const LATER: &[&str] = &["terok.gate"];
 
 /// Why annotations are refused: key, value, reason and the nearest valid spelling (A1).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -232,7 +261,10 @@ pub fn parse(annotations: &BTreeMap<String, String>, catalog: &Catalog) -> Resul
         };
         (known.read)(&mut draft, value).map_err(|reason| refuse(key, value, reason))?;
     }
-    let Draft { mut policy } = draft;
+    let Draft { mut policy, vault } = draft;
+    policy.vault = vault::resolved(&vault, policy.restricted, catalog)
+        .map_err(|reason| refuse(VAULT, annotations.get(VAULT).map_or("", String::as_str), reason))?;
+    vault::add_rules(&mut policy);
     let from_profiles = catalog.resolve(&policy.profiles).map_err(|error| {
         let asked = annotations.get(PROFILES).map_or("base", String::as_str);
         refuse(PROFILES, asked, error.to_string())
@@ -262,7 +294,6 @@ pub fn render(policy: &Policy) -> BTreeMap<String, String> {
         vault,
         ssh,
     } = policy;
-    let _ = (vault, ssh);
     let own = |sourced: &&Sourced| sourced.source == Source::Annotation;
     let allow: Vec<String> = allow.iter().filter(own).map(|sourced| sourced.rule.to_string()).collect();
     let deny: Vec<String> = deny.iter().filter(own).map(|sourced| sourced.rule.to_deny_string()).collect();
@@ -276,7 +307,9 @@ pub fn render(policy: &Policy) -> BTreeMap<String, String> {
         seconds if seconds % 60 == 0 => format!("{}m", seconds / 60),
         seconds => format!("{seconds}s"),
     };
-    let publish: Vec<String> = publish.iter().map(ToString::to_string).collect();
+    fn joined<T: ToString>(items: &[T]) -> String {
+        items.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    }
     let truth = |value: bool| if value { "true".to_owned() } else { String::new() };
     // The state is always written, so that even the default policy summons the hook.
     let values = [
@@ -286,7 +319,9 @@ pub fn render(policy: &Policy) -> BTreeMap<String, String> {
         (DENY, deny.join(" ")),
         (HOLD, hold),
         (LEARN, truth(*learn)),
-        (PUBLISH, publish.join(" ")),
+        (PUBLISH, joined(publish)),
+        (VAULT, joined(vault)),
+        (SSH, joined(ssh)),
         (RESTRICTED, truth(*restricted)),
         (PROJECT, project.clone()),
         (TASK, task.clone()),
@@ -307,6 +342,12 @@ pub fn grant(policy: &Policy) -> Option<String> {
     if let Some(publish) = policy.publish.first() {
         return Some(format!("{PUBLISH}={publish}"));
     }
+    if let Some(grant) = policy.vault.first() {
+        return Some(format!("{VAULT}={grant}"));
+    }
+    if let Some(grant) = policy.ssh.first() {
+        return Some(format!("{SSH}={grant}"));
+    }
     let blocks = floor::blocks();
     let private = |rule: &Rule| match rule.target {
         Target::Host => true,
@@ -326,6 +367,8 @@ pub fn grant(policy: &Policy) -> Option<String> {
 #[derive(Default)]
 struct Draft {
     policy: Policy,
+    /// Provider and credential, before the providers are looked up.
+    vault: Vec<(String, String)>,
 }
 
 fn choice(value: &str, choices: &[&str]) -> String {

@@ -31,7 +31,7 @@ pub fn answer(policy: &Policy, live: &Live, facts: &HostFacts, name: &Name) -> A
 
 /// How `name` is answered where no other container has it.
 pub fn otherwise(policy: &Policy, live: &Live, facts: &HostFacts, name: &Name) -> Answer {
-    let real = |rule: &Rule| is_real(rule) && rule.target.names(name);
+    let real = |rule: &Rule| is_real(rule) && rule.target.names(name) && !name.is_internal();
     if !facts.cards.is_empty() && allows(policy, live).any(real) { Answer::Real } else { Answer::Virtual }
 }
 

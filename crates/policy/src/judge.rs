@@ -136,6 +136,9 @@ pub fn judge(policy: &Policy, live: &Live, state: Shield, query: &Query<'_>) -> 
         Query::Resolve(name) => rules.resolve(state, name),
         Query::Name { name, port, proto } if name.is_reserved() => match name.as_str() {
             name::HOST => rules.connect(state, &Destination::Host, port, proto),
+            name::VAULT if !policy.vault.is_empty() => {
+                rules.connect(state, &Destination::Vault(name), port, proto)
+            }
             _ => Verdict::Refuse { reason: Reason::Unlisted, rule: None },
         },
         Query::Name { name, port, proto } => rules.connect(state, &Destination::Name(name), port, proto),
@@ -157,6 +160,8 @@ enum Destination<'a> {
     Name(&'a Name),
     Literal(IpAddr),
     Host,
+    /// The broker, of a container that was granted something.
+    Vault(&'a Name),
 }
 
 impl Destination<'_> {
@@ -167,6 +172,7 @@ impl Destination<'_> {
             (Destination::Name(name), Target::Under(rule)) => name.is_under(rule),
             (Destination::Literal(ip), Target::Net(net)) => net.contains(*ip),
             (Destination::Host, Target::Host) => true,
+            (Destination::Vault(name), Target::Name(rule)) => *name == rule,
             (Destination::Name(_), Target::Any) => true,
             (Destination::Literal(ip), Target::Any) => floor(*ip).is_none(),
             _ => false,
@@ -237,10 +243,11 @@ impl<'a> Rules<'a> {
         }
     }
 
-    /// The verdict on what no rule names and no floor is above. The host's loopback is below the floor, so neither opens it.
+    /// The verdict on what no rule names and no floor is above. The host's loopback is below the floor, so neither opens it; the
+    /// broker is there for what was granted.
     fn without_rule(self, state: Shield, to: &Destination<'_>) -> Option<Verdict> {
         match (to, state) {
-            (Destination::Host, _) | (_, Shield::Block) => None,
+            (Destination::Host | Destination::Vault(_), _) | (_, Shield::Block) => None,
             (_, Shield::Down) => Some(Verdict::Down),
             (_, Shield::Up) => self.policy.learn.then_some(Verdict::Learn),
         }
@@ -250,6 +257,7 @@ impl<'a> Rules<'a> {
     fn resolve(self, state: Shield, name: &Name) -> Verdict {
         let to = match name.as_str() {
             name::HOST => Destination::Host,
+            name::VAULT if !self.policy.vault.is_empty() => Destination::Vault(name),
             _ if name.is_reserved() => return Verdict::refuse(Reason::Unlisted, None),
             _ => Destination::Name(name),
         };

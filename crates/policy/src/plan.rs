@@ -10,8 +10,8 @@ mod sets;
 
 use crate::grants::Grants;
 use crate::live::Live;
-use crate::policy::{Labels, Policy, Sourced};
-use crate::provision::Issued;
+use crate::policy::{Labels, Policy, Sourced, SshGrant, VaultGrant};
+use crate::provision::{self, Issued};
 use crate::rule::Cidr;
 use crate::ruleset::{Egress, Ruleset, Set};
 use crate::settings::Upstream;
@@ -142,6 +142,16 @@ pub enum PlanError {
         /// What to write in its place.
         instead: String,
     },
+    /// A brokered host with a rule for the card.
+    #[error("{host} belongs to {provider} of terok.vault and is reached through the broker alone: remove {real}, or {provider}")]
+    Brokered {
+        /// The host.
+        host: String,
+        /// The provider.
+        provider: String,
+        /// The `direct` or `/udp` rule.
+        real: String,
+    },
 }
 
 impl Plan {
@@ -154,7 +164,9 @@ impl Plan {
     /// Whether the container can carry the policy's rules together with the operator's: asked before a change is made.
     pub fn carries(&self, live: &Live) -> Result<(), PlanError> {
         let written = self.policy.allow.iter().map(|sourced| &sourced.rule);
-        conflict::check(&self.facts, written.chain(&live.allow))
+        let allow = written.chain(&live.allow);
+        conflict::brokered(&self.facts, &self.policy.vault, allow.clone())?;
+        conflict::check(&self.facts, allow)
     }
     /// The table to load, with the operator's `live` state of an earlier run in force at `now` (Unix seconds).
     pub fn ruleset(&self, wiring: &Wiring, now: &Now<'_>) -> Ruleset {
@@ -233,6 +245,7 @@ impl std::fmt::Display for Plan {
         if policy.learn {
             writeln!(f, "learn       what no rule denies and no floor is above passes and is recorded")?;
         }
+        write_grants(f, policy)?;
         for (index, publish) in policy.publish.iter().enumerate() {
             let title = if index == 0 { "publish" } else { "" };
             let host = std::net::SocketAddr::new(publish.addr, publish.port);
@@ -251,6 +264,33 @@ impl std::fmt::Display for Plan {
         }
         Ok(())
     }
+}
+
+/// What the container may use without having it: never a token, and of variables the names.
+fn write_grants(f: &mut std::fmt::Formatter<'_>, policy: &Policy) -> std::fmt::Result {
+    for (index, VaultGrant { provider, credential }) in policy.vault.iter().enumerate() {
+        let title = if index == 0 { "vault" } else { "" };
+        let credential = if credential.starts_with('@') { "of this container alone" } else { credential };
+        let hosts = match provider.hosts() {
+            [] => "by its base URL".to_owned(),
+            hosts => format!("for {}", listed(hosts)),
+        };
+        writeln!(f, "{title:<10}  {} with credential {credential:?}, {hosts}", provider.name)?;
+    }
+    for (index, SshGrant { key, host }) in policy.ssh.iter().enumerate() {
+        let title = if index == 0 { "ssh" } else { "" };
+        let host = host.as_ref().map_or("any host".to_owned(), ToString::to_string);
+        writeln!(f, "{title:<10}  key {key:?} for {host}")?;
+    }
+    let variables = provision::variables(policy);
+    if !variables.is_empty() {
+        writeln!(f, "sets        {}", variables.join(" "))?;
+    }
+    let git = policy.vault.iter().flat_map(|grant| grant.provider.git.keys());
+    for (index, key) in git.enumerate() {
+        writeln!(f, "{:<10}  {key}", if index == 0 { "git" } else { "" })?;
+    }
+    Ok(())
 }
 
 /// `eth0 10.88.0.0/16 by 10.88.0.1, on a link with others`

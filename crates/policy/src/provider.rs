@@ -1,27 +1,58 @@
 //! Providers: services whose real credential stays on the host. A definition says where the service is, how its credential is
 //! sent, and what a container gets in its place (design §8, V1 to V3).
 
+mod endpoint;
+mod read;
+mod request;
+
+pub use endpoint::{Endpoint, Host};
+pub use read::{Definition, Template, parse, read, resolve};
+pub use request::{OVERRIDES, Refused};
+
 use crate::name::Name;
 use crate::rule::Rule;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Definitions that ship with terok (`profiles/providers/*.toml`).
-pub const BUNDLED: &[(&str, &str)] =
-    &[("anthropic", include_str!("../../../profiles/providers/anthropic.toml"))];
+pub const BUNDLED: &[(&str, &str)] = &[
+    ("anthropic", include_str!("../../../profiles/providers/anthropic.toml")),
+    ("bearer", include_str!("../../../profiles/providers/bearer.toml")),
+    ("github", include_str!("../../../profiles/providers/github.toml")),
+    ("openai", include_str!("../../../profiles/providers/openai.toml")),
+];
+
+/// Headers that are the framing of a message, or belong to one connection (RFC 9110 §7.6.1): no credential is in them.
+pub const FRAMING: [&str; 16] = [
+    "accept-encoding",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "expect",
+    "host",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "via",
+];
 
 /// A service that terok sends requests to in a container's stead.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Provider {
-    /// What it is called in `terok.vault`: the file's name, `[a-z0-9-]`, not written in the file.
-    #[serde(default)]
+    /// What it is called in `terok.vault`: the file's name ([`is_provider_name`]), not written in the file.
     pub name: String,
     /// For people.
     pub title: String,
-    /// Where requests to the base URL go: `https://host[:port][/path]`; `http://` only for an address literal or `host`.
-    pub upstream: String,
-    /// Names whose connections on port 443 are ended by terok (interception): the upstream's own where not written.
+    /// Where requests to the base URL go.
+    pub upstream: Endpoint,
+    /// Names whose connections on port 443 are ended by terok (interception): those of the upstreams, and what is written beside them.
     #[serde(default)]
     pub hosts: Vec<Name>,
     /// Other upstreams by the beginning of a request's path at the base URL, the longest first.
@@ -68,7 +99,7 @@ pub struct Route {
     /// `/upload`: taken off the path, which goes on below the upstream's.
     pub path: String,
     /// As [`Provider::upstream`].
-    pub upstream: String,
+    pub upstream: Endpoint,
 }
 
 /// A phantom token's shape (V1) and where it is put.
@@ -85,6 +116,7 @@ pub struct Token {
     #[serde(default)]
     pub suffix: String,
     /// Characters in all, at most 255; prefix, suffix, the mark and at least 24 random characters fit in.
+    #[serde(default)]
     pub length: usize,
     /// Which characters.
     #[serde(default)]
@@ -130,6 +162,7 @@ impl Carrier {
 #[serde(deny_unknown_fields)]
 pub struct BaseUrl {
     /// Their names.
+    #[serde(default)]
     pub variables: Vec<String>,
     /// What follows `http://vault.terok.internal/NAME`, such as `/v1`; taken as part of the path that goes upstream.
     #[serde(default)]
@@ -154,7 +187,8 @@ pub enum CredentialType {
 pub struct Sent {
     /// The header, lower case.
     pub header: String,
-    /// What stands before the secret: `Bearer `. `basic:USER` makes it `Basic base64(USER:secret)`.
+    /// What stands before the secret: `Bearer `. `basic:USER` makes it `Basic base64(USER:secret)`. A user name and a password
+    /// ([`CredentialType::Basic`]) are always sent so, and this is empty.
     #[serde(default)]
     pub prefix: String,
     /// Further headers; one the client sent too keeps the client's value with this one added after a comma.
@@ -166,15 +200,17 @@ pub struct Sent {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OAuth {
-    /// `https://…`
+    /// Where the request is sent, in the form of [`Provider::upstream`].
+    #[serde(default)]
     pub token_url: String,
     /// Public client identifier.
+    #[serde(default)]
     pub client_id: String,
     /// How the request is written.
     #[serde(default)]
     pub format: OAuthFormat,
     /// JSON pointers into the file that the service's own client keeps: access token, refresh token, end (Unix seconds or milliseconds).
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub import: Option<OAuthImport>,
 }
 
@@ -253,4 +289,33 @@ pub struct ProviderError {
     pub place: String,
     /// What is wrong and what to do.
     pub reason: String,
+}
+
+impl Provider {
+    /// The names whose connections on port 443 terok ends.
+    pub fn hosts(&self) -> &[Name] {
+        &self.hosts
+    }
+
+    /// Whether `name` is one of them.
+    pub fn is_host(&self, name: &Name) -> bool {
+        self.hosts.contains(name)
+    }
+
+    /// Whether requests reach it only through the base URL.
+    pub fn is_base_url_only(&self) -> bool {
+        self.hosts.is_empty()
+    }
+}
+
+/// Whether `name` may name a provider: 1 to 64 of `[a-z0-9-]`, starting with a letter or digit; it is part of URLs.
+pub fn is_provider_name(name: &str) -> bool {
+    crate::profile::is_profile_name(name) && !name.contains('_')
+}
+
+/// Whether `name` may name a credential or an SSH key in the vault: 1 to 64 of `[A-Za-z0-9._-]`, starting with a letter or digit.
+pub fn is_credential_name(name: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }

@@ -271,9 +271,18 @@ impl std::fmt::Display for Target {
         }
     }
 }
+/// What was written by terok itself: beside what people may write, the broker's own rule.
 impl TryFrom<String> for Rule {
     type Error = RuleError;
     fn try_from(text: String) -> Result<Self, RuleError> {
+        if let (crate::name::VAULT, Ok(vault)) = (text.as_str(), Name::parse(&text)) {
+            return Ok(Rule {
+                target: Target::Name(vault),
+                ports: Ports::web(),
+                proto: Proto::Tcp,
+                direct: false,
+            });
+        }
         text.parse()
     }
 }

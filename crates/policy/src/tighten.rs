@@ -2,7 +2,7 @@
 //! and nothing else.
 
 use crate::annotation::{self, AnnotationError};
-use crate::policy::{Policy, Shield, Source, Sourced};
+use crate::policy::{Policy, Shield, Source, Sourced, SshGrant};
 use crate::profile::Catalog;
 use crate::rule::{Ports, Rule, Target};
 use std::collections::BTreeMap;
@@ -76,6 +76,12 @@ pub fn within(default: &Policy, asked: &Policy) -> Result<Policy, Loosened> {
     if default.restricted && !asked.restricted {
         return key(annotation::RESTRICTED, "false".into());
     }
+    if let Some(grant) = asked.vault.iter().find(|grant| !default.vault.contains(grant)) {
+        return key(annotation::VAULT, grant.to_string());
+    }
+    if let Some(grant) = asked.ssh.iter().find(|grant| !default.ssh.iter().any(|wide| signs_for(wide, grant))) {
+        return key(annotation::SSH, grant.to_string());
+    }
     if let Some(Sourced { rule, source }) = asked.allow.iter().find(|asked| !covered(default, &asked.rule)) {
         return Err(Loosened::Rule { rule: rule.to_string(), from: source.clone() });
     }
@@ -86,6 +92,11 @@ pub fn within(default: &Policy, asked: &Policy) -> Result<Policy, Loosened> {
         }
     }
     Ok(policy)
+}
+
+/// Whether a key that signs for `wide` may sign for `narrow`.
+fn signs_for(wide: &SshGrant, narrow: &SshGrant) -> bool {
+    wide.key == narrow.key && (wide.host.is_none() || wide.host == narrow.host)
 }
 
 /// Whether the default's rules together allow each port of `rule`, to all of its target.

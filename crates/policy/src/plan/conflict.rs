@@ -3,6 +3,7 @@
 use super::{HostFacts, Network, PlanError};
 use crate::answer;
 use crate::name::Name;
+use crate::policy::VaultGrant;
 use crate::rule::{Proto, Rule, Target};
 use std::collections::HashMap;
 
@@ -15,6 +16,29 @@ pub(super) fn check<'a>(
         Network::Sealed => allow.into_iter().try_for_each(carries),
         Network::Filtered => one_kind_of_address(facts, allow),
     }
+}
+
+/// Whether a rule would give a brokered host its real address, past the broker.
+pub(super) fn brokered<'a>(
+    facts: &HostFacts,
+    vault: &[VaultGrant],
+    allow: impl Iterator<Item = &'a Rule> + Clone,
+) -> Result<(), PlanError> {
+    if facts.network == Network::Sealed {
+        return Ok(());
+    }
+    for VaultGrant { provider, .. } in vault {
+        for host in provider.hosts() {
+            if let Some(rule) = allow.clone().find(|rule| answer::is_real(rule) && rule.target.names(host)) {
+                return Err(PlanError::Brokered {
+                    host: host.to_string(),
+                    provider: provider.name.clone(),
+                    real: rule.to_string(),
+                });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Whether a container without a card can carry an allow rule.
@@ -34,7 +58,7 @@ fn one_kind_of_address<'a>(
     allow: impl Iterator<Item = &'a Rule> + Clone,
 ) -> Result<(), PlanError> {
     let named = allow.filter(|rule| match &rule.target {
-        Target::Name(name) => !answer::is_peer_name(facts, name),
+        Target::Name(name) => !answer::is_peer_name(facts, name) && !name.is_internal(),
         Target::Under(zone) => !answer::is_peer_zone(facts, zone),
         _ => false,
     });
