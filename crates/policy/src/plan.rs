@@ -143,7 +143,9 @@ pub enum PlanError {
         instead: String,
     },
     /// A brokered host with a rule for the card.
-    #[error("{host} belongs to {provider} of terok.vault and is reached through the broker alone: remove {real}, or {provider}")]
+    #[error(
+        "{host} belongs to {provider} of terok.vault and is reached through the broker alone: remove {real}, or {provider}"
+    )]
     Brokered {
         /// The host.
         host: String,

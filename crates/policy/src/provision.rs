@@ -229,7 +229,8 @@ fn base64(octets: &[u8]) -> String {
 impl std::fmt::Debug for Provision {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Provision { folder, env, defaults, git } = self;
-        let names = |pairs: &[(String, String)]| pairs.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+        let names =
+            |pairs: &[(String, String)]| pairs.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
         f.debug_struct("Provision")
             .field("folder", folder)
             .field("env", &names(env))

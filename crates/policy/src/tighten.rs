@@ -79,7 +79,8 @@ pub fn within(default: &Policy, asked: &Policy) -> Result<Policy, Loosened> {
     if let Some(grant) = asked.vault.iter().find(|grant| !default.vault.contains(grant)) {
         return key(annotation::VAULT, grant.to_string());
     }
-    if let Some(grant) = asked.ssh.iter().find(|grant| !default.ssh.iter().any(|wide| signs_for(wide, grant))) {
+    if let Some(grant) = asked.ssh.iter().find(|grant| !default.ssh.iter().any(|wide| signs_for(wide, grant)))
+    {
         return key(annotation::SSH, grant.to_string());
     }
     if let Some(Sourced { rule, source }) = asked.allow.iter().find(|asked| !covered(default, &asked.rule)) {

@@ -39,7 +39,9 @@ fn mount(config: &mut Map<String, Value>, folder: &str) -> Result<(), AmendError
         if is_at_or_below(destination, INSIDE) {
             return Err(AmendError {
                 place: format!("/mounts/{at}"),
-                reason: format!("{destination:?} is where terok.vault and terok.ssh put what they give; mount it elsewhere"),
+                reason: format!(
+                    "{destination:?} is where terok.vault and terok.ssh put what they give; mount it elsewhere"
+                ),
             });
         }
     }
@@ -70,7 +72,11 @@ fn configure_git(env: &mut Vec<Value>, git: &[(String, String)]) -> Result<(), A
         return Ok(());
     }
     let written = find(env, COUNT).unwrap_or_default().to_owned();
-    let read = if written.is_empty() { Some(0) } else { written.parse::<usize>().ok().filter(|count| *count < 10_000) };
+    let read = if written.is_empty() {
+        Some(0)
+    } else {
+        written.parse::<usize>().ok().filter(|count| *count < 10_000)
+    };
     let Some(mut count) = read else {
         return Err(AmendError {
             place: "/process/env".into(),
@@ -79,7 +85,8 @@ fn configure_git(env: &mut Vec<Value>, git: &[(String, String)]) -> Result<(), A
     };
     for (key, value) in git {
         let there = (0..count).any(|at| {
-            find(env, &format!("GIT_CONFIG_KEY_{at}")) == Some(key) && find(env, &format!("GIT_CONFIG_VALUE_{at}")) == Some(value)
+            find(env, &format!("GIT_CONFIG_KEY_{at}")) == Some(key)
+                && find(env, &format!("GIT_CONFIG_VALUE_{at}")) == Some(value)
         });
         if there {
             continue;
@@ -118,7 +125,11 @@ fn is(entry: &Value, variable: &str) -> bool {
 }
 
 /// The list at `key`, made where it is missing.
-fn list<'a>(object: &'a mut Map<String, Value>, key: &str, place: &str) -> Result<&'a mut Vec<Value>, AmendError> {
+fn list<'a>(
+    object: &'a mut Map<String, Value>,
+    key: &str,
+    place: &str,
+) -> Result<&'a mut Vec<Value>, AmendError> {
     let value = object.entry(key).or_insert_with(|| Value::Array(Vec::new()));
     if value.is_null() {
         *value = Value::Array(Vec::new());

@@ -25,7 +25,9 @@ pub(super) fn providers(value: &str) -> Result<Vec<(String, String)>, String> {
             None => is_credential_name(credential),
         };
         if !known {
-            return Err(format!("{credential:?} is no name of a credential: write PROVIDER=NAME, as `terok vault list` has it"));
+            return Err(format!(
+                "{credential:?} is no name of a credential: write PROVIDER=NAME, as `terok vault list` has it"
+            ));
         }
         if grants.iter().any(|(other, _)| other == name) {
             return Err(format!("{name} is granted twice: a provider has one credential in a container"));
@@ -43,7 +45,9 @@ pub(super) fn keys(value: &str) -> Result<Vec<SshGrant>, String> {
     let mut grants: Vec<SshGrant> = Vec::new();
     for item in items(value) {
         let (key, host) = match item.split_once('@') {
-            Some((key, host)) => (key, Some(Name::parse(host).map_err(|error| format!("{item:?}: {error}"))?)),
+            Some((key, host)) => {
+                (key, Some(Name::parse(host).map_err(|error| format!("{item:?}: {error}"))?))
+            }
             None => (item, None),
         };
         if !is_credential_name(key) {
@@ -56,7 +60,8 @@ pub(super) fn keys(value: &str) -> Result<Vec<SshGrant>, String> {
         if grants.contains(&grant) {
             continue;
         }
-        if grants.iter().any(|other| other.key == grant.key && (other.host.is_none() || grant.host.is_none())) {
+        if grants.iter().any(|other| other.key == grant.key && (other.host.is_none() || grant.host.is_none()))
+        {
             return Err(format!("{key} is granted for any host and for one: write the one that is meant"));
         }
         grants.push(grant);
@@ -95,7 +100,9 @@ fn one_meaning(one: &Provider, other: &Provider, restricted: bool) -> Result<(),
         return Err(format!("{names} both have {host}: grant one of them"));
     }
     match provision::clash(one, other, restricted) {
-        Some(variable) => Err(format!("{names} both set {variable}: write other variables into one of them, or grant one")),
+        Some(variable) => {
+            Err(format!("{names} both set {variable}: write other variables into one of them, or grant one"))
+        }
         None => Ok(()),
     }
 }

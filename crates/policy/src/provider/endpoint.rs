@@ -4,7 +4,8 @@ use crate::name::Name;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv6Addr};
 
-const FORM: &str = "write https://HOST[:PORT][/PATH], or http:// to an address literal or `host` (the host's loopback)";
+const FORM: &str =
+    "write https://HOST[:PORT][/PATH], or http:// to an address literal or `host` (the host's loopback)";
 
 /// The beginning of an upstream's URLs, in canonical form.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -52,7 +53,13 @@ impl Endpoint {
             _ => (place, None),
         };
         let port = match port {
-            None => if tls { 443 } else { 80 },
+            None => {
+                if tls {
+                    443
+                } else {
+                    80
+                }
+            }
             Some(text) => match text.parse::<u16>() {
                 Ok(port) if port != 0 && text.bytes().all(|b| b.is_ascii_digit()) => port,
                 _ => return Err(format!("{text:?} is no port, 1 to 65535")),
@@ -96,9 +103,9 @@ fn parse_host(text: &str) -> Result<Host, String> {
         Ok(address) => literal(address),
         Err(_) if text == "host" => Ok(Host::Loopback),
         Err(_) => match Name::parse(text).map_err(|error| error.to_string())? {
-            name if name.is_reserved() || is_local(&name) => {
-                Err(format!("{name} is no name of the outside; for a port of the host write http://host:PORT"))
-            }
+            name if name.is_reserved() || is_local(&name) => Err(format!(
+                "{name} is no name of the outside; for a port of the host write http://host:PORT"
+            )),
             name => Ok(Host::Name(name)),
         },
     }

@@ -81,11 +81,16 @@ pub fn read(catalog: &Catalog, name: &str) -> Result<Definition, ProviderError> 
     let Some((name, text)) = catalog.providers.get_key_value(name) else {
         let hint = spelling::hint(name, catalog.providers.keys().map(String::as_str));
         let provider = name.chars().take(64).flat_map(char::escape_default).collect();
-        return Err(ProviderError { provider, place: String::new(), reason: format!("there is no such provider{hint}") });
+        return Err(ProviderError {
+            provider,
+            place: String::new(),
+            reason: format!("there is no such provider{hint}"),
+        });
     };
     let file = File { name, text };
     let table = joined(catalog, &file, &mut open)?;
-    let written = Written::deserialize(table).map_err(|error| file.refuse::<&str>(&[], first_line(error.message())))?;
+    let written =
+        Written::deserialize(table).map_err(|error| file.refuse::<&str>(&[], first_line(error.message())))?;
     settle(name, written).map_err(|wrong| file.refuse(&wrong.path, wrong.reason))
 }
 
@@ -96,7 +101,11 @@ struct File<'a> {
 }
 
 /// The table of `file` over that of the definition it is like.
-fn joined<'a>(catalog: &'a Catalog, file: &File<'a>, open: &mut Vec<&'a str>) -> Result<toml::Table, ProviderError> {
+fn joined<'a>(
+    catalog: &'a Catalog,
+    file: &File<'a>,
+    open: &mut Vec<&'a str>,
+) -> Result<toml::Table, ProviderError> {
     let at = |error: toml::de::Error| {
         let line = error.span().map_or(0, |span| file.line(span.start));
         let place = if line == 0 { String::new() } else { format!("line {line}") };
@@ -109,7 +118,8 @@ fn joined<'a>(catalog: &'a Catalog, file: &File<'a>, open: &mut Vec<&'a str>) ->
     open.push(file.name);
     let bundled = || BUNDLED.iter().find(|(name, _)| *name == like).copied();
     let other = if open.contains(&like.as_str()) {
-        let circle = || file.refuse(&["like"], format!("goes round in a circle: {} → {like}", open.join(" → ")));
+        let circle =
+            || file.refuse(&["like"], format!("goes round in a circle: {} → {like}", open.join(" → ")));
         // Its own name can only mean the bundled one, and that once.
         let own_name = like == file.name && open.iter().filter(|name| **name == like).count() == 1;
         bundled().filter(|_| own_name).ok_or_else(circle)?
@@ -189,7 +199,9 @@ fn settle(name: &str, written: Written) -> Result<Definition, Wrong> {
         return wrong(&[], "a provider is named by 1 to 64 of a to z, 0 to 9 and -");
     }
     let title = match written.title {
-        Some(title) if !title.is_empty() && title.len() <= 128 && !title.chars().any(char::is_control) => title,
+        Some(title) if !title.is_empty() && title.len() <= 128 && !title.chars().any(char::is_control) => {
+            title
+        }
         Some(_) => return wrong(&["title"], "write a line of at most 128 characters"),
         None => return wrong(&["title"], "is missing: write what people call the service"),
     };
@@ -211,7 +223,8 @@ fn settle(name: &str, written: Written) -> Result<Definition, Wrong> {
     let mut route = Vec::new();
     for (at, written) in written.route.iter().enumerate() {
         let at = at.to_string();
-        let path = request::check_prefix(&written.path).or_else(|reason| wrong(&["route", &at, "path"], reason));
+        let path =
+            request::check_prefix(&written.path).or_else(|reason| wrong(&["route", &at, "path"], reason));
         let route_upstream = endpoint(&["route", &at, "upstream"], &written.upstream)?;
         route.push(Route { path: path?, upstream: route_upstream });
     }
@@ -220,14 +233,17 @@ fn settle(name: &str, written: Written) -> Result<Definition, Wrong> {
         let at = at.to_string();
         request::check_rule(rule).or_else(|(key, reason)| wrong(&["rule", &at, key], reason))?;
         let endpoints = || std::iter::once(&upstream).chain(route.iter().map(|route| &route.upstream));
-        let known = |host: &Name| hosts.contains(host) || endpoints().any(|endpoint| endpoint.name() == Some(host));
+        let known =
+            |host: &Name| hosts.contains(host) || endpoints().any(|endpoint| endpoint.name() == Some(host));
         if rule.host.as_ref().is_some_and(|host| !known(host)) {
             return wrong(&["rule", &at, "host"], "is none of the provider's hosts");
         }
     }
     let mut egress: Vec<Rule> = Vec::new();
     for (at, text) in written.egress.iter().enumerate() {
-        let read = text.parse().or_else(|error: crate::rule::RuleError| wrong(&["egress", &at.to_string()], error.to_string()));
+        let read = text
+            .parse()
+            .or_else(|error: crate::rule::RuleError| wrong(&["egress", &at.to_string()], error.to_string()));
         egress.push(read?);
     }
     Ok(Definition::Provider(Box::new(Provider {
@@ -268,7 +284,9 @@ fn hosts(upstream: &Endpoint, route: &[Route], written: &[String]) -> Result<Vec
                 return wrong(&place, format!("{name} is no name of the outside"));
             }
             Ok(name) => add(&name),
-            Err(_) if text.starts_with("*.") => return wrong(&place, "write each host: a wildcard is no host"),
+            Err(_) if text.starts_with("*.") => {
+                return wrong(&place, "write each host: a wildcard is no host");
+            }
             Err(error) => return wrong(&place, error.to_string()),
         }
     }
@@ -287,14 +305,20 @@ fn check_token(token: &Token) -> Result<(), Wrong> {
         0 => return wrong(&["token", "length"], "is missing: write how many characters a token has"),
         length if length < least => {
             let why = "prefix, suffix, terok's mark and 24 random characters";
-            return wrong(&["token", "length"], format!("{length} is too short for {why}: write at least {least}"));
+            return wrong(
+                &["token", "length"],
+                format!("{length} is too short for {why}: write at least {least}"),
+            );
         }
         length if length > MOST => return wrong(&["token", "length"], format!("write at most {MOST}")),
         _ => {}
     }
     check_variables(&["token", "variables"], &token.variables)?;
     if token.carriers.is_empty() {
-        return wrong(&["token", "carriers"], "write where a request carries it: \"bearer\", \"basic\" or { header = … }");
+        return wrong(
+            &["token", "carriers"],
+            "write where a request carries it: \"bearer\", \"basic\" or { header = … }",
+        );
     }
     for (at, carrier) in token.carriers.iter().enumerate() {
         if let Carrier::Header(header) = carrier {
@@ -304,7 +328,10 @@ fn check_token(token: &Token) -> Result<(), Wrong> {
     Ok(())
 }
 
-fn check_credentials(credential: &BTreeMap<CredentialType, Sent>, oauth: Option<&OAuth>) -> Result<(), Wrong> {
+fn check_credentials(
+    credential: &BTreeMap<CredentialType, Sent>,
+    oauth: Option<&OAuth>,
+) -> Result<(), Wrong> {
     if credential.is_empty() {
         return wrong(&["credential"], "is missing: write how a credential is sent, [credential.key]");
     }
@@ -318,7 +345,10 @@ fn check_credentials(credential: &BTreeMap<CredentialType, Sent>, oauth: Option<
         check_header(&place("header"), &sent.header)?;
         check_value(&place("prefix"), &sent.prefix)?;
         if *kind == CredentialType::Basic && !sent.prefix.is_empty() {
-            return wrong(&place("prefix"), "a user name and a password have a form of their own (RFC 7617); remove it");
+            return wrong(
+                &place("prefix"),
+                "a user name and a password have a form of their own (RFC 7617); remove it",
+            );
         }
         if let Some(user) = sent.prefix.strip_prefix("basic:") {
             if user.is_empty() || user.contains(':') {
@@ -342,7 +372,9 @@ fn check_credentials(credential: &BTreeMap<CredentialType, Sent>, oauth: Option<
         return wrong(&["oauth", "client_id"], "write the public client identifier");
     }
     let Some(import) = import else { return Ok(()) };
-    for pointer in [Some(&import.access), Some(&import.refresh), import.expires.as_ref()].into_iter().flatten() {
+    for pointer in
+        [Some(&import.access), Some(&import.refresh), import.expires.as_ref()].into_iter().flatten()
+    {
         if !pointer.starts_with('/') || pointer.chars().any(char::is_control) {
             return wrong(&["oauth", "import"], format!("{pointer:?} is no JSON pointer: write /KEY/KEY"));
         }
@@ -379,7 +411,10 @@ fn check_texts(
         let section = key.split_once('.').map_or("", |(section, _)| section);
         let last = key.rsplit_once('.').map_or("", |(_, last)| last);
         if !word(section) || !word(last) || key.chars().any(char::is_control) {
-            return wrong(&["git", key], "is no git configuration: write section.key or section.subsection.key");
+            return wrong(
+                &["git", key],
+                "is no git configuration: write section.key or section.subsection.key",
+            );
         }
         provision::check_template(text).or_else(|reason| wrong(&["git", key], reason))?;
     }

@@ -30,7 +30,9 @@ impl std::fmt::Display for Refused {
         match self {
             Refused::Rule(_) => f.write_str("the provider's rules refuse this request"),
             Refused::Unlisted => f.write_str("no rule of the provider allows this request"),
-            Refused::Ambiguous(what) => write!(f, "the path has {what}, which servers read in different ways"),
+            Refused::Ambiguous(what) => {
+                write!(f, "the path has {what}, which servers read in different ways")
+            }
         }
     }
 }
@@ -41,7 +43,8 @@ impl Provider {
     pub fn upstream_for(&self, path: &str) -> (&Endpoint, String) {
         let end = path.find('?').unwrap_or(path.len());
         let below = |prefix: &str| {
-            path.starts_with(prefix) && (end == prefix.len() || path[..end].as_bytes().get(prefix.len()) == Some(&b'/'))
+            path.starts_with(prefix)
+                && (end == prefix.len() || path[..end].as_bytes().get(prefix.len()) == Some(&b'/'))
         };
         let routes = self.route.iter().filter(|route| below(&route.path));
         let (endpoint, rest) = match routes.max_by_key(|route| route.path.len()) {
@@ -211,7 +214,8 @@ pub(super) fn check_prefix(path: &str) -> Result<String, String> {
 
 /// Checks how a rule is written.
 pub(super) fn check_rule(rule: &RequestRule) -> Result<(), (&'static str, String)> {
-    let method = |text: &String| !text.is_empty() && text.len() <= 32 && text.bytes().all(|b| b.is_ascii_uppercase());
+    let method =
+        |text: &String| !text.is_empty() && text.len() <= 32 && text.bytes().all(|b| b.is_ascii_uppercase());
     if let Some(wrong) = rule.methods.iter().find(|text| !method(text)) {
         return Err(("methods", format!("{wrong:?} is no method in capitals")));
     }
@@ -226,7 +230,9 @@ pub(super) fn check_rule(rule: &RequestRule) -> Result<(), (&'static str, String
             ONE => {}
             REST if last => {}
             REST => return Err(("path", "`**` stands for what is left: write it last".into())),
-            "" | "." | ".." => return Err(("path", format!("{:?} has an empty segment or one of dots", rule.path))),
+            "" | "." | ".." => {
+                return Err(("path", format!("{:?} has an empty segment or one of dots", rule.path)));
+            }
             word if word.contains('*') => {
                 return Err(("path", format!("{word:?}: `*` stands for a whole segment")));
             }
@@ -257,7 +263,8 @@ mod tests {
 
     fn rules(rules: &[(&str, &str, bool)]) -> Provider {
         let line = |(methods, path, allow): &(&str, &str, bool)| {
-            let methods: Vec<String> = methods.split_whitespace().map(|method| format!("{method:?}")).collect();
+            let methods: Vec<String> =
+                methods.split_whitespace().map(|method| format!("{method:?}")).collect();
             format!("{{ methods = [{}], path = {path:?}, allow = {allow} }}", methods.join(", "))
         };
         provider(&format!("rule = [{}]", rules.iter().map(line).collect::<Vec<_>>().join(", ")))
@@ -329,7 +336,10 @@ mod tests {
         let provider = provider("rule = [{ host = \"git.x.example\", path = \"/**\", allow = true }]");
         let name: Name = "git.x.example".parse().unwrap();
         assert_eq!(provider.judge("GET", Some(&name), "/a"), Ok(()));
-        assert_eq!(provider.judge("GET", Some(&"api.x.example".parse().unwrap()), "/a"), Err(Refused::Unlisted));
+        assert_eq!(
+            provider.judge("GET", Some(&"api.x.example".parse().unwrap()), "/a"),
+            Err(Refused::Unlisted)
+        );
         assert_eq!(provider.judge("GET", None, "/a"), Err(Refused::Unlisted));
     }
 
@@ -337,18 +347,65 @@ mod tests {
     fn a_path_that_servers_read_differently_is_refused_where_there_are_rules() {
         let provider = rules(&[("", "/keys", false), ("", "/**", true)]);
         for path in [
-            "//keys", "/a//keys", "/./keys", "/a/../keys", "/a/%2e%2e/keys", "/a/.%2E/keys", "/%2e/keys", "/a/%2e%2e%2fkeys",
-            "/a%2f..%2fkeys", "/%2fkeys", "/keys%2f", "/a%2f%2fkeys", "/a/%252e%252e/keys", "/keys;x", "/keys%3bx", "/keys%253bx",
-            "/a\\keys", "/a%5ckeys", "/a%255ckeys", "/keys%00", "/keys%0a", "/keys%zz", "/keys%", "/keys%2", "/keys%c0%ae",
-            "/keys%ff", "/keys#x", "/keys?x", "/keys x", "/k\u{e9}ys", "keys", "", "*", "http://x/keys",
+            "//keys",
+            "/a//keys",
+            "/./keys",
+            "/a/../keys",
+            "/a/%2e%2e/keys",
+            "/a/.%2E/keys",
+            "/%2e/keys",
+            "/a/%2e%2e%2fkeys",
+            "/a%2f..%2fkeys",
+            "/%2fkeys",
+            "/keys%2f",
+            "/a%2f%2fkeys",
+            "/a/%252e%252e/keys",
+            "/keys;x",
+            "/keys%3bx",
+            "/keys%253bx",
+            "/a\\keys",
+            "/a%5ckeys",
+            "/a%255ckeys",
+            "/keys%00",
+            "/keys%0a",
+            "/keys%zz",
+            "/keys%",
+            "/keys%2",
+            "/keys%c0%ae",
+            "/keys%ff",
+            "/keys#x",
+            "/keys?x",
+            "/keys x",
+            "/k\u{e9}ys",
+            "keys",
+            "",
+            "*",
+            "http://x/keys",
             "/%25252525252e",
         ] {
-            assert!(ask(&provider, "GET", path).starts_with("Ambiguous"), "{path}: {}", ask(&provider, "GET", path));
+            assert!(
+                ask(&provider, "GET", path).starts_with("Ambiguous"),
+                "{path}: {}",
+                ask(&provider, "GET", path)
+            );
         }
-        for path in ["/keys", "/keys/", "/KEYS", "/%6beys", "/%4bEYS", "/%6Beys/", "/%256beys", "/%25256beys"] {
+        for path in ["/keys", "/keys/", "/KEYS", "/%6beys", "/%4bEYS", "/%6Beys/", "/%256beys", "/%25256beys"]
+        {
             assert_eq!(ask(&provider, "GET", path), "Rule(0)", "{path}");
         }
-        for path in ["/", "/keys/a", "/100%25.md", "/a%20b", "/a%2520b", "/%C3%BC", "/...", "/.git", "/a..b", "/x%2fkeys", "/a+b:c@d"] {
+        for path in [
+            "/",
+            "/keys/a",
+            "/100%25.md",
+            "/a%20b",
+            "/a%2520b",
+            "/%C3%BC",
+            "/...",
+            "/.git",
+            "/a..b",
+            "/x%2fkeys",
+            "/a+b:c@d",
+        ] {
             assert_eq!(ask(&provider, "GET", path), "allow", "{path}");
         }
     }
@@ -370,7 +427,10 @@ mod tests {
                 String::from_utf8_lossy(&out).into_owned()
             }
             // Merge slashes.
-            1 => path.split('/').filter(|word| !word.is_empty()).fold(String::new(), |out, word| out + "/" + word),
+            1 => path
+                .split('/')
+                .filter(|word| !word.is_empty())
+                .fold(String::new(), |out, word| out + "/" + word),
             // Remove dot segments (RFC 3986 §5.2.4).
             2 => {
                 let mut out: Vec<&str> = Vec::new();
@@ -384,7 +444,9 @@ mod tests {
                 format!("/{}", out.join("/"))
             }
             // Matrix parameters.
-            3 => path.split('/').map(|word| word.split(';').next().unwrap_or("")).collect::<Vec<_>>().join("/"),
+            3 => {
+                path.split('/').map(|word| word.split(';').next().unwrap_or("")).collect::<Vec<_>>().join("/")
+            }
             4 => path.replace('\\', "/"),
             5 => path.to_ascii_lowercase(),
             6 => path.split(['\0', '?', '#']).next().unwrap_or("").to_owned(),

@@ -31,7 +31,9 @@ fn a_grant_brings_the_broker_the_providers_hosts_and_what_its_client_needs() {
 fn a_policy_with_grants_survives_json_and_annotations() {
     let reference = format!("anthropic=@{}", "0a".repeat(16));
     for vault in ["anthropic", "github=work anthropic", &reference] {
-        let policy = read(&[(VAULT, vault), (SSH, "a b@x.example b@y.example"), (ALLOW, "api.anthropic.com:443")]).unwrap();
+        let policy =
+            read(&[(VAULT, vault), (SSH, "a b@x.example b@y.example"), (ALLOW, "api.anthropic.com:443")])
+                .unwrap();
         let json = serde_json::to_string(&policy).unwrap();
         assert_eq!(serde_json::from_str::<Policy>(&json).unwrap(), policy);
         let rendered = annotation::render(&policy);
