@@ -11,6 +11,7 @@ use serde_json::Value;
 use std::io::Write;
 use std::path::Path;
 use terok_policy::amend;
+use terok_policy::plan::{HostFacts, Plan};
 
 /// Reads `config.json` from stdin and writes it, amended, to stdout; without a `terok.` annotation octet by octet.
 pub(crate) fn run(request: &Request) -> Result<(), Refusal> {
@@ -35,7 +36,10 @@ fn amended(request: &Request, config: Value, ours: &Annotations) -> Result<Vec<u
         if let Wanted::Joined { holder } = guards::wanted(&config) {
             standing::foresee(&config, holder, &policy, ours, &place.runtime()?)?;
         }
-        // What `create` will need, where its refusal would be an exit code only.
+        // What `create` will need or find, where its refusal would be an exit code only.
+        if guards::wanted(&config) == Wanted::Own {
+            Plan::new(policy.clone(), HostFacts::sealed(true))?;
+        }
         place.check()?;
         handover::supervisor()?;
         if !matches!(guards::wanted(&config), Wanted::Joined { .. }) {

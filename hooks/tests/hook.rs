@@ -124,6 +124,20 @@ fn a_key_cannot_forge_lines_in_the_refusal() {
 }
 
 #[test]
+fn what_needs_a_card_is_refused_where_there_will_be_none() {
+    for rule in ["192.0.2.1:123/udp", "a.example:443 direct"] {
+        for name in CONFIGS {
+            let mut config = config(name);
+            config["annotations"]["terok.shield.allow"] = json!(rule);
+            assert_refused(&precreate(&config), 1, "needs a network card");
+        }
+        let mut config = config("podman-4.3.1-rootless-bridge");
+        config["annotations"]["terok.shield.allow"] = json!(rule);
+        assert!(precreate(&config).status.success());
+    }
+}
+
+#[test]
 fn every_network_of_podmans_passes_but_the_hosts() {
     for name in ["rootless-slirp4netns", "rootless-bridge", "rootful-ns-path"] {
         let output = precreate(&config(&format!("podman-4.3.1-{name}")));

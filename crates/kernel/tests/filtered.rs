@@ -3,7 +3,9 @@
 
 mod support;
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, recv, setsockopt, socket, sockopt,
+};
 use nix::sys::time::TimeVal;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -365,6 +367,76 @@ fn nothing_new_comes_in_where_the_containers_own_flows_leave() {
     });
 }
 
+/// What comes to the far end over TCP, which answers nothing any more: no reset where nobody listens either.
+fn silent_far_end(net: &Filtered) -> OwnedFd {
+    net.far.run(|| {
+        let tcp = SockProtocol::Tcp;
+        let raw = socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, tcp);
+        batch(&format!("route add blackhole {OWN4}/32"));
+        let raw = raw.unwrap();
+        setsockopt(&raw, sockopt::ReceiveTimeout, &TimeVal::new(2, 0)).unwrap();
+        raw
+    })
+}
+
+/// The source port of the next first packet of a connection.
+fn first_port(caught: &OwnedFd) -> u16 {
+    let mut packet = [0; 128];
+    loop {
+        let n = recv(caught.as_raw_fd(), &mut packet, MsgFlags::empty()).unwrap();
+        // SYN without ACK, behind an IPv4 header of 20 octets
+        if n >= 40 && packet[33] & 0x12 == 0x02 {
+            return u16::from_be_bytes([packet[20], packet[21]]);
+        }
+    }
+}
+
+#[test]
+fn a_peer_whose_rule_went_does_not_come_back_through_a_half_open_connection() {
+    if !has("ip") {
+        return;
+    }
+    in_netns(|| {
+        let net = filtered(&[], &[]);
+        let rule = Live { allow: vec!["8.8.8.8:443".parse().unwrap()], ..Live::default() };
+        net.set(&rule);
+        // The far end's neighbour entry, before nothing goes back any more.
+        drop(reaches(&net.far.tcp(at(WORLD4, 443))));
+        let caught = silent_far_end(&net);
+        let near = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).unwrap();
+        let _ = nix::sys::socket::connect(near.as_raw_fd(), &SockaddrStorage::from(at(WORLD4, 443)));
+        let wire = first_port(&caught);
+        // The rule goes, and the container has its kernel forget the flow (a flood of others does that). A router before it
+        // still knows it, and takes the first packet of the peer for a simultaneous open.
+        net.set(&Live::default());
+        let near = TcpStream::from(near);
+        let local = near.local_addr().unwrap();
+        let flow = Flow { proto: 6, src: local.ip(), dst: WORLD4.parse().unwrap(), sport: local.port(), dport: 443 };
+        assert!(conntrack::forget(&net.nft, &flow).unwrap());
+        net.far.run(|| batch(&format!("route del blackhole {OWN4}/32")));
+        net.far.connects_by(at(WORLD4, 443), at(OWN4, wire)).unwrap_err();
+        near.peer_addr().unwrap_err();
+    });
+}
+
+#[test]
+fn a_closed_connection_keeps_its_port_no_longer_than_it_is_told_to() {
+    if !has("ip") {
+        return;
+    }
+    in_netns(|| {
+        let net = filtered(&["8.8.8.8"], &[]);
+        conntrack::keep_closed(1).unwrap();
+        let (near, far, _) = reaches(&net.far.tcp(at(WORLD4, 443)));
+        let local = near.local_addr().unwrap();
+        let flow = Flow { proto: 6, src: local.ip(), dst: WORLD4.parse().unwrap(), sport: local.port(), dport: 443 };
+        drop(near);
+        drop(far);
+        std::thread::sleep(Duration::from_millis(2500));
+        assert!(!conntrack::forget(&net.nft, &flow).unwrap(), "the closed connection is still known");
+    });
+}
+
 #[test]
 fn frames_past_the_ip_stack_stop_at_the_card_and_only_there() {
     if !has("ip") {
@@ -441,7 +513,7 @@ fn a_socket_bound_to_the_card_sends_nothing_to_local_addresses_by_it() {
 /// A socket with an address that is not ours, which IPv6 sends from without any capability.
 fn spoofing(source: SocketAddr) -> UdpSocket {
     let (family, flags) = (AddressFamily::Inet6, SockFlag::SOCK_CLOEXEC);
-    let socket = nix::sys::socket::socket(family, SockType::Datagram, flags, None).unwrap();
+    let socket = socket(family, SockType::Datagram, flags, None).unwrap();
     let on: libc::c_int = 1;
     // SAFETY: the value is an int of this frame and its length is given.
     #[allow(unsafe_code, reason = "nix has no IPV6_FREEBIND")]
@@ -503,7 +575,7 @@ fn arrived_errors(net: &Filtered) -> u64 {
 /// A TCP socket bound to the card that tries to connect for a moment.
 fn bound_tcp() -> OwnedFd {
     let (family, kind) = (AddressFamily::Inet, SockType::Stream);
-    let socket = nix::sys::socket::socket(family, kind, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    let socket = socket(family, kind, SockFlag::SOCK_CLOEXEC, None).unwrap();
     setsockopt(&socket, sockopt::BindToDevice, &"eth0".into()).unwrap();
     setsockopt(&socket, sockopt::SendTimeout, &TimeVal::new(0, 100_000)).unwrap();
     socket

@@ -181,7 +181,11 @@ impl Far {
 
     /// Connects from `from` there to `to` here.
     pub fn connects(&self, from: &str, to: SocketAddr) -> std::io::Result<TcpStream> {
-        let from: IpAddr = from.parse().unwrap();
+        self.connects_by(at(from, 0), to)
+    }
+
+    /// Connects from an address and port there to `to` here.
+    pub fn connects_by(&self, from: SocketAddr, to: SocketAddr) -> std::io::Result<TcpStream> {
         self.run(|| connect_from(from, to, DROPPED))
     }
 }
@@ -203,7 +207,7 @@ pub fn batch(commands: &str) {
 }
 
 /// The standard library cannot choose the source of a connection.
-fn connect_from(from: IpAddr, to: SocketAddr, within: Duration) -> std::io::Result<TcpStream> {
+fn connect_from(from: SocketAddr, to: SocketAddr, within: Duration) -> std::io::Result<TcpStream> {
     use nix::sys::socket::{
         AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, sockopt,
     };
@@ -212,7 +216,7 @@ fn connect_from(from: IpAddr, to: SocketAddr, within: Duration) -> std::io::Resu
     // The time a connect may take is that of sending.
     let limit = nix::sys::time::TimeVal::new(0, within.subsec_micros().into());
     setsockopt(&socket, sockopt::SendTimeout, &limit)?;
-    bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(from, 0)))?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(from))?;
     connect(socket.as_raw_fd(), &SockaddrStorage::from(to))?;
     Ok(TcpStream::from(socket))
 }
