@@ -8,15 +8,11 @@ use std::os::fd::OwnedFd;
 use terok_kernel::nft::{self, NftError, NftSocket};
 use terok_kernel::rtnl::{self, Rtnl};
 use terok_kernel::socket::{self, Loopback};
-use terok_kernel::{conntrack, netlink, nflog};
+use terok_kernel::{netlink, nflog};
 use terok_policy::grants::Grants;
 use terok_policy::live::Live;
-use terok_policy::plan::{HostFacts, Network, Now, Plan, Wiring};
+use terok_policy::plan::{FIRST_OWN_PORT, HostFacts, Network, Now, Plan, Wiring};
 use terok_policy::{Policy, layout};
-
-/// For how many seconds the last acknowledgement of a connection by the card can be asked for once more. The kernel's own two
-/// minutes would keep that many source ports taken, of which a container has few towards each address and port.
-const KEEP_CLOSED: u32 = 5;
 
 /// What the supervisor gets from there.
 #[derive(Debug)]
@@ -100,8 +96,9 @@ pub(crate) fn prepare(policy: Policy, before: Before<'_>) -> Result<Inside, Refu
     let now = Now { live: before.live, grants: &Grants::default(), unix: before.now };
     let missing = load(&nftables, &plan, &wiring, &now, before.may_have_a_table)?;
     if !plan.facts.cards.is_empty() {
-        // Where that is not ours to say (/proc/sys is read-only), ports are free later. It protects nothing.
-        let _ = conntrack::keep_closed(KEEP_CLOSED);
+        // It protects nothing: where it is not ours to say (/proc/sys is read-only), the table translates ports, and a server that
+        // remembers one from an earlier connection may keep the next one waiting there.
+        let _ = socket::own_ports(FIRST_OWN_PORT);
     }
 
     // Opened behind the tables, so that their own coming is no news.

@@ -159,6 +159,19 @@ every_card! {
         assert_eq!(seen_at(&v4).iter().filter(|line| line["port"] == 8080).count(), 0);
     }
 
+    /// One after the other to one address and port, more than there are source ports for.
+    fn thousands_of_short_connections_to_a_direct_name_all_succeed(net: Net) {
+        let site = site();
+        let container = Recipe::on(net, &format!("{}:8081 direct", site.name)).idle().settled();
+        let (started, mut done) = (Instant::now(), 0);
+        while done <= 6000 {
+            let line = container.try_step(&format!("rate 3 8 {}%4 8081 /small", site.name));
+            assert_eq!(line["failures"], 0, "after {done}: {line}");
+            done += line["done"].as_u64().unwrap_or(0);
+            assert!(started.elapsed() < Duration::from_secs(60), "only {done} in a minute");
+        }
+    }
+
     fn udp_by_name_reaches_that_port_only(net: Net) {
         let site = site();
         let container = Recipe::on(net, &format!("{}:123/udp", site.name)).idle().settled();

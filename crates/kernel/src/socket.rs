@@ -205,6 +205,13 @@ pub fn is_listener_address(ip: IpAddr) -> bool {
     ip == IpAddr::V4(Ipv4Addr::LOCALHOST) || ip == IpAddr::V6(Ipv6Addr::LOCALHOST)
 }
 
+/// Makes the kernel choose source ports from `first` on in the namespace of the calling thread, and choose one again a second
+/// after its connection was closed here (RFC 6191), not a minute: there are fewer of them than usual.
+pub fn own_ports(first: u16) -> std::io::Result<()> {
+    std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", format!("{first} {}", u16::MAX))?;
+    std::fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

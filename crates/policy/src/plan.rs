@@ -8,6 +8,8 @@ mod named;
 mod sealed;
 mod sets;
 
+pub use filtered::FIRST_OWN_PORT;
+
 use crate::grants::Grants;
 use crate::live::Live;
 use crate::policy::{Labels, Policy, Sourced, SshGrant, VaultGrant};

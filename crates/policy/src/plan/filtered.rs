@@ -11,8 +11,9 @@ use crate::virt::V6_SELF;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// What the container starts has a port from here on the wire ([`Statement::Masquerade`]), and nothing new may come in
-/// there: a peer that lost its rule cannot come back as a flow from outside.
-pub(super) const FIRST_OWN_PORT: u16 = 61_000;
+/// there: a peer that lost its rule cannot come back as a flow from outside. That new TCP begins with a SYN is no substitute: a
+/// router that remembers a half-open connection takes the peer's SYN for its other half, and lets it in.
+pub const FIRST_OWN_PORT: u16 = 61_000;
 /// ETH_P_ARP
 const ARP: u16 = 0x0806;
 /// IPPROTO_IGMP, and of ICMPv6 the multicast listener messages (RFC 3810): kernels send them unasked.
