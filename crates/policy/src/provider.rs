@@ -17,9 +17,14 @@ use std::collections::BTreeMap;
 /// Definitions that ship with terok (`profiles/providers/*.toml`).
 pub const BUNDLED: &[(&str, &str)] = &[
     ("anthropic", include_str!("../../../profiles/providers/anthropic.toml")),
+    ("basic", include_str!("../../../profiles/providers/basic.toml")),
     ("bearer", include_str!("../../../profiles/providers/bearer.toml")),
     ("github", include_str!("../../../profiles/providers/github.toml")),
+    ("gitlab", include_str!("../../../profiles/providers/gitlab.toml")),
+    ("mistral", include_str!("../../../profiles/providers/mistral.toml")),
     ("openai", include_str!("../../../profiles/providers/openai.toml")),
+    ("openai-compatible", include_str!("../../../profiles/providers/openai-compatible.toml")),
+    ("openrouter", include_str!("../../../profiles/providers/openrouter.toml")),
 ];
 
 /// Headers that are the framing of a message, or belong to one connection (RFC 9110 §7.6.1): no credential is in them.
@@ -191,6 +196,10 @@ pub struct Sent {
     /// ([`CredentialType::Basic`]) are always sent so, and this is empty.
     #[serde(default)]
     pub prefix: String,
+    /// The user name with which it is sent as a Basic password where the container's token came as one: a service that takes Bearer
+    /// for its API and Basic for git. [`Sent::as_asked`] says which.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub basic: Option<String>,
     /// Further headers; one the client sent too keeps the client's value with this one added after a comma.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub headers: BTreeMap<String, String>,
@@ -248,7 +257,8 @@ pub struct RequestRule {
     /// Only for this host, where the provider has several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<Name>,
-    /// `/v1/messages`, `/repos/*/*/pulls` (`*`: one segment), `/v1/**` (any number).
+    /// `/v1/messages`, `/repos/*/*/pulls` (`*`: one segment), `/v1/**` (`**`: any number of them, once in a path). A rule that
+    /// refuses also refuses its words in capitals and with an extension, `/keys.json`.
     pub path: String,
     /// Forwarded or refused.
     pub allow: bool,
@@ -289,6 +299,19 @@ pub struct ProviderError {
     pub place: String,
     /// What is wrong and what to do.
     pub reason: String,
+}
+
+impl Sent {
+    /// How the credential is sent in answer to a request whose `Authorization` header, if it has one, was `authorization`.
+    pub fn as_asked(&self, authorization: Option<&str>) -> Sent {
+        let scheme = |value: &str| value.trim_start().get(..6).is_some_and(|word| word.eq_ignore_ascii_case("basic "));
+        match &self.basic {
+            Some(user) if authorization.is_some_and(scheme) => {
+                Sent { header: "authorization".into(), prefix: format!("basic:{user}"), basic: None, headers: self.headers.clone() }
+            }
+            _ => Sent { basic: None, ..self.clone() },
+        }
+    }
 }
 
 impl Provider {

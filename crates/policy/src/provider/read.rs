@@ -350,10 +350,15 @@ fn check_credentials(
                 "a user name and a password have a form of their own (RFC 7617); remove it",
             );
         }
-        if let Some(user) = sent.prefix.strip_prefix("basic:") {
-            if user.is_empty() || user.contains(':') {
-                return wrong(&place("prefix"), "write basic:USER, without a further colon");
-            }
+        let user = |user: &str| !user.is_empty() && !user.contains(':') && user.bytes().all(|b| b.is_ascii_graphic());
+        if sent.prefix.strip_prefix("basic:").is_some_and(|rest| !user(rest)) {
+            return wrong(&place("prefix"), "write basic:USER, without a further colon");
+        }
+        if sent.basic.as_ref().is_some_and(|basic| !user(basic)) {
+            return wrong(&place("basic"), "write a user name, without a colon");
+        }
+        if *kind == CredentialType::Basic && sent.basic.is_some() {
+            return wrong(&place("basic"), "it has a user name of its own; remove it");
         }
         for (header, value) in &sent.headers {
             check_header(&place("headers"), header)?;

@@ -9,7 +9,7 @@ pub const OVERRIDES: [&str; 3] = ["x-http-method", "x-http-method-override", "x-
 
 /// A pattern's word for one segment.
 const ONE: &str = "*";
-/// A pattern's last word for all the segments that are left, if any.
+/// A pattern's word for any number of segments, none among them; once in a pattern.
 const REST: &str = "**";
 /// How often an encoded path is decoded to see what it may come to mean; more layers than that are refused.
 const LAYERS: usize = 3;
@@ -93,15 +93,26 @@ fn fits(rule: &RequestRule, method: &str, host: Option<&Name>, segments: &[Strin
     }
     let same = |word: &str, segment: &str| match rule.allow {
         true => word == segment,
-        false => word.eq_ignore_ascii_case(segment),
+        // Rails and Grape take an extension for a wish for a format.
+        false => {
+            let stem = segment.get(..word.len()).unwrap_or(segment);
+            let format = segment.get(word.len()..).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+            word.eq_ignore_ascii_case(stem) && format
+        }
+    };
+    let all = |words: &[&str], segments: &[String]| {
+        words.iter().zip(segments).all(|(word, segment)| *word == ONE || same(word, segment))
     };
     let words: Vec<&str> = words(&rule.path).collect();
-    let (words, rest) = match words.split_last() {
-        Some((&REST, before)) => (before, true),
-        _ => (words.as_slice(), false),
-    };
-    let long_enough = if rest { segments.len() >= words.len() } else { segments.len() == words.len() };
-    long_enough && words.iter().zip(segments).all(|(word, segment)| *word == ONE || same(word, segment))
+    match words.iter().position(|word| *word == REST) {
+        None => segments.len() == words.len() && all(&words, segments),
+        Some(at) => {
+            let (front, back) = (&words[..at], &words[at + 1..]);
+            segments.len() >= front.len() + back.len()
+                && all(front, segments)
+                && all(back, &segments[segments.len() - back.len()..])
+        }
+    }
 }
 
 fn words(path: &str) -> impl Iterator<Item = &str> {
@@ -225,11 +236,10 @@ pub(super) fn check_rule(rule: &RequestRule) -> Result<(), (&'static str, String
     let words: Vec<&str> = if rest.is_empty() { Vec::new() } else { rest.split('/').collect() };
     for (at, word) in words.iter().enumerate() {
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~!$&'()+,=:@".contains(&b);
-        let last = at + 1 == words.len();
         match *word {
             ONE => {}
-            REST if last => {}
-            REST => return Err(("path", "`**` stands for what is left: write it last".into())),
+            REST if !words[..at].contains(&REST) => {}
+            REST => return Err(("path", "`**` stands once in a path".into())),
             "" | "." | ".." => {
                 return Err(("path", format!("{:?} has an empty segment or one of dots", rule.path)));
             }
