@@ -304,11 +304,15 @@ pub struct ProviderError {
 impl Sent {
     /// How the credential is sent in answer to a request whose `Authorization` header, if it has one, was `authorization`.
     pub fn as_asked(&self, authorization: Option<&str>) -> Sent {
-        let scheme = |value: &str| value.trim_start().get(..6).is_some_and(|word| word.eq_ignore_ascii_case("basic "));
+        let scheme =
+            |value: &str| value.trim_start().get(..6).is_some_and(|word| word.eq_ignore_ascii_case("basic "));
         match &self.basic {
-            Some(user) if authorization.is_some_and(scheme) => {
-                Sent { header: "authorization".into(), prefix: format!("basic:{user}"), basic: None, headers: self.headers.clone() }
-            }
+            Some(user) if authorization.is_some_and(scheme) => Sent {
+                header: "authorization".into(),
+                prefix: format!("basic:{user}"),
+                basic: None,
+                headers: self.headers.clone(),
+            },
             _ => Sent { basic: None, ..self.clone() },
         }
     }

@@ -350,7 +350,9 @@ fn check_credentials(
                 "a user name and a password have a form of their own (RFC 7617); remove it",
             );
         }
-        let user = |user: &str| !user.is_empty() && !user.contains(':') && user.bytes().all(|b| b.is_ascii_graphic());
+        let user = |user: &str| {
+            !user.is_empty() && !user.contains(':') && user.bytes().all(|b| b.is_ascii_graphic())
+        };
         if sent.prefix.strip_prefix("basic:").is_some_and(|rest| !user(rest)) {
             return wrong(&place("prefix"), "write basic:USER, without a further colon");
         }

@@ -96,7 +96,8 @@ fn fits(rule: &RequestRule, method: &str, host: Option<&Name>, segments: &[Strin
         // Rails and Grape take an extension for a wish for a format.
         false => {
             let stem = segment.get(..word.len()).unwrap_or(segment);
-            let format = segment.get(word.len()..).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+            let format =
+                segment.get(word.len()..).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
             word.eq_ignore_ascii_case(stem) && format
         }
     };

@@ -20,13 +20,18 @@ fn every_file_in_the_folder_is_bundled_and_says_whom_it_serves() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../profiles/providers");
     let mut files: Vec<String> = std::fs::read_dir(folder)
         .unwrap()
-        .filter_map(|entry| entry.unwrap().file_name().to_str().unwrap().strip_suffix(".toml").map(str::to_owned))
+        .filter_map(|entry| {
+            entry.unwrap().file_name().to_str().unwrap().strip_suffix(".toml").map(str::to_owned)
+        })
         .collect();
     files.sort();
     assert_eq!(files, Catalog::bundled().providers.into_keys().collect::<Vec<_>>());
     for (name, text) in BUNDLED {
         assert!(text.starts_with(&format!("# {name}: ")), "{name}: no header");
-        assert!(text.lines().take(4).any(|line| line.starts_with("# For ")), "{name}: does not say whom it serves");
+        assert!(
+            text.lines().take(4).any(|line| line.starts_with("# For ")),
+            "{name}: does not say whom it serves"
+        );
         parse(name, text).unwrap();
     }
 }
@@ -58,14 +63,32 @@ fn a_bundled_provider_refuses_what_makes_or_prints_keys() {
         (
             "anthropic",
             "api.anthropic.com",
-            &["POST /api/oauth/claude_cli/create_api_key", "GET /v1/organizations/api_keys", "POST /v1/oauth/token"][..],
-            &["POST /v1/messages", "POST /v1/messages/count_tokens", "GET /api/oauth/usage", "GET /v1/models"][..],
+            &[
+                "POST /api/oauth/claude_cli/create_api_key",
+                "GET /v1/organizations/api_keys",
+                "POST /v1/oauth/token",
+            ][..],
+            &[
+                "POST /v1/messages",
+                "POST /v1/messages/count_tokens",
+                "GET /api/oauth/usage",
+                "GET /v1/models",
+            ][..],
         ),
         (
             "openai",
             "api.openai.com",
-            &["POST /v1/realtime/client_secrets", "GET /v1/organization/admin_api_keys", "POST /v1/realtime/sessions/"],
-            &["POST /v1/responses", "POST /v1/chat/completions", "GET /v1/realtime", "DELETE /v1/files/file-1"],
+            &[
+                "POST /v1/realtime/client_secrets",
+                "GET /v1/organization/admin_api_keys",
+                "POST /v1/realtime/sessions/",
+            ],
+            &[
+                "POST /v1/responses",
+                "POST /v1/chat/completions",
+                "GET /v1/realtime",
+                "DELETE /v1/files/file-1",
+            ],
         ),
         (
             "openrouter",
@@ -107,9 +130,18 @@ fn a_bundled_provider_refuses_what_makes_or_prints_keys() {
             "github",
             "github.com",
             &["GET /settings/tokens", "POST /login", "GET /o/r/edit/main/a", "POST /o/r/info/refs"],
-            &["GET /o/r.git/info/refs", "POST /o/r.git/git-receive-pack", "POST /o/r.git/info/lfs/objects/batch"],
+            &[
+                "GET /o/r.git/info/refs",
+                "POST /o/r.git/git-receive-pack",
+                "POST /o/r.git/info/lfs/objects/batch",
+            ],
         ),
-        ("github", "uploads.github.com", &["POST /x", "DELETE /repos/o/r/releases/1/assets"], &["POST /repos/o/r/releases/1/assets"]),
+        (
+            "github",
+            "uploads.github.com",
+            &["POST /x", "DELETE /repos/o/r/releases/1/assets"],
+            &["POST /repos/o/r/releases/1/assets"],
+        ),
         (
             "gitlab",
             "gitlab.com",
@@ -179,13 +211,17 @@ fn a_file_may_be_like_the_bundled_definition_of_its_own_name() {
     for (name, text) in [("a", "like = \"b\""), ("b", "like = \"a\""), ("own", "like = \"own\"")] {
         catalog.providers.insert(name.into(), text.into());
     }
-    assert_eq!(read(&catalog, "a").unwrap_err().to_string(), "provider b line 1: like: goes round in a circle: a → b → a");
+    assert_eq!(
+        read(&catalog, "a").unwrap_err().to_string(),
+        "provider b line 1: like: goes round in a circle: a → b → a"
+    );
     assert!(read(&catalog, "own").unwrap_err().to_string().contains("circle: own → own"));
 }
 
 #[test]
 fn hosts_are_the_upstreams_and_what_is_written_beside_them() {
-    let hosts = |text: &str| -> Vec<String> { provider("x", text).hosts().iter().map(ToString::to_string).collect() };
+    let hosts =
+        |text: &str| -> Vec<String> { provider("x", text).hosts().iter().map(ToString::to_string).collect() };
     assert_eq!(hosts(SMALL), ["api.x.example"]);
     let more = format!(
         "hosts = [\"Git.X.example\", \"api.x.example\"]\nroute = [{{ path = \"/up\", upstream = \"https://up.x.example/v2\" }}]\n{SMALL}"
@@ -204,7 +240,10 @@ fn everything_that_can_be_written_is_read() {
     assert_eq!(read.env.len(), 3);
     assert_eq!(read.judge("GET", Some(&"api.x.example".parse().unwrap()), "/a/1/2/3/b"), Ok(()));
     assert_eq!(read.judge("GET", Some(&"api.x.example".parse().unwrap()), "/a/1/b"), Ok(()));
-    assert_eq!(read.judge("GET", Some(&"api.x.example".parse().unwrap()), "/a/b"), Err(crate::provider::Refused::Unlisted));
+    assert_eq!(
+        read.judge("GET", Some(&"api.x.example".parse().unwrap()), "/a/b"),
+        Err(crate::provider::Refused::Unlisted)
+    );
 }
 
 #[test]
@@ -236,40 +275,104 @@ fn what_is_wrong_is_named_with_its_line() {
         ("length = 40", "length = 256", "line 4: token.length: write at most 255"),
         ("length = 40", "prefix = \"x\"", "line 3: token.length: is missing"),
         ("length = 40", "length = 40\nprefix = \"a b\"", "line 5: token.prefix: \"a b\""),
-        ("length = 40", "length = 40\nvariables = [\"A\", \"A\"]", "line 5: token.variables: A is written twice"),
-        ("length = 40", "length = 40\nvariables = [\"1A\"]", "line 5: token.variables: \"1A\" is no name of a variable"),
+        (
+            "length = 40",
+            "length = 40\nvariables = [\"A\", \"A\"]",
+            "line 5: token.variables: A is written twice",
+        ),
+        (
+            "length = 40",
+            "length = 40\nvariables = [\"1A\"]",
+            "line 5: token.variables: \"1A\" is no name of a variable",
+        ),
         ("length = 40", "length = 40\nvariables = [\"GIT_CONFIG_COUNT\"]", "is set by terok itself"),
         ("length = 40", "length = 40\ncarriers = []", "line 5: token.carriers: write where"),
-        ("length = 40", "length = 40\ncarriers = [{ header = \"X-Key\" }]", "line 5: token.carriers: \"X-Key\" is no header in lower case"),
+        (
+            "length = 40",
+            "length = 40\ncarriers = [{ header = \"X-Key\" }]",
+            "line 5: token.carriers: \"X-Key\" is no header in lower case",
+        ),
         ("length = 40", "length = 40\nalphabet = \"hexx\"", "line 5: unknown variant `hexx`"),
         ("\"x-key\"", "\"host\"", "line 6: credential.key.header: \"host\" is part of how a message is sent"),
         ("\"x-key\"", "\"x-key\"\nprefix = \"a\\nb\"", "line 7: credential.key.prefix: a header's value"),
         ("\"x-key\"", "\"x-key\"\nbasic = \"a:b\"", "line 7: credential.key.basic: write a user name"),
         ("[credential.key]\nheader = \"x-key\"\n", "", "credential: is missing"),
-        ("\"x-key\"", "\"x-key\"\n[oauth]\ntoken_url = \"https://x.example\"\nclient_id = \"x\"", "line 7: oauth: there is no [credential.oauth]"),
+        (
+            "\"x-key\"",
+            "\"x-key\"\n[oauth]\ntoken_url = \"https://x.example\"\nclient_id = \"x\"",
+            "line 7: oauth: there is no [credential.oauth]",
+        ),
         ("\"x-key\"", "\"x-key\"\n[env]\nA = \"{tokn}\"", "line 8: env.A: {tokn}: write {token}"),
         ("\"x-key\"", "\"x-key\"\n[git]\nA = \"x\"", "line 8: git.A: is no git configuration"),
-        ("\"x-key\"", "\"x-key\"\n[[rule]]\npath = \"/a\"\nallow = true\n[[rule]]\npath = \"a\"\nallow = true", "line 11: rule.path: \"a\": write"),
-        ("\"x-key\"", "\"x-key\"\n[[rule]]\npath = \"/**/a/**\"\nallow = true", "line 8: rule.path: `**` stands once"),
-        ("\"x-key\"", "\"x-key\"\n[[rule]]\npath = \"/a*\"\nallow = true", "line 8: rule.path: \"a*\": `*` stands for a whole segment"),
-        ("\"x-key\"", "\"x-key\"\n[[rule]]\npath = \"/%61\"\nallow = true", "line 8: rule.path: \"%61\": write a segment as it reads"),
-        ("\"x-key\"", "\"x-key\"\n[[rule]]\nmethods = [\"get\"]\npath = \"/a\"\nallow = true", "line 8: rule.methods: \"get\""),
-        ("\"x-key\"", "\"x-key\"\n[[rule]]\nhost = \"y.example\"\npath = \"/a\"\nallow = true", "line 8: rule.host: is none of"),
+        (
+            "\"x-key\"",
+            "\"x-key\"\n[[rule]]\npath = \"/a\"\nallow = true\n[[rule]]\npath = \"a\"\nallow = true",
+            "line 11: rule.path: \"a\": write",
+        ),
+        (
+            "\"x-key\"",
+            "\"x-key\"\n[[rule]]\npath = \"/**/a/**\"\nallow = true",
+            "line 8: rule.path: `**` stands once",
+        ),
+        (
+            "\"x-key\"",
+            "\"x-key\"\n[[rule]]\npath = \"/a*\"\nallow = true",
+            "line 8: rule.path: \"a*\": `*` stands for a whole segment",
+        ),
+        (
+            "\"x-key\"",
+            "\"x-key\"\n[[rule]]\npath = \"/%61\"\nallow = true",
+            "line 8: rule.path: \"%61\": write a segment as it reads",
+        ),
+        (
+            "\"x-key\"",
+            "\"x-key\"\n[[rule]]\nmethods = [\"get\"]\npath = \"/a\"\nallow = true",
+            "line 8: rule.methods: \"get\"",
+        ),
+        (
+            "\"x-key\"",
+            "\"x-key\"\n[[rule]]\nhost = \"y.example\"\npath = \"/a\"\nallow = true",
+            "line 8: rule.host: is none of",
+        ),
         ("title", "hosts = [\"*.x.example\"]\ntitle", "line 1: hosts: write each host"),
         ("title", "hosts = [\"db\"]\ntitle", "line 1: hosts: db is no name of the outside"),
-        ("title", "egress = [\"https://x\"]\ntitle", "line 1: egress: \"https://x\": write the host name alone"),
+        (
+            "title",
+            "egress = [\"https://x\"]\ntitle",
+            "line 1: egress: \"https://x\": write the host name alone",
+        ),
         ("title", "files = [\"../x\"]\ntitle", "line 1: files: \"../x\": write a path below"),
-        ("title", "like = \"opnai\"\ntitle", "line 1: like: there is no provider \"opnai\"; did you mean \"openai\"?"),
-        ("title", "route = [{ path = \"up\", upstream = \"https://a.example\" }]\ntitle", "line 1: route.path: \"up\""),
+        (
+            "title",
+            "like = \"opnai\"\ntitle",
+            "line 1: like: there is no provider \"opnai\"; did you mean \"openai\"?",
+        ),
+        (
+            "title",
+            "route = [{ path = \"up\", upstream = \"https://a.example\" }]\ntitle",
+            "line 1: route.path: \"up\"",
+        ),
     ] {
         assert!(SMALL.contains(old), "{old}");
         let error_found = refused(&SMALL.replacen(old, new, 1));
-        assert!(error_found.starts_with("provider x ") && error_found.contains(error), "{new:?}: {error_found}");
+        assert!(
+            error_found.starts_with("provider x ") && error_found.contains(error),
+            "{new:?}: {error_found}"
+        );
         assert!(!error_found.contains('\n'));
     }
-    let inherited = refused("like = \"basic\"\nupstream = \"https://x.example\"\n[token]\nprefix = \"x\"\nlength = 4\n");
-    assert_eq!(inherited, "provider x line 5: token.length: 4 is too short for prefix, suffix, terok's mark and 24 random characters: write at least 30");
-    assert!(resolve(&Catalog::bundled(), "antropic").unwrap_err().to_string().ends_with("did you mean \"anthropic\"?"));
+    let inherited =
+        refused("like = \"basic\"\nupstream = \"https://x.example\"\n[token]\nprefix = \"x\"\nlength = 4\n");
+    assert_eq!(
+        inherited,
+        "provider x line 5: token.length: 4 is too short for prefix, suffix, terok's mark and 24 random characters: write at least 30"
+    );
+    assert!(
+        resolve(&Catalog::bundled(), "antropic")
+            .unwrap_err()
+            .to_string()
+            .ends_with("did you mean \"anthropic\"?")
+    );
 }
 
 proptest! {

@@ -6,13 +6,18 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 fn policy(pairs: &[(&str, &str)]) -> Policy {
-    let annotations: BTreeMap<String, String> = pairs.iter().map(|&(key, value)| (key.into(), value.into())).collect();
+    let annotations: BTreeMap<String, String> =
+        pairs.iter().map(|&(key, value)| (key.into(), value.into())).collect();
     annotation::parse(&annotations, &Catalog::bundled()).unwrap()
 }
 
 fn granted() -> Provision {
     let policy = policy(&[(annotation::VAULT, "anthropic github"), (annotation::SSH, "work")]);
-    provision(&policy, &Issued { tokens: vec!["sk-one".into(), "ghp_two".into()] }, "/run/user/1000/terok/.birth/x/inside")
+    provision(
+        &policy,
+        &Issued { tokens: vec!["sk-one".into(), "ghp_two".into()] },
+        "/run/user/1000/terok/.birth/x/inside",
+    )
 }
 
 fn provided(config: Value) -> Value {
@@ -37,7 +42,9 @@ fn nothing_is_given_where_nothing_is_granted() {
 
 #[test]
 fn a_container_gets_its_tokens_base_urls_certificates_and_the_agent() {
-    let config = provided(json!({ "process": { "env": ["PATH=/bin", "ANTHROPIC_API_KEY=own", "ANTHROPIC_API_KEY=twice"] } }));
+    let config = provided(
+        json!({ "process": { "env": ["PATH=/bin", "ANTHROPIC_API_KEY=own", "ANTHROPIC_API_KEY=twice"] } }),
+    );
     for (variable, wanted) in [
         ("PATH", "/bin"),
         ("ANTHROPIC_API_KEY", "sk-one"),
@@ -82,7 +89,14 @@ fn what_is_given_twice_is_there_once() {
 
 #[test]
 fn what_the_user_mounted_is_never_replaced() {
-    for destination in ["/run/terok", "/run/terok/", "//run/./terok", "/run/terok/env", "/var/run/terok/x", "/x/../run/terok"] {
+    for destination in [
+        "/run/terok",
+        "/run/terok/",
+        "//run/./terok",
+        "/run/terok/env",
+        "/var/run/terok/x",
+        "/x/../run/terok",
+    ] {
         let config = json!({ "mounts": [{ "destination": "/proc" }, { "destination": destination }] });
         let error = amend::provide(config, &granted()).unwrap_err();
         assert_eq!(error.place, "/mounts/1", "{destination}");
@@ -118,7 +132,10 @@ fn a_restricted_container_gets_its_own_variables_as_well() {
 fn no_token_is_shown_by_mistake() {
     let tokens = vec!["sk-one".to_owned(), "ghp_two".to_owned()];
     for shown in [format!("{:?}", granted()), format!("{:?}", Issued { tokens })] {
-        assert!(!shown.contains("sk-one") && !shown.contains("ghp_two") && !shown.contains("Basic"), "{shown}");
+        assert!(
+            !shown.contains("sk-one") && !shown.contains("ghp_two") && !shown.contains("Basic"),
+            "{shown}"
+        );
     }
 }
 
@@ -142,7 +159,10 @@ fn a_shell_that_reads_the_file_has_what_the_first_process_has() {
             .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let text = String::from_utf8(output.stdout).unwrap();
-        text.split('\0').filter_map(|line| line.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
+        text.split('\0')
+            .filter_map(|line| line.split_once('='))
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .collect()
     };
     let bare = read(&[], 1);
     let config = amend::provide(json!({ "process": { "env": ["PATH=/usr/bin:/bin"] } }), &provision).unwrap();
@@ -152,7 +172,12 @@ fn a_shell_that_reads_the_file_has_what_the_first_process_has() {
     }
     assert_eq!(bare["ODD"], odd);
     assert_eq!(read(&[], 2), bare);
-    let own = [("GIT_CONFIG_COUNT", "1"), ("GIT_CONFIG_KEY_0", "a.b"), ("GIT_CONFIG_VALUE_0", "c"), ("SSL_CERT_FILE", "/own")];
+    let own = [
+        ("GIT_CONFIG_COUNT", "1"),
+        ("GIT_CONFIG_KEY_0", "a.b"),
+        ("GIT_CONFIG_VALUE_0", "c"),
+        ("SSL_CERT_FILE", "/own"),
+    ];
     let beside = read(&own, 2);
     assert_eq!((beside["GIT_CONFIG_COUNT"].as_str(), beside["GIT_CONFIG_KEY_0"].as_str()), ("2", "a.b"));
     assert_eq!(beside["GIT_CONFIG_KEY_1"], "http.https://github.com/.extraHeader");
@@ -161,7 +186,14 @@ fn a_shell_that_reads_the_file_has_what_the_first_process_has() {
 
 #[test]
 fn base64_is_rfc_4648s() {
-    for (plain, coded) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("foobar", "Zm9vYmFy")] {
+    for (plain, coded) in [
+        ("", ""),
+        ("f", "Zg=="),
+        ("fo", "Zm8="),
+        ("foo", "Zm9v"),
+        ("foob", "Zm9vYg=="),
+        ("foobar", "Zm9vYmFy"),
+    ] {
         assert_eq!(base64(plain.as_bytes()), coded);
     }
 }
