@@ -1,24 +1,35 @@
-//! The profiles a policy may name: bundled ones, the system's, the user's; a later one replaces an earlier of its name.
+//! The profiles and providers a policy may name: bundled ones, the system's, the user's; a later one replaces an earlier of its
+//! name.
 
 use crate::refusal::Refusal;
 use crate::state::read_file;
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use terok_policy::layout;
 use terok_policy::profile::{Catalog, is_profile_name};
+use terok_policy::provider::is_provider_name;
 
 const PROFILE_LIMIT: u64 = 1 << 20;
 
-/// All profiles that are there for the owner of `home`.
+/// All that are there for the owner of `home`.
 pub(crate) fn read(home: &Path) -> Result<Catalog, Refusal> {
     let mut catalog = Catalog::bundled();
     for folder in [PathBuf::from(layout::PROFILES_SYSTEM), home.join(layout::PROFILES_USER)] {
-        add(&mut catalog, &folder)?;
+        add(&mut catalog.profiles, &folder, ".txt", is_profile_name)?;
+    }
+    for folder in [PathBuf::from(layout::PROVIDERS_SYSTEM), home.join(layout::PROVIDERS_USER)] {
+        add(&mut catalog.providers, &folder, ".toml", is_provider_name)?;
     }
     Ok(catalog)
 }
 
-fn add(catalog: &mut Catalog, folder: &Path) -> Result<(), Refusal> {
+fn add(
+    texts: &mut BTreeMap<String, String>,
+    folder: &Path,
+    ending: &str,
+    is_name: fn(&str) -> bool,
+) -> Result<(), Refusal> {
     let unreadable = |error: std::io::Error| Refusal::input(folder.display().to_string(), error);
     let entries = match std::fs::read_dir(folder) {
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(()),
@@ -26,13 +37,13 @@ fn add(catalog: &mut Catalog, folder: &Path) -> Result<(), Refusal> {
     };
     for entry in entries {
         let path = entry.map_err(unreadable)?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".txt"));
-        let Some(name) = name.filter(|name| is_profile_name(name)) else { continue };
+        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(ending));
+        let Some(name) = name.filter(|name| is_name(name)) else { continue };
         let refuse =
-            |reason: &dyn std::fmt::Display| Refusal::input(format!("profile {}", path.display()), reason);
+            |reason: &dyn std::fmt::Display| Refusal::input(path.display().to_string(), reason);
         let text = read_file(&path, PROFILE_LIMIT).map_err(|error| refuse(&error))?;
         let text = String::from_utf8(text).map_err(|_| refuse(&"is not UTF-8"))?;
-        catalog.profiles.insert(name.to_owned(), text);
+        texts.insert(name.to_owned(), text);
     }
     Ok(())
 }

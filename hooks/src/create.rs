@@ -2,7 +2,8 @@
 //! is in force and every service answers (L1); any error stops the start (L2).
 
 use crate::argv::Request;
-use crate::handover::{self, Handover};
+use crate::birth::{self, Birth};
+use crate::handover::{self, Grants, Handover};
 use crate::inside::{self, Before};
 use crate::place::Place;
 use crate::refusal::{self, Refusal};
@@ -18,7 +19,7 @@ use terok_kernel::pidfd::PidFd;
 use terok_kernel::statedir::Dir;
 use terok_policy::control::Container;
 use terok_policy::live::Live;
-use terok_policy::{amend, layout};
+use terok_policy::{Policy, amend, layout, provision};
 
 const LIVE_LIMIT: u64 = 16 << 20;
 const RESOLV_CONF_LIMIT: u64 = 64 << 10;
@@ -51,7 +52,9 @@ fn protect(
 
     // What the runtime is about to start: is it what precreate made of it, in a network of its own?
     let config = read_config(state, ours)?;
-    let sockets = guards::check(&config, place.uid())?;
+    let base = place.runtime()?;
+    let given = birth::mounted(&config, &base);
+    let sockets = guards::check(&config, &place.keep(given.as_deref()))?;
     let pid = state.pid.ok_or_else(|| Refusal::input("the OCI state", "has no pid"))?;
     let pidfd = PidFd::open(pid)?;
     let network = NetNs::of(pid, &pidfd)?;
@@ -60,13 +63,21 @@ fn protect(
     }
 
     // Who else is in that network?
-    let base = place.runtime()?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let name = container.ok().and_then(|found| found.record.names).and_then(|names| names.into_iter().next());
     let name = name.unwrap_or_default();
     let digest = policy.digest();
     let asking = Asking { state, ours, config: &config, pid, network: &network, digest: &digest };
     let standing = asking.standing(&base)?;
+    let guard_id = match &standing {
+        Standing::Alone => &state.id,
+        Standing::First(infra, _) => &infra.id,
+        Standing::Member(guard) => &guard.id,
+    };
+    let birth = born(&config, &policy, &base, guard_id)?;
+    if birth.is_none() && given.is_some() {
+        return Err(Refusal::NotProvided);
+    }
     if policy.labels.name.is_empty() {
         policy.labels.name = name.clone();
     }
@@ -125,9 +136,11 @@ fn protect(
     let guarded = Container { network: record.network, ..guarded };
     let (runtime, control) = guarded_folder(&base, &guarded)?;
     still_wanted(place, &runtime)?;
+    let grants = birth.map(|birth| Grants::take(birth, &policy, place)).transpose()?;
     let handover = Handover {
         id: &guarded.id,
         policy,
+        grants: grants.as_ref(),
         upstream: asked.upstream,
         sockets,
         pidfd,
@@ -144,6 +157,18 @@ fn protect(
         // The refusal is what matters; the next start replaces the folder anyway.
         let _ = runtime.remove_self();
     })
+}
+
+/// What precreate gave the container, where its policy grants anything. Without it, or with anything of it changed since, the
+/// container does not start.
+fn born(config: &Value, policy: &Policy, base: &Dir, id: &str) -> Result<Option<Birth>, Refusal> {
+    if !provision::is_wanted(policy) {
+        return Ok(None);
+    }
+    match Birth::open(base, id, policy)? {
+        Some(birth) if birth.is_in(config, policy) => Ok(Some(birth)),
+        _ => Err(Refusal::NotProvided),
+    }
 }
 
 /// The bundle's `config.json`: amended, and with the same annotations.

@@ -5,6 +5,7 @@ use crate::refusal::Refusal;
 use serde_json::Value;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use terok_policy::layout;
 
 /// A folder of mounted sockets is looked through this far, and this many sockets are told.
 const ENTRIES: usize = 4096;
@@ -14,6 +15,7 @@ const ENGINE: &str = "a container engine's socket, which starts containers witho
 const BUS: &str = "a message bus, which starts programs on the host";
 const MANAGER: &str = "the service manager's socket, which starts programs on the host";
 const TEROK: &str = "terok's control sockets, which lift the protection";
+const VAULT: &str = "terok's vault, which holds the real keys";
 const PROCESSES: &str = "the host's processes, through which their networks are reached";
 
 /// Sockets that are known by name, wherever they are.
@@ -50,6 +52,16 @@ const USER: &[(&str, &str)] = &[
     ("terok", TEROK),
 ];
 
+/// What of the owner's nobody may mount, beside the sockets of their session.
+pub(crate) struct Keep<'a> {
+    /// Their uid.
+    pub(crate) uid: u32,
+    /// Their vault's folder.
+    pub(crate) vault: PathBuf,
+    /// The one folder below terok's own that this container is given ([`crate::birth`]).
+    pub(crate) given: Option<&'a Path>,
+}
+
 /// What one mount brings in.
 struct Mounted {
     /// As the configuration has it.
@@ -59,15 +71,16 @@ struct Mounted {
 }
 
 /// Refuses the doors that nothing could be kept behind; the others, for the audit log.
-pub(crate) fn check(config: &Value, uid: u32) -> Result<Vec<String>, Refusal> {
-    let mounted = mounted(config);
+pub(crate) fn check(config: &Value, keep: &Keep<'_>) -> Result<Vec<String>, Refusal> {
+    let mut mounted = mounted(config);
+    mounted.retain(|mount| Some(mount.source.as_path()) != keep.given || mount.source != mount.real);
     if let Some(root) = config.pointer("/root/path").and_then(Value::as_str) {
-        check_root(Path::new(root), uid)?;
+        check_root(Path::new(root), keep)?;
     }
     if mounted.is_empty() {
         return Ok(Vec::new());
     }
-    let known = known(uid, &mounted);
+    let known = known(keep, &mounted);
     for mount in &mounted {
         for (place, what) in &known {
             if mount.real.starts_with(place) || place.starts_with(&mount.real) {
@@ -95,9 +108,9 @@ pub(crate) fn check(config: &Value, uid: u32) -> Result<Vec<String>, Refusal> {
 }
 
 /// `--rootfs /`: a root file system may be a folder of the host's, with all that is mounted below it.
-fn check_root(root: &Path, uid: u32) -> Result<(), Refusal> {
+fn check_root(root: &Path, keep: &Keep<'_>) -> Result<(), Refusal> {
     let real = root.canonicalize().unwrap_or_else(|_| root.to_owned());
-    match known(uid, &[]).iter().find(|(place, _)| place.starts_with(&real)) {
+    match known(keep, &[]).iter().find(|(place, _)| place.starts_with(&real)) {
         Some((place, what)) => Err(refusal(root, place, what)),
         None => Ok(()),
     }
@@ -142,9 +155,9 @@ fn mounted(config: &Value) -> Vec<Mounted> {
 }
 
 /// The known places, by where they lead as well: the machine's, the owner's, and those of users of whom something is mounted.
-fn known(uid: u32, mounted: &[Mounted]) -> Vec<(PathBuf, &'static str)> {
+fn known(keep: &Keep<'_>, mounted: &[Mounted]) -> Vec<(PathBuf, &'static str)> {
     let users = Path::new("/run/user");
-    let mut folders = vec![(PathBuf::from("/run"), SYSTEM), (users.join(uid.to_string()), USER)];
+    let mut folders = vec![(PathBuf::from("/run"), SYSTEM), (users.join(keep.uid.to_string()), USER)];
     for mount in mounted {
         let user = mount.real.strip_prefix(users).ok().and_then(|below| below.components().next());
         folders.extend(user.map(|user| (users.join(user), USER)));
@@ -154,6 +167,10 @@ fn known(uid: u32, mounted: &[Mounted]) -> Vec<(PathBuf, &'static str)> {
         places.extend(below.iter().map(|(name, what)| (folder.join(name), *what)));
     }
     places.push((PathBuf::from("/proc"), PROCESSES));
+    // A folder without a store in it keeps nothing; a home may be mounted until its owner makes a vault.
+    if keep.vault.join(layout::VAULT_STORE).symlink_metadata().is_ok() {
+        places.push((keep.vault.clone(), VAULT));
+    }
     let led_to = places.iter().filter_map(|(place, what)| Some((place.canonicalize().ok()?, *what)));
     let led_to: Vec<_> = led_to.filter(|(real, _)| places.iter().all(|(place, _)| place != real)).collect();
     places.extend(led_to);
@@ -187,6 +204,10 @@ mod tests {
     use serde_json::json;
     use std::os::unix::net::UnixListener;
 
+    fn keep() -> Keep<'static> {
+        Keep { uid: 1001, vault: "/nowhere".into(), given: None }
+    }
+
     fn binding(source: &Path) -> Value {
         json!({"mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc"},
@@ -196,7 +217,7 @@ mod tests {
     }
 
     fn refused(source: &Path) -> String {
-        check(&binding(source), 1001).unwrap_err().to_string()
+        check(&binding(source), &keep()).unwrap_err().to_string()
     }
 
     #[test]
@@ -222,7 +243,7 @@ mod tests {
 
     #[test]
     fn the_hosts_own_root_is_refused_as_a_containers() {
-        let of = |root: &Path| check(&json!({"root": {"path": root}}), 1001);
+        let of = |root: &Path| check(&json!({"root": {"path": root}}), &keep());
         for root in ["/", "/run", "/run/user/1001"] {
             assert!(of(Path::new(root)).unwrap_err().to_string().contains(root), "{root}");
         }
@@ -240,15 +261,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let deep = folder.path().join("a/b");
         std::fs::create_dir_all(&deep).unwrap();
-        assert_eq!(check(&binding(folder.path()), 1001).unwrap(), [""; 0]);
+        assert_eq!(check(&binding(folder.path()), &keep()).unwrap(), [""; 0]);
         let sockets = [deep.join("deep.sock"), folder.path().join("app.sock")];
         let _bound = sockets.each_ref().map(|path| UnixListener::bind(path).unwrap());
         assert_eq!(
-            check(&binding(folder.path()), 1001).unwrap(),
+            check(&binding(folder.path()), &keep()).unwrap(),
             sockets.each_ref().map(|path| path.display().to_string())
         );
-        assert_eq!(check(&binding(&sockets[1]), 1001).unwrap(), [sockets[1].display().to_string()]);
-        assert_eq!(check(&json!({}), 1001).unwrap(), [""; 0]);
+        assert_eq!(check(&binding(&sockets[1]), &keep()).unwrap(), [sockets[1].display().to_string()]);
+        assert_eq!(check(&json!({}), &keep()).unwrap(), [""; 0]);
     }
 
     #[test]
@@ -265,6 +286,31 @@ mod tests {
         assert!(refused(&innocent).contains("innocent"));
         let overlay = json!({"mounts": [{"destination": "/x", "type": "overlay", "source": "overlay",
             "options": [format!("lowerdir={}", folder.path().display()), "upperdir=/tmp/u"]}]});
-        assert!(check(&overlay, 1001).unwrap_err().to_string().contains("podman.sock"));
+        assert!(check(&overlay, &keep()).unwrap_err().to_string().contains("podman.sock"));
+    }
+
+    #[test]
+    fn a_vault_with_a_store_is_kept_from_containers_and_so_is_what_holds_it() {
+        let home = tempfile::tempdir().unwrap();
+        let vault = home.path().join("share/vault");
+        let keep = Keep { uid: 1001, vault: vault.clone(), given: None };
+        std::fs::create_dir_all(&vault).unwrap();
+        check(&binding(home.path()), &keep).unwrap();
+        std::fs::write(vault.join(layout::VAULT_STORE), "").unwrap();
+        for source in [home.path(), &vault, &vault.join(layout::VAULT_STORE)] {
+            let reason = check(&binding(source), &keep).unwrap_err().to_string();
+            assert!(reason.contains("terok's vault"), "{reason}");
+        }
+        check(&binding(&home.path().join("share/other")), &keep).unwrap();
+    }
+
+    #[test]
+    fn of_teroks_own_folders_a_container_gets_the_one_it_was_given() {
+        let given = Path::new("/run/user/1001/terok/.birth/c1/inside");
+        let keep = Keep { given: Some(given), ..keep() };
+        check(&binding(given), &keep).unwrap();
+        for other in ["/run/user/1001/terok/.birth/c1", "/run/user/1001/terok/.birth/c2/inside"] {
+            assert!(check(&binding(Path::new(other)), &keep).unwrap_err().to_string().contains("control sockets"));
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! What no protection can be built on (L8), read from the configuration: namespaces that are not the container's own,
 //! capabilities over a network that has a card, doors out of it.
 
-use crate::doors;
+use crate::doors::{self, Keep};
 use crate::refusal::Refusal;
 use serde_json::Value;
 
@@ -58,8 +58,8 @@ pub(crate) fn joins_pids(config: &Value) -> bool {
 }
 
 /// Refuses what cannot be protected, whatever the network; the host's sockets that are mounted, for the audit log. `uid` is
-/// the owner's.
-pub(crate) fn check(config: &Value, uid: u32) -> Result<Vec<String>, Refusal> {
+/// the owner's, `keep` what of theirs nobody may mount.
+pub(crate) fn check(config: &Value, keep: &Keep<'_>) -> Result<Vec<String>, Refusal> {
     if wanted(config) == Wanted::Host {
         return Err(host());
     }
@@ -69,7 +69,7 @@ pub(crate) fn check(config: &Value, uid: u32) -> Result<Vec<String>, Refusal> {
     if wanted(config) != Wanted::Own {
         capabilities(config)?;
     }
-    doors::check(config, uid)
+    doors::check(config, keep)
 }
 
 /// Refuses capabilities that undo the protection of a container with a card.
@@ -104,8 +104,12 @@ mod tests {
         serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
     }
 
+    fn keep() -> Keep<'static> {
+        Keep { uid: 1001, vault: "/nowhere".into(), given: None }
+    }
+
     fn refused(config: &Value) -> String {
-        check(config, 1001).unwrap_err().to_string()
+        check(config, &keep()).unwrap_err().to_string()
     }
 
     #[test]
@@ -127,7 +131,7 @@ mod tests {
     #[test]
     fn what_podman_starts_by_default_passes_on_every_network() {
         for name in ["", "-slirp4netns", "-bridge", "-pod-member"] {
-            assert_eq!(check(&fixture(&format!("podman-4.3.1-rootless{name}")), 1001).unwrap(), [""; 0]);
+            assert_eq!(check(&fixture(&format!("podman-4.3.1-rootless{name}")), &keep()).unwrap(), [""; 0]);
         }
     }
 
@@ -147,7 +151,7 @@ mod tests {
         for namespace in config["linux"]["namespaces"].as_array_mut().unwrap() {
             namespace.as_object_mut().unwrap().remove("path");
         }
-        check(&config, 1001).unwrap();
+        check(&config, &keep()).unwrap();
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! Handing a container to its supervisor: the configuration sealed, the descriptors in order, and no return before it
 //! answers everywhere (L1).
 
+use crate::birth::Birth;
 use crate::inside::Inside;
+use crate::place::Place;
 use crate::refusal::Refusal;
 use std::fs::File;
 use std::io::Read;
@@ -13,6 +15,7 @@ use terok_kernel::program::{Child, Exit, Program};
 use terok_kernel::statedir::{AppendLog, Dir};
 use terok_kernel::{Error, memfd};
 use terok_policy::plan::{Fd, READY_DEADLINE, SupervisorConfig};
+use terok_policy::provision::Issued;
 use terok_policy::settings::Upstream;
 use terok_policy::{Policy, layout};
 
@@ -24,6 +27,8 @@ pub(crate) struct Handover<'a> {
     pub(crate) id: &'a str,
     pub(crate) policy: Policy,
     pub(crate) upstream: Option<Upstream>,
+    /// What its credentials and keys need.
+    pub(crate) grants: Option<&'a Grants>,
     /// Unix sockets of the host that are mounted into the container.
     pub(crate) sockets: Vec<String>,
     pub(crate) pidfd: &'a PidFd,
@@ -32,6 +37,33 @@ pub(crate) struct Handover<'a> {
     pub(crate) state: &'a Dir,
     /// Listeners of the policy's published ports, in order.
     pub(crate) published: &'a [TcpListener],
+}
+
+/// What a supervisor needs that serves credentials or keys.
+pub(crate) struct Grants {
+    issued: Issued,
+    home: String,
+    inside: Dir,
+    agent: Option<UnixListener>,
+    vault: Dir,
+    base: Dir,
+}
+
+impl Grants {
+    /// Claims what lives with this container alone, and opens the rest.
+    pub(crate) fn take(birth: Birth, policy: &Policy, place: &Place) -> Result<Self, Refusal> {
+        let base = place.runtime()?;
+        birth.claim(&base, policy)?;
+        let agent = if policy.ssh.is_empty() { None } else { Some(birth.agent()?) };
+        let home = place.home().display().to_string();
+        Ok(Grants { issued: birth.issued, home, inside: birth.inside, agent, vault: place.vault()?, base })
+    }
+
+    fn descriptors(&self) -> impl Iterator<Item = (Fd, BorrowedFd<'_>)> {
+        let agent = self.agent.as_ref().map(|agent| (Fd::Agent, agent.as_fd()));
+        let folders = [(Fd::Birth, self.inside.as_fd()), (Fd::Vault, self.vault.as_fd()), (Fd::Session, self.base.as_fd())];
+        folders.into_iter().chain(agent)
+    }
 }
 
 /// Starts the supervisor and waits until it is ready; one that is not in time is killed.
@@ -48,8 +80,8 @@ pub(crate) fn start(handover: Handover<'_>, inside: &Inside) -> Result<(), Refus
         facts: inside.facts.clone(),
         wiring: inside.wiring,
         upstream: handover.upstream,
-        issued: None,
-        home: String::new(),
+        issued: handover.grants.map(|grants| grants.issued.clone()),
+        home: handover.grants.map(|grants| grants.home.clone()).unwrap_or_default(),
         sockets: handover.sockets,
         missing: inside.missing.clone(),
         run_dir: handover.runtime.path().display().to_string(),
@@ -117,6 +149,7 @@ fn descriptors<'a>(
     fds.extend(published.map(|(index, listener)| (Fd::Publish(numbered(index)), listener.as_fd())));
     let towards = inside.towards.iter().enumerate();
     fds.extend(towards.map(|(index, socket)| (Fd::Inside(numbered(index)), socket.as_fd())));
+    fds.extend(handover.grants.into_iter().flat_map(Grants::descriptors));
     fds
 }
 

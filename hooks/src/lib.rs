@@ -2,6 +2,7 @@
 
 pub mod argv;
 mod asked;
+mod birth;
 mod catalog;
 mod companions;
 mod create;

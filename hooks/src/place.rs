@@ -1,6 +1,7 @@
 //! Whose container this is, and where its folders are (L6). What cannot be decided is refused, not guessed.
 
 use crate::argv::Request;
+use crate::doors::Keep;
 use crate::refusal::Refusal;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -78,6 +79,30 @@ impl Place {
             Some(base) => Ok(base.make_private(layout::RUN_USER)?),
             None => private(layout::RUN_ROOTFUL),
         }
+    }
+
+    /// Where the owner's vault is, or would be.
+    pub(crate) fn vault_path(&self) -> PathBuf {
+        match self.owner {
+            Owner::Root => layout::VAULT_ROOTFUL.into(),
+            Owner::User(_) => self.home.join(layout::VAULT_USER),
+        }
+    }
+
+    /// The vault's folder, made where there is none: a vault that is made later is found in it.
+    pub(crate) fn vault(&self) -> Result<Dir, Refusal> {
+        if self.owner == Owner::Root {
+            return private(layout::VAULT_ROOTFUL);
+        }
+        let Some((shared, name)) = layout::VAULT_USER.rsplit_once('/') else {
+            return Err(Refusal::Place(layout::VAULT_USER.into()));
+        };
+        Ok(Dir::base(&self.home)?.make_shared(shared)?.make_private(name)?)
+    }
+
+    /// What of the owner's no container may mount, but for `given`.
+    pub(crate) fn keep<'a>(&self, given: Option<&'a Path>) -> Keep<'a> {
+        Keep { uid: self.uid(), vault: self.vault_path(), given }
     }
 
     /// The user's own folder of a login session; none for root.

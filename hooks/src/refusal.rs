@@ -48,6 +48,11 @@ pub(crate) enum Refusal {
         "the container lacks terok's seccomp rules ({0}): the precreate hook did not run; run `terok doctor`"
     )]
     NotAmended(AmendError),
+    /// `precreate` did not run for this start, or another hook undid it.
+    #[error(
+        "the container lacks the tokens and the folder of its vault and SSH grants: the precreate hook did not run, or something changed them since; start it again, and if that fails run `terok doctor`"
+    )]
+    NotProvided,
     /// L8
     #[error("{0}")]
     Guard(String),

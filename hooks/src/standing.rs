@@ -76,6 +76,15 @@ pub(crate) fn foresee(
     members.iter().try_for_each(|member| companions::same_policy(member, &digest, ours))
 }
 
+/// Id of the container under whose name the supervisor of `holder`'s network stands or will stand: its guard's, or its infra
+/// container's where it is a pod that has none yet.
+pub(crate) fn guard_id(config: &Value, holder: i32, base: &Dir) -> Result<Option<String>, Refusal> {
+    let network = NetNs::of(holder, &PidFd::open(holder)?)?;
+    let (_, guard) = companions::members(base, network.id())?;
+    let infra = || config.pointer(SANDBOX).and_then(Value::as_str).filter(|id| layout::is_container_id(id));
+    Ok(guard.map(|guard| guard.id).or_else(|| infra().map(str::to_owned)))
+}
+
 impl Asking<'_> {
     /// Finds out, and refuses what cannot be protected there. `base` is the folder of runtime folders.
     pub(crate) fn standing(&self, base: &Dir) -> Result<Standing, Refusal> {

@@ -87,6 +87,13 @@ impl Dir {
         Ok(dir)
     }
 
+    /// The folder `name` in this one, ours, that others may look into.
+    pub fn folder(&self, name: &str) -> Result<Self> {
+        let dir = self.child(name)?;
+        dir.check(0o022)?;
+        Ok(dir)
+    }
+
     fn make(&self, name: &str) -> Result<()> {
         let name = component(name)?;
         match mkdirat(&self.fd, name, Mode::S_IRWXU) {
@@ -158,11 +165,19 @@ impl Dir {
 
     /// Replaces file `name` (0600) as a whole: after a crash it has the old content or the new one, on disk.
     pub fn write(&self, name: &str, content: &[u8]) -> Result<()> {
+        self.replace(name, content, None)
+    }
+
+    fn replace(&self, name: &str, content: &[u8], mode: Option<Mode>) -> Result<()> {
         let temporary = format!(".{name}.new");
         self.remove(&temporary)?;
         let written = (|| {
             let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
             let mut file = File::from(self.open(&temporary, flags)?);
+            // Only where it is wanted: the supervisor writes under a filter that knows no chmod.
+            if let Some(mode) = mode {
+                nix::sys::stat::fchmod(&file, mode).map_err(Error::call("chmod", self.place(name)))?;
+            }
             file.write_all(content)
                 .and_then(|()| file.sync_all())
                 .map_err(Error::io("write", self.place(name)))?;
@@ -174,6 +189,21 @@ impl Dir {
             return written;
         }
         nix::unistd::fsync(&self.fd).map_err(Error::call("fsync", self.path.display()))
+    }
+
+    /// Makes folder `name`, new, that everybody may look into (0755), whatever the umask.
+    pub fn make_open(&self, name: &str) -> Result<Self> {
+        let name = component(name)?;
+        mkdirat(&self.fd, name, Mode::S_IRWXU).map_err(Error::call("mkdir", self.place(name)))?;
+        let dir = self.child(name)?;
+        let mode = Mode::from_bits_truncate(0o755);
+        nix::sys::stat::fchmod(&dir.fd, mode).map_err(Error::call("chmod", self.place(name)))?;
+        Ok(dir)
+    }
+
+    /// Replaces file `name` as [`Dir::write`] does, by one that everybody may read (0444).
+    pub fn write_for_all(&self, name: &str, content: &[u8]) -> Result<()> {
+        self.replace(name, content, Some(Mode::from_bits_truncate(0o444)))
     }
 
     /// Opens file `name` (0600) for appending, made where there is none.
@@ -193,10 +223,19 @@ impl Dir {
     /// A listening unix socket `name` (0600), non-blocking. Bound through the descriptor: no path is walked again, and
     /// the name may be longer than a socket address.
     pub fn listen(&self, name: &str) -> Result<UnixListener> {
+        self.listen_as(name, 0o600)
+    }
+
+    /// As [`Dir::listen`], one that everybody may connect to who reaches the folder (0666).
+    pub fn listen_for_all(&self, name: &str) -> Result<UnixListener> {
+        self.listen_as(name, 0o666)
+    }
+
+    fn listen_as(&self, name: &str, mode: u32) -> Result<UnixListener> {
         let name = component(name)?;
         let path = format!("/proc/self/fd/{}/{name}", self.fd.as_raw_fd());
         let listener = UnixListener::bind(&path).map_err(Error::io("bind", self.place(name)))?;
-        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode))
             .and_then(|()| listener.set_nonblocking(true))
             .map_err(Error::io("chmod", self.place(name)))?;
         Ok(listener)

@@ -1,0 +1,183 @@
+//! What a container is born with where its policy grants credentials or keys: tokens, and the folder that it sees at
+//! [`provision::INSIDE`]. `precreate` makes both anew at every start; `create` takes nothing for granted that is not there.
+//!
+//! crun and runc bind the folder by its path, after `createRuntime`: what precreate made must stay that very folder until the
+//! container has ended. Nobody but its owner reaches it by path on the host, for the folders above are 0700; inside, every
+//! user of the container may connect to the signer's socket in it.
+
+use crate::guards::{self, Wanted};
+use crate::refusal::Refusal;
+use serde_json::Value;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use terok_kernel::statedir::Dir;
+use terok_policy::provision::{self, Issued, Provision};
+use terok_policy::{Policy, amend, layout, phantom};
+
+const GRANTED_LIMIT: u64 = 64 << 10;
+/// A folder of a container that never started is left alone for this long: it may be about to.
+const ABANDONED: Duration = Duration::from_secs(3600);
+/// Such folders that one start clears away, at most.
+const CLEARED: usize = 32;
+
+/// A container's birth folder.
+#[derive(Debug)]
+pub(crate) struct Birth {
+    id: String,
+    folder: Dir,
+    /// What the container sees.
+    pub(crate) inside: Dir,
+    /// What it was given.
+    pub(crate) issued: Issued,
+}
+
+impl Birth {
+    /// Makes the folder of container `id` anew, below the owner's runtime folder `base`, with new tokens.
+    pub(crate) fn make(base: &Dir, id: &str, policy: &Policy) -> Result<Self, Refusal> {
+        let births = base.make_private(layout::BIRTH)?;
+        prune(base, &births)?;
+        let issued = issue(policy)?;
+        let fresh = format!(".new-{id}");
+        births.remove_tree(&fresh)?;
+        let folder = births.make_private(&fresh)?;
+        let inside = folder.make_open(layout::INSIDE)?;
+        let json =
+            serde_json::to_vec(&issued).map_err(|error| Refusal::input(layout::GRANTED, error))?;
+        folder.write(layout::GRANTED, &json)?;
+        births.remove_tree(id)?;
+        births.rename(&fresh, id)?;
+        let folder = folder.moved_to(births.path().join(id));
+        let inside = inside.moved_to(folder.path().join(layout::INSIDE));
+        let birth = Birth { id: id.to_owned(), folder, inside, issued };
+        birth.inside.write_for_all(provision::ENV, provision::env_file(&birth.provision(policy)).as_bytes())?;
+        Ok(birth)
+    }
+
+    /// The one that precreate made; `None` where there is none.
+    pub(crate) fn open(base: &Dir, id: &str, policy: &Policy) -> Result<Option<Self>, Refusal> {
+        let Some(births) = base.private(layout::BIRTH)? else { return Ok(None) };
+        let Some(folder) = births.private(id)? else { return Ok(None) };
+        let what = || folder.path().join(layout::GRANTED).display().to_string();
+        let Some(json) = folder.read(layout::GRANTED, GRANTED_LIMIT)? else { return Ok(None) };
+        let issued: Issued = serde_json::from_slice(&json).map_err(|error| Refusal::input(what(), error))?;
+        if issued.tokens.len() != policy.vault.len() {
+            return Ok(None);
+        }
+        let inside = folder.folder(layout::INSIDE)?;
+        Ok(Some(Birth { id: id.to_owned(), folder, inside, issued }))
+    }
+
+    /// What the configuration is to carry.
+    pub(crate) fn provision(&self, policy: &Policy) -> Provision {
+        provision::provision(policy, &self.issued, &self.inside.path().display().to_string())
+    }
+
+    /// Whether `config` carries it: the mount and every variable.
+    pub(crate) fn is_in(&self, config: &Value, policy: &Policy) -> bool {
+        amend::provide(config.clone(), &self.provision(policy)).is_ok_and(|provided| provided == *config)
+    }
+
+    /// The signer's socket, bound anew.
+    pub(crate) fn agent(&self) -> Result<UnixListener, Refusal> {
+        self.inside.remove(provision::AGENT)?;
+        Ok(self.inside.listen_for_all(provision::AGENT)?)
+    }
+
+    /// Takes the credentials that live with one run for this container; another's are refused.
+    pub(crate) fn claim(&self, base: &Dir, policy: &Policy) -> Result<(), Refusal> {
+        for reference in ephemeral(policy) {
+            let folder = self.unclaimed(base, reference)?;
+            let own = claimed(reference, &self.id);
+            if folder.read(&own, EPHEMERAL_LIMIT)?.is_none() {
+                folder.rename(reference, &own)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses what [`Birth::claim`] would refuse.
+    pub(crate) fn foresee(&self, base: &Dir, policy: &Policy) -> Result<(), Refusal> {
+        ephemeral(policy).try_for_each(|reference| self.unclaimed(base, reference).map(drop))
+    }
+
+    fn unclaimed(&self, base: &Dir, reference: &str) -> Result<Dir, Refusal> {
+        let gone = || {
+            Refusal::Guard(
+                "the credential given with --credential lives for one run, and that is over: start the container anew with `terok run --credential`"
+                    .into(),
+            )
+        };
+        let folder = base.private(layout::EPHEMERAL)?.ok_or_else(gone)?;
+        for name in [reference.to_owned(), claimed(reference, &self.id)] {
+            if folder.read(&name, EPHEMERAL_LIMIT)?.is_some() {
+                return Ok(folder);
+            }
+        }
+        Err(gone())
+    }
+
+    /// Removes the folder: the container will not start.
+    pub(crate) fn remove(&self) -> Result<(), Refusal> {
+        Ok(self.folder.remove_self()?)
+    }
+}
+
+const EPHEMERAL_LIMIT: u64 = 64 << 10;
+
+/// References of the credentials that live with one container.
+fn ephemeral(policy: &Policy) -> impl Iterator<Item = &str> {
+    policy.vault.iter().filter_map(|grant| grant.credential.strip_prefix('@'))
+}
+
+fn claimed(reference: &str, id: &str) -> String {
+    format!("{reference}.{id}")
+}
+
+fn issue(policy: &Policy) -> Result<Issued, Refusal> {
+    let mut tokens = Vec::new();
+    for grant in &policy.vault {
+        let mut random = [0; phantom::MOST];
+        getrandom::fill(&mut random)
+            .map_err(|error| Refusal::input("the kernel's random numbers", error))?;
+        tokens.push(phantom::token(&grant.provider.token, &random));
+    }
+    Ok(Issued { tokens })
+}
+
+/// Where the birth folder of a container is that joins another's network: the members of one network have one supervisor,
+/// and so its tokens. `None`: it has a network of its own.
+pub(crate) fn guard_of(config: &Value, base: &Dir) -> Result<Option<String>, Refusal> {
+    match guards::wanted(config) {
+        Wanted::Joined { holder } => crate::standing::guard_id(config, holder, base),
+        _ => Ok(None),
+    }
+}
+
+/// The folder that the configuration mounts at [`provision::INSIDE`], if it is one of ours: not a door.
+pub(crate) fn mounted(config: &Value, base: &Dir) -> Option<PathBuf> {
+    let mut mounts = config.get("mounts").and_then(Value::as_array)?.iter();
+    let mount = mounts.find(|mount| mount.get("destination").and_then(Value::as_str) == Some(provision::INSIDE))?;
+    let source = PathBuf::from(mount.get("source").and_then(Value::as_str)?);
+    let below = source.strip_prefix(base.path().join(layout::BIRTH)).ok()?.to_str()?;
+    let (id, last) = below.split_once('/')?;
+    (layout::is_container_id(id) && last == layout::INSIDE).then_some(source)
+}
+
+/// Removes what starts that came to nothing have left.
+fn prune(base: &Dir, births: &Dir) -> Result<(), Refusal> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let old = |modified: i64| now.saturating_sub(u64::try_from(modified).unwrap_or(0)) > ABANDONED.as_secs();
+    let mut cleared = 0;
+    for entry in births.list()?.into_iter().filter(|entry| old(entry.modified)) {
+        if cleared == CLEARED {
+            break;
+        }
+        let id = entry.name.strip_prefix(".new-").unwrap_or(&entry.name);
+        if !layout::is_container_id(id) || base.private(id)?.is_none() {
+            births.remove_tree(&entry.name)?;
+            cleared += 1;
+        }
+    }
+    Ok(())
+}
