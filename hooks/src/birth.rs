@@ -42,15 +42,16 @@ impl Birth {
         births.remove_tree(&fresh)?;
         let folder = births.make_private(&fresh)?;
         let inside = folder.make_open(layout::INSIDE)?;
-        let json =
-            serde_json::to_vec(&issued).map_err(|error| Refusal::input(layout::GRANTED, error))?;
+        let json = serde_json::to_vec(&issued).map_err(|error| Refusal::input(layout::GRANTED, error))?;
         folder.write(layout::GRANTED, &json)?;
         births.remove_tree(id)?;
         births.rename(&fresh, id)?;
         let folder = folder.moved_to(births.path().join(id));
         let inside = inside.moved_to(folder.path().join(layout::INSIDE));
         let birth = Birth { id: id.to_owned(), folder, inside, issued };
-        birth.inside.write_for_all(provision::ENV, provision::env_file(&birth.provision(policy)).as_bytes())?;
+        birth
+            .inside
+            .write_for_all(provision::ENV, provision::env_file(&birth.provision(policy)).as_bytes())?;
         Ok(birth)
     }
 
@@ -138,8 +139,7 @@ fn issue(policy: &Policy) -> Result<Issued, Refusal> {
     let mut tokens = Vec::new();
     for grant in &policy.vault {
         let mut random = [0; phantom::MOST];
-        getrandom::fill(&mut random)
-            .map_err(|error| Refusal::input("the kernel's random numbers", error))?;
+        getrandom::fill(&mut random).map_err(|error| Refusal::input("the kernel's random numbers", error))?;
         tokens.push(phantom::token(&grant.provider.token, &random));
     }
     Ok(Issued { tokens })
@@ -157,7 +157,8 @@ pub(crate) fn guard_of(config: &Value, base: &Dir) -> Result<Option<String>, Ref
 /// The folder that the configuration mounts at [`provision::INSIDE`], if it is one of ours: not a door.
 pub(crate) fn mounted(config: &Value, base: &Dir) -> Option<PathBuf> {
     let mut mounts = config.get("mounts").and_then(Value::as_array)?.iter();
-    let mount = mounts.find(|mount| mount.get("destination").and_then(Value::as_str) == Some(provision::INSIDE))?;
+    let mount =
+        mounts.find(|mount| mount.get("destination").and_then(Value::as_str) == Some(provision::INSIDE))?;
     let source = PathBuf::from(mount.get("source").and_then(Value::as_str)?);
     let below = source.strip_prefix(base.path().join(layout::BIRTH)).ok()?.to_str()?;
     let (id, last) = below.split_once('/')?;
@@ -180,4 +181,105 @@ fn prune(base: &Dir, births: &Dir) -> Result<(), Refusal> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::collections::BTreeMap;
+    use std::os::unix::fs::PermissionsExt;
+    use terok_policy::annotation;
+    use terok_policy::profile::Catalog;
+
+    fn base() -> (tempfile::TempDir, Dir) {
+        let folder = tempfile::tempdir().unwrap();
+        let base = Dir::base(folder.path()).unwrap();
+        (folder, base)
+    }
+
+    fn policy(vault: &str) -> Policy {
+        let annotations = [("terok.vault", vault), ("terok.ssh", "work@github.com")]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()));
+        annotation::parse(&BTreeMap::from(annotations), &Catalog::bundled()).unwrap()
+    }
+
+    #[test]
+    fn each_start_has_tokens_of_its_own_and_only_the_inner_folder_is_open() {
+        let (folder, base) = base();
+        let policy = policy("anthropic github");
+        let first = Birth::make(&base, "c1", &policy).unwrap();
+        let second = Birth::make(&base, "c1", &policy).unwrap();
+        assert_eq!(first.issued.tokens.len(), 2);
+        assert!(first.issued.tokens.iter().all(|token| !second.issued.tokens.contains(token)));
+        assert!(second.inside.is_still_at_its_path() && !first.inside.is_still_at_its_path());
+        let mode = |path: &str| {
+            folder.path().join(".birth").join(path).symlink_metadata().unwrap().permissions().mode() & 0o777
+        };
+        assert_eq!((mode("."), mode("c1"), mode("c1/granted.json")), (0o700, 0o700, 0o600));
+        assert_eq!((mode("c1/inside"), mode("c1/inside/env")), (0o755, 0o444));
+        let _agent = second.agent().unwrap();
+        assert_eq!(mode("c1/inside/ssh-agent.sock"), 0o666);
+        second.agent().unwrap();
+    }
+
+    #[test]
+    fn create_finds_what_precreate_made_and_nothing_else() {
+        let (_folder, base) = base();
+        let policy = policy("anthropic");
+        assert!(Birth::open(&base, "c1", &policy).unwrap().is_none());
+        let made = Birth::make(&base, "c1", &policy).unwrap();
+        let found = Birth::open(&base, "c1", &policy).unwrap().unwrap();
+        assert_eq!(found.issued.tokens, made.issued.tokens);
+        assert!(Birth::open(&base, "c1", &self::policy("anthropic openai")).unwrap().is_none());
+        assert!(Birth::open(&base, "c2", &policy).unwrap().is_none());
+
+        let config = json!({"process": {"env": ["A=1"]}, "mounts": []});
+        let provided = amend::provide(config.clone(), &made.provision(&policy)).unwrap();
+        assert!(found.is_in(&provided, &policy) && !found.is_in(&config, &policy));
+        assert_eq!(mounted(&provided, &base).as_deref(), Some(made.inside.path()));
+        let mut other = provided.clone();
+        other["mounts"][0]["source"] = json!("/srv");
+        assert!(!found.is_in(&other, &policy) && mounted(&other, &base).is_none());
+        let mut other = provided;
+        for variable in other["process"]["env"].as_array_mut().unwrap() {
+            if variable.as_str().unwrap().starts_with("ANTHROPIC_BASE_URL=") {
+                *variable = json!("ANTHROPIC_BASE_URL=http://evil.example");
+            }
+        }
+        assert!(!found.is_in(&other, &policy));
+    }
+
+    #[test]
+    fn a_credential_for_one_run_is_one_containers() {
+        let (_folder, base) = base();
+        let reference = "0123456789abcdef0123456789abcdef";
+        let policy = policy(&format!("anthropic=@{reference}"));
+        let [first, second] = ["c1", "c2"].map(|id| Birth::make(&base, id, &policy).unwrap());
+        let refused = first.foresee(&base, &policy).unwrap_err().to_string();
+        assert!(refused.contains("terok run --credential"), "{refused}");
+        base.make_private(layout::EPHEMERAL).unwrap().write(reference, b"{}").unwrap();
+        first.foresee(&base, &policy).unwrap();
+        second.foresee(&base, &policy).unwrap();
+        first.claim(&base, &policy).unwrap();
+        first.claim(&base, &policy).unwrap();
+        second.claim(&base, &policy).unwrap_err();
+        second.foresee(&base, &policy).unwrap_err();
+    }
+
+    #[test]
+    fn what_starts_that_came_to_nothing_left_is_cleared_away_after_an_hour() {
+        let (folder, base) = base();
+        let policy = policy("anthropic");
+        for id in ["old", "running"] {
+            Birth::make(&base, id, &policy).unwrap();
+            let long_ago = SystemTime::now() - ABANDONED - Duration::from_secs(60);
+            let births = folder.path().join(".birth").join(id);
+            std::fs::File::open(births).unwrap().set_modified(long_ago).unwrap();
+        }
+        base.make_private("running").unwrap();
+        Birth::make(&base, "new", &policy).unwrap();
+        assert!(Birth::open(&base, "old", &policy).unwrap().is_none());
+        assert!(Birth::open(&base, "running", &policy).unwrap().is_some());
+    }
 }

@@ -39,8 +39,7 @@ fn add(
         let path = entry.map_err(unreadable)?.path();
         let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(ending));
         let Some(name) = name.filter(|name| is_name(name)) else { continue };
-        let refuse =
-            |reason: &dyn std::fmt::Display| Refusal::input(path.display().to_string(), reason);
+        let refuse = |reason: &dyn std::fmt::Display| Refusal::input(path.display().to_string(), reason);
         let text = read_file(&path, PROFILE_LIMIT).map_err(|error| refuse(&error))?;
         let text = String::from_utf8(text).map_err(|_| refuse(&"is not UTF-8"))?;
         texts.insert(name.to_owned(), text);

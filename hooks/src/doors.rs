@@ -310,7 +310,9 @@ mod tests {
         let keep = Keep { given: Some(given), ..keep() };
         check(&binding(given), &keep).unwrap();
         for other in ["/run/user/1001/terok/.birth/c1", "/run/user/1001/terok/.birth/c2/inside"] {
-            assert!(check(&binding(Path::new(other)), &keep).unwrap_err().to_string().contains("control sockets"));
+            assert!(
+                check(&binding(Path::new(other)), &keep).unwrap_err().to_string().contains("control sockets")
+            );
         }
     }
 }

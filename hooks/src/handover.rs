@@ -61,7 +61,11 @@ impl Grants {
 
     fn descriptors(&self) -> impl Iterator<Item = (Fd, BorrowedFd<'_>)> {
         let agent = self.agent.as_ref().map(|agent| (Fd::Agent, agent.as_fd()));
-        let folders = [(Fd::Birth, self.inside.as_fd()), (Fd::Vault, self.vault.as_fd()), (Fd::Session, self.base.as_fd())];
+        let folders = [
+            (Fd::Birth, self.inside.as_fd()),
+            (Fd::Vault, self.vault.as_fd()),
+            (Fd::Session, self.base.as_fd()),
+        ];
         folders.into_iter().chain(agent)
     }
 }
