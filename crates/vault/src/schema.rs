@@ -15,7 +15,8 @@ const APPLICATION: i32 = 0x7465_726b;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Each leads from the schema before it to its own, counted from 1. Never changed, only added to.
-const STEPS: &[&str] = &["
+const STEPS: &[&str] = &[
+    "
     CREATE TABLE vault (
         one INTEGER PRIMARY KEY CHECK (one = 1),
         id TEXT NOT NULL,
@@ -40,7 +41,13 @@ const STEPS: &[&str] = &["
         sealed BLOB NOT NULL,
         UNIQUE (provider, name)
     ) STRICT;
-"];
+",
+    // Why the last renewal failed, and when.
+    "
+    ALTER TABLE record ADD COLUMN problem_at INTEGER;
+    ALTER TABLE record ADD COLUMN problem TEXT;
+",
+];
 
 /// The newest schema.
 pub(crate) const NEWEST: i64 = STEPS.len() as i64;

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::key::{Cost, MasterKey, Wrapped};
-use crate::record::{self, Kind, Record, Secret, SshPublic};
+use crate::record::{self, Kind, Problem, Record, Secret, SshPublic};
 use crate::{schema, seal};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use std::os::unix::fs::OpenOptionsExt;
@@ -14,7 +14,8 @@ const IN_USE: &str = "in-use.lock";
 /// A store that is being made.
 const NEW: &str = ".vault.db.new";
 
-const COLUMNS: &str = "id, kind, provider, name, revision, created, changed, expires, public, users";
+const COLUMNS: &str =
+    "id, kind, provider, name, revision, created, changed, expires, public, users, problem_at, problem";
 
 /// An open vault. Every change is a transaction: when a method has returned, it is on the disk; when the process was killed within it, nothing of
 /// it or all of it is.
@@ -257,7 +258,7 @@ impl Store {
         let sealed = seal::seal(key.bytes(), &identity(&self.id, &replaced), &secret.encode()?)?;
         let done = self.write(|transaction| {
             Ok(transaction.execute(
-                "UPDATE record SET kind = ?1, revision = ?2, changed = ?3, expires = ?4, sealed = ?5
+                "UPDATE record SET kind = ?1, revision = ?2, changed = ?3, expires = ?4, sealed = ?5, problem_at = NULL, problem = NULL
                  WHERE id = ?6 AND revision = ?7",
                 params![
                     replaced.kind.word(),
@@ -289,15 +290,34 @@ impl Store {
         }
     }
 
+    /// Notes why a renewal failed; a new secret clears it. Says nothing where the record has changed since: the failure is history.
+    pub fn set_problem(&mut self, record: &Record, problem: &Problem) -> Result<()> {
+        self.write(|transaction| {
+            transaction.execute(
+                "UPDATE record SET problem_at = ?1, problem = ?2 WHERE id = ?3 AND revision = ?4",
+                params![problem.at as i64, problem.reason, record.id, record.revision as i64],
+            )?;
+            Ok(())
+        })
+    }
+
     /// Removes a record and overwrites its secret. Needs no key: who may write the file can.
     pub fn remove(&mut self, record: &Record) -> Result<()> {
         let done = self
             .write(|transaction| Ok(transaction.execute("DELETE FROM record WHERE id = ?1", [record.id])?))?;
-        if done == 0 {
-            return Err(Error::Absent { record: record.words() });
-        }
         self.forget_old_pages();
-        Ok(())
+        match done {
+            0 => Err(Error::Absent { record: record.words() }),
+            _ => Ok(()),
+        }
+    }
+
+    /// As [`Store::remove`], for one that may be damaged; an SSH key has no provider. Whether there was one.
+    pub fn remove_named(&mut self, provider: &str, name: &str) -> Result<bool> {
+        let delete = "DELETE FROM record WHERE provider = ?1 AND name = ?2";
+        let done = self.write(|transaction| Ok(transaction.execute(delete, [provider, name])?))?;
+        self.forget_old_pages();
+        Ok(done > 0)
     }
 
     /// What is damaged, in words: the database's structure, records whose readable part is no record, and with `key` each secret that does not open.
@@ -464,6 +484,10 @@ fn read_record(row: &Row<'_>) -> Result<Record> {
             _ => None,
         };
         let number = |at| row.get::<_, i64>(at).map(|number| number as u64);
+        let problem = match (row.get::<_, Option<i64>>(10)?, row.get(11)?) {
+            (Some(at), Some(reason)) => Some(Problem { at: at as u64, reason }),
+            _ => None,
+        };
         Ok(Some(Record {
             id,
             kind,
@@ -474,7 +498,7 @@ fn read_record(row: &Row<'_>) -> Result<Record> {
             changed: number(6)?,
             expires: row.get::<_, Option<i64>>(7)?.map(|at| at as u64),
             ssh,
-            problem: None,
+            problem,
         }))
     };
     let record = read().ok().flatten().ok_or_else(damaged)?;

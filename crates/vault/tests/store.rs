@@ -6,7 +6,7 @@ mod support;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use support::{NOW, PASSPHRASE, Vault, api_key, folder};
-use terok_vault::{Cost, Error, Kind, MasterKey, New, Secret, Store};
+use terok_vault::{Cost, Error, Kind, MasterKey, New, Problem, Secret, Store};
 use zeroize::Zeroizing;
 
 #[test]
@@ -170,4 +170,143 @@ fn a_newer_schema_is_refused_and_not_touched() {
     let refused = Store::open(&dir).err().unwrap();
     assert!(matches!(refused, Error::Newer { found: 99, .. }), "{refused}");
     assert!(refused.to_string().contains("update terok"), "{refused}");
+}
+
+#[test]
+fn a_vault_of_the_first_schema_is_brought_to_the_newest_with_all_its_secrets() {
+    let (folder, dir) = folder();
+    let path = folder.path().join("vault.db");
+    fs::write(&path, include_bytes!("fixtures/schema-1.db")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    let mut store = Store::open(&dir).unwrap();
+    let key = store.unlock(PASSPHRASE).unwrap();
+    assert_eq!(support::secret(&store, &key, "anthropic", "default"), "sk-ant-of-schema-1");
+    let work = store.ssh_key("work").unwrap();
+    assert!(store.open_secret(&key, &work).unwrap() == Secret::Ssh(Zeroizing::new("-----BEGIN".into())));
+    let problem = Problem { at: NOW, reason: "the provider said no".into() };
+    store.set_problem(&work, &problem).unwrap();
+    assert_eq!(store.ssh_key("work").unwrap().problem, Some(problem));
+    assert_eq!(store.damaged(Some(&key)).unwrap(), [""; 0]);
+}
+
+#[test]
+fn a_failed_renewal_is_noted_until_the_next_secret_and_not_for_a_newer_one() {
+    let mut vault = Vault::new();
+    let first = vault.add("openai", "default", "sk-1");
+    let problem = Problem { at: NOW, reason: "invalid_grant".into() };
+    vault.store.set_problem(&first, &problem).unwrap();
+    let noted = vault.store.credential("openai", "default").unwrap();
+    assert_eq!(noted.problem.as_ref(), Some(&problem));
+    let second = vault.store.replace_secret(&vault.key, &noted, &api_key("sk-2"), None, NOW).unwrap();
+    assert_eq!(vault.store.credential("openai", "default").unwrap(), second);
+    assert_eq!(second.problem, None);
+    vault.store.set_problem(&first, &problem).unwrap();
+    assert_eq!(vault.store.credential("openai", "default").unwrap().problem, None);
+}
+
+#[test]
+fn a_secret_opens_in_its_own_place_only() {
+    let mut vault = Vault::new();
+    let first = vault.add("anthropic", "default", "sk-ant-1");
+    vault.add("anthropic", "other", "sk-ant-2");
+    vault.tamper("CREATE TABLE kept AS SELECT name, sealed FROM record");
+    vault.store.replace_secret(&vault.key, &first, &api_key("sk-ant-3"), None, NOW).unwrap();
+    let mut elsewhere = Vault::new();
+    elsewhere.add("anthropic", "default", "sk-ant-1");
+    let attach = format!("ATTACH '{}' AS elsewhere;", elsewhere.path().display());
+    let put = |from: &str| format!("{attach} UPDATE record SET sealed = ({from}) WHERE name = 'default'");
+    let right = "SELECT sealed FROM genuine WHERE name = 'default'";
+    vault.tamper("CREATE TABLE genuine AS SELECT name, sealed FROM record");
+    for (what, from) in [
+        ("another record's", "SELECT sealed FROM kept WHERE name = 'other'"),
+        ("an older revision's", "SELECT sealed FROM kept WHERE name = 'default'"),
+        ("another vault's", "SELECT sealed FROM elsewhere.record"),
+        ("none", "SELECT x''"),
+    ] {
+        vault.tamper(&put(from));
+        let record = vault.store.credential("anthropic", "default").unwrap();
+        let refused = vault.store.open_secret(&vault.key, &record).unwrap_err();
+        assert!(matches!(refused, Error::Damaged { .. }), "{what}: {refused}");
+        assert!(refused.to_string().contains("anthropic=default"), "{what}: {refused}");
+        assert_eq!(vault.secret("anthropic", "other"), "sk-ant-2", "{what}");
+    }
+    vault.tamper(&put(right));
+    assert_eq!(vault.secret("anthropic", "default"), "sk-ant-3");
+    for change in ["kind = 'basic'", "provider = 'openai'", "name = 'renamed'", "revision = 1", "id = 77"] {
+        vault.tamper(&format!("UPDATE record SET {change} WHERE name = 'default'"));
+        let changed = vault.store.records().unwrap().into_iter().find(|r| r.name != "other").unwrap();
+        let refused = vault.store.open_secret(&vault.key, &changed).unwrap_err();
+        assert!(matches!(refused, Error::Damaged { .. }), "{change}: {refused}");
+        vault.tamper("UPDATE record SET id = 1, kind = 'key', provider = 'anthropic', name = 'default', revision = 2 WHERE name <> 'other'");
+        assert_eq!(vault.secret("anthropic", "default"), "sk-ant-3", "{change}");
+    }
+}
+
+#[test]
+fn a_key_of_another_vault_opens_and_changes_nothing() {
+    let mut vault = Vault::new();
+    let record = vault.add("anthropic", "default", "sk-ant-1");
+    let other = Vault::new();
+    assert!(matches!(vault.store.open_secret(&other.key, &record), Err(Error::OtherVault)));
+    let secret = api_key("x");
+    let new = New { provider: "github", name: "default", secret: &secret, expires: None, ssh: None };
+    assert!(matches!(vault.store.add(&other.key, &new, NOW), Err(Error::OtherVault)));
+    let replaced = vault.store.replace_secret(&other.key, &record, &secret, None, NOW);
+    assert!(matches!(replaced, Err(Error::OtherVault)));
+    let changed = vault.store.change_passphrase(&other.key, "another horse", Cost::LEAST);
+    assert!(matches!(changed, Err(Error::OtherVault)));
+}
+
+#[test]
+fn a_damaged_record_is_named_and_the_others_stay_usable() {
+    let mut vault = Vault::new();
+    vault.add("anthropic", "default", "sk-ant-1");
+    vault.add("github", "work", "ghp_1");
+    vault.add_ssh("deploy");
+    vault.tamper("UPDATE record SET kind = 'kez' WHERE provider = 'github'");
+    vault.tamper("UPDATE record SET users = 'not JSON' WHERE provider = ''");
+    assert_eq!(vault.secret("anthropic", "default"), "sk-ant-1");
+    let names: Vec<_> = vault.store.records().unwrap().iter().map(|record| record.words()).collect();
+    assert_eq!(names, ["credential anthropic=default"]);
+    let damaged = vault.store.damaged(None).unwrap();
+    assert_eq!(damaged.len(), 2);
+    assert!(damaged[0].starts_with("SSH key deploy is damaged"), "{damaged:?}");
+    assert!(damaged[1].starts_with("credential github=work is damaged"), "{damaged:?}");
+    assert!(matches!(vault.store.credential("github", "work"), Err(Error::Damaged { .. })));
+    vault.tamper("UPDATE record SET sealed = randomblob(60) WHERE provider = 'anthropic'");
+    assert_eq!(vault.store.damaged(Some(&vault.key)).unwrap().len(), 3);
+}
+
+#[test]
+fn a_damaged_record_can_be_removed_by_name_and_added_again() {
+    let mut vault = Vault::new();
+    vault.add("github", "work", "ghp_1");
+    vault.tamper("UPDATE record SET kind = 'kez'");
+    assert!(vault.store.remove_named("github", "work").unwrap());
+    assert!(!vault.store.remove_named("github", "work").unwrap());
+    vault.add("github", "work", "ghp_2");
+    assert_eq!(vault.secret("github", "work"), "ghp_2");
+}
+
+#[test]
+fn a_database_with_torn_pages_is_said_to_be_damaged() {
+    let mut vault = Vault::new();
+    for number in 0..200 {
+        vault.add("anthropic", &format!("n{number}"), "sk-ant-1");
+    }
+    let Vault { folder, dir, store, .. } = vault;
+    drop(store);
+    let path = folder.path().join("vault.db");
+    let mut content = fs::read(&path).unwrap();
+    let half = content.len() / 2;
+    content[half..].fill(0xff);
+    fs::write(&path, content).unwrap();
+    let read = Store::open(&dir).and_then(|store| store.damaged(None));
+    match read {
+        Ok(damaged) => assert!(!damaged.is_empty()),
+        Err(refused) => {
+            assert!(matches!(refused, Error::Broken { .. }), "{refused}");
+            assert!(refused.to_string().contains("terok vault restore"), "{refused}");
+        }
+    }
 }
