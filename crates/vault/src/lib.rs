@@ -5,9 +5,11 @@
 //!
 //! Paths, folders and the time of day are the caller's: nothing here looks at the environment or a clock.
 
+mod copies;
 pub mod ephemeral;
 mod error;
 mod key;
+pub mod passphrase;
 mod record;
 mod schema;
 mod seal;
@@ -17,8 +19,9 @@ mod stamp;
 mod store;
 mod turn;
 
+pub use copies::{BEFORE_RESTORE, Restore};
 pub use error::{Error, Result};
-pub use key::{Cost, MasterKey, PASSPHRASE_MINIMUM, check_passphrase};
+pub use key::{Cost, MasterKey};
 pub use record::{Kind, Problem, Record, SECRET_LIMIT, Secret, SshPublic};
 pub use stamp::stamp;
 pub use store::{New, Store};

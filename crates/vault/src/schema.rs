@@ -94,7 +94,7 @@ pub(crate) fn open(path: &Path) -> Result<Connection> {
     for suffix in ["-wal", "-shm"] {
         check_file(&beside(path, suffix))?;
     }
-    let mut connection = connect(path)?;
+    let mut connection = connect(path, &shown)?;
     recognise(&connection, &shown)?;
     migrate(&mut connection, &shown)?;
     Ok(connection)
@@ -111,17 +111,16 @@ pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
 pub(crate) fn make(path: &Path) -> Result<Connection> {
     let shown = path.display().to_string();
     let failed = Error::database(&shown);
-    let mut connection = connect(path)?;
+    let mut connection = connect(path, &shown)?;
     connection.pragma_update(None, "application_id", APPLICATION).map_err(&failed)?;
     connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(())).map_err(&failed)?;
     migrate(&mut connection, &shown)?;
     Ok(connection)
 }
 
-/// Nothing is written but in the file's own folder; every commit is on the disk before it returns; what is deleted is overwritten.
-fn connect(path: &Path) -> Result<Connection> {
-    let shown = path.display().to_string();
-    let failed = Error::database(&shown);
+/// Messages name it as `shown`. Nothing is written but in the file's own folder; every commit is on the disk before it returns; what is deleted is overwritten.
+pub(crate) fn connect(path: &Path, shown: &str) -> Result<Connection> {
+    let failed = Error::database(shown);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_NO_MUTEX
         | OpenFlags::SQLITE_OPEN_NOFOLLOW
@@ -142,7 +141,7 @@ fn connect(path: &Path) -> Result<Connection> {
     Ok(connection)
 }
 
-fn recognise(connection: &Connection, shown: &str) -> Result<()> {
+pub(crate) fn recognise(connection: &Connection, shown: &str) -> Result<()> {
     let number = |name| {
         connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).map_err(Error::database(shown))
     };
@@ -161,7 +160,7 @@ fn recognise(connection: &Connection, shown: &str) -> Result<()> {
 }
 
 /// All steps in one transaction: a crash leaves the old schema or the new one.
-fn migrate(connection: &mut Connection, shown: &str) -> Result<()> {
+pub(crate) fn migrate(connection: &mut Connection, shown: &str) -> Result<()> {
     let failed = Error::database(shown);
     let version = |connection: &Connection| {
         connection.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0)).map_err(&failed)
@@ -178,4 +177,32 @@ fn migrate(connection: &mut Connection, shown: &str) -> Result<()> {
     }
     transaction.pragma_update(None, "user_version", NEWEST.max(found)).map_err(&failed)?;
     transaction.commit().map_err(&failed)
+}
+
+/// Every page and index is sound, and there is nothing but what the steps up to its version make: no trigger, no view, no other table.
+pub(crate) fn check_whole(connection: &Connection, shown: &str) -> Result<()> {
+    let failed = Error::database(shown);
+    let sound: String =
+        connection.pragma_query_value(None, "integrity_check", |row| row.get(0)).map_err(&failed)?;
+    if sound != "ok" {
+        let reason = sound.lines().next().unwrap_or_default().to_owned();
+        return Err(Error::Broken { path: shown.into(), reason });
+    }
+    let version: i64 =
+        connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(&failed)?;
+    let genuine = Connection::open_in_memory().map_err(&failed)?;
+    for step in STEPS.iter().take(version as usize) {
+        genuine.execute_batch(step).map_err(&failed)?;
+    }
+    match schema_of(connection).map_err(&failed)? == schema_of(&genuine).map_err(&failed)? {
+        true => Ok(()),
+        false => Err(Error::Foreign { path: shown.into(), reason: "its tables are not terok's".into() }),
+    }
+}
+
+fn schema_of(connection: &Connection) -> rusqlite::Result<Vec<[Option<String>; 4]>> {
+    let select = "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY type, name";
+    let mut statement = connection.prepare(select)?;
+    let rows = statement.query_map([], |row| Ok([row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?]))?;
+    rows.collect()
 }

@@ -5,9 +5,12 @@ use crate::key::{Cost, MasterKey, Wrapped};
 use crate::record::{self, Kind, Problem, Record, Secret, SshPublic};
 use crate::{schema, seal};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
+use serde::Serialize;
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use terok_kernel::statedir::{Dir, Hold, Lock};
 use terok_policy::layout::VAULT_STORE;
+use zeroize::Zeroizing;
 
 /// Held, shared, by whoever has the store open, and alone by who puts another file in its place.
 const IN_USE: &str = "in-use.lock";
@@ -21,11 +24,22 @@ const COLUMNS: &str =
 /// it or all of it is.
 pub struct Store {
     connection: Connection,
-    id: String,
-    created: u64,
-    wrapped: Wrapped,
+    head: Head,
     path: String,
     _in_use: Lock,
+}
+
+/// What a vault says of itself.
+pub(crate) struct Head {
+    pub(crate) id: String,
+    created: u64,
+    wrapped: Wrapped,
+}
+
+impl Head {
+    pub(crate) fn unlock(&self, passphrase: &str) -> Result<MasterKey> {
+        self.wrapped.open(&self.id, passphrase)
+    }
 }
 
 /// A record to add.
@@ -89,28 +103,28 @@ impl Store {
         let in_use = take(dir, Hold::Shared)?;
         let connection = schema::open(&path)?;
         let path = path.display().to_string();
-        let (id, created, wrapped) = read_vault(&connection, &path)?;
-        Ok(Store { connection, id, created, wrapped, path, _in_use: in_use })
+        let head = read_head(&connection, &path)?;
+        Ok(Store { connection, head, path, _in_use: in_use })
     }
 
     /// Which vault it is: random, made with it, kept by its backups.
     pub fn id(&self) -> &str {
-        &self.id
+        &self.head.id
     }
 
     /// When it was made, Unix seconds.
     pub fn created(&self) -> u64 {
-        self.created
+        self.head.created
     }
 
     /// What its passphrase costs to try.
     pub fn cost(&self) -> Cost {
-        self.wrapped.cost
+        self.head.wrapped.cost
     }
 
     /// The master key, by passphrase.
     pub fn unlock(&self, passphrase: &str) -> Result<MasterKey> {
-        self.wrapped.open(&self.id, passphrase)
+        self.head.unlock(passphrase)
     }
 
     /// Puts the master key under another passphrase. The key stays: sessions and whoever has it open notice nothing.
@@ -124,7 +138,7 @@ impl Store {
             )?;
             Ok(())
         })?;
-        self.wrapped = wrapped;
+        self.head.wrapped = wrapped;
         self.forget_old_pages();
         Ok(())
     }
@@ -172,7 +186,7 @@ impl Store {
         if revision as u64 != record.revision {
             return Err(Error::Changed { record: record.words() });
         }
-        seal::open(key.bytes(), &identity(&self.id, record), &sealed)
+        seal::open(key.bytes(), &identity(&self.head.id, record), &sealed)
             .and_then(|opened| Secret::decode(&record.kind, &opened))
             .ok_or_else(|| Error::Damaged { record: record.words() })
     }
@@ -190,7 +204,7 @@ impl Store {
             record::check_name(new.provider)?;
         }
         let encoded = new.secret.encode()?;
-        let id = self.id.clone();
+        let id = self.head.id.clone();
         let words = record::words(new.provider, new.name);
         let added = self.write(|transaction| {
             let there: bool = transaction.query_row(
@@ -255,7 +269,7 @@ impl Store {
             problem: None,
             ..record.clone()
         };
-        let sealed = seal::seal(key.bytes(), &identity(&self.id, &replaced), &secret.encode()?)?;
+        let sealed = seal::seal(key.bytes(), &identity(&self.head.id, &replaced), &secret.encode()?)?;
         let done = self.write(|transaction| {
             Ok(transaction.execute(
                 "UPDATE record SET kind = ?1, revision = ?2, changed = ?3, expires = ?4, sealed = ?5, problem_at = NULL, problem = NULL
@@ -346,8 +360,26 @@ impl Store {
         Ok(damaged)
     }
 
+    /// Writes all records with their secrets, plain, as JSON. The caller sees to it that nobody reads it who should not.
+    pub fn export(&self, key: &MasterKey, out: &mut dyn Write) -> Result<()> {
+        let mut records = Vec::new();
+        for record in self.records()? {
+            let secret = self.open_secret(key, &record)?;
+            records.push(Exported { record, secret: secret.into() });
+        }
+        let written = serde_json::to_writer_pretty(&mut *out, &Export { vault: self.id(), records });
+        written
+            .map_err(std::io::Error::from)
+            .and_then(|()| writeln!(out))
+            .map_err(Error::file("write", "the export"))
+    }
+
+    pub(crate) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
     fn check_key(&self, key: &MasterKey) -> Result<()> {
-        match key.vault() == self.id {
+        match key.vault() == self.head.id {
             true => Ok(()),
             false => Err(Error::OtherVault),
         }
@@ -377,6 +409,39 @@ impl Store {
     /// Takes what was overwritten out of the write-ahead log too, if nobody reads it just now; else the last one to close does.
     fn forget_old_pages(&self) {
         let _ = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+    }
+}
+
+#[derive(Serialize)]
+struct Export<'a> {
+    vault: &'a str,
+    records: Vec<Exported>,
+}
+
+#[derive(Serialize)]
+struct Exported {
+    #[serde(flatten)]
+    record: Record,
+    secret: PlainSecret,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum PlainSecret {
+    Key { key: Zeroizing<String> },
+    Basic { user: String, password: Zeroizing<String> },
+    OAuth { access: Zeroizing<String>, refresh: Option<Zeroizing<String>> },
+    Ssh { private: Zeroizing<String> },
+}
+
+impl From<Secret> for PlainSecret {
+    fn from(secret: Secret) -> Self {
+        match secret {
+            Secret::Key(key) => PlainSecret::Key { key },
+            Secret::Basic { user, password } => PlainSecret::Basic { user, password },
+            Secret::OAuth { access, refresh } => PlainSecret::OAuth { access, refresh },
+            Secret::Ssh(private) => PlainSecret::Ssh { private },
+        }
     }
 }
 
@@ -453,12 +518,12 @@ fn insert_vault(connection: &Connection, id: &str, now: u64, wrapped: &Wrapped) 
     Ok(())
 }
 
-fn read_vault(connection: &Connection, path: &str) -> Result<(String, u64, Wrapped)> {
+pub(crate) fn read_head(connection: &Connection, path: &str) -> Result<Head> {
     let select = "SELECT id, created, memory, passes, lanes, salt, sealed FROM vault WHERE one = 1";
     let read = connection.query_row(select, [], |row| {
         let cost = Cost { memory: row.get(2)?, passes: row.get(3)?, lanes: row.get(4)? };
         let wrapped = Wrapped { cost, salt: row.get(5)?, sealed: row.get(6)? };
-        Ok((row.get(0)?, row.get::<_, i64>(1)? as u64, wrapped))
+        Ok(Head { id: row.get(0)?, created: row.get::<_, i64>(1)? as u64, wrapped })
     });
     match read {
         Err(rusqlite::Error::SqliteFailure(..)) => read.map_err(Error::database(path)),

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "every test binary uses a part")]
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use terok_vault::{Cost, Dir, MasterKey, New, Record, Secret, SshPublic, Store};
 use zeroize::Zeroizing;
 
@@ -73,4 +74,26 @@ pub fn secret(store: &Store, key: &MasterKey, provider: &str, name: &str) -> Str
 
 pub fn tamper(path: &Path, sql: &str) {
     rusqlite::Connection::open(path).unwrap().execute_batch(sql).unwrap();
+}
+
+/// Set in a process that a test started for itself: the folder it works in.
+pub const CHILD: &str = "TEROK_TEST_CHILD";
+
+/// The folder, in such a process.
+pub fn child() -> Option<PathBuf> {
+    std::env::var_os(CHILD).map(PathBuf::from)
+}
+
+/// This program again, running `test` alone, on its main thread, in `folder`.
+pub fn again(test: &str, folder: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args([test, "--exact", "--nocapture", "--test-threads=1"]).env(CHILD, folder);
+    command
+}
+
+/// Says why a test is skipped; fails where `what` is required.
+pub fn missing(what: &str, why: &str) {
+    let required = std::env::var("TEROK_TEST_REQUIRE").unwrap_or_default();
+    assert!(!required.split([',', ' ']).any(|word| word == what), "required: {what}: {why}");
+    eprintln!("skipped: {what}: {why}");
 }
