@@ -32,6 +32,8 @@ pub const VAULT_USER: &str = ".local/share/terok/vault";
 pub const VAULT_ROOTFUL: &str = "/var/lib/terok.vault";
 /// In it: the store.
 pub const VAULT_STORE: &str = "vault.db";
+/// In it: host keys that were learnt with `terok ssh hosts add`, in OpenSSH's form.
+pub const VAULT_KNOWN_HOSTS: &str = "known_hosts";
 /// Beside the runtime folders of containers: the unlocked vault's session (tmpfs).
 pub const SESSION: &str = ".session";
 /// In [`SESSION`]: the master key and its end.

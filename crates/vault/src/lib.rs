@@ -9,6 +9,7 @@ mod copies;
 pub mod ephemeral;
 mod error;
 mod key;
+pub mod known_hosts;
 pub mod passphrase;
 mod record;
 mod schema;

@@ -1,0 +1,276 @@
+//! Which keys a host is known by: OpenSSH's known_hosts files, the user's and the machine's, and the bundled keys of public git hosts.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ring::hmac;
+use std::path::{Path, PathBuf};
+use terok_policy::{Name, layout};
+
+/// Keys of public git hosts.
+const BUNDLED: &str = include_str!("../../../profiles/known_hosts");
+/// Ports that a hashed name is tried with; a readable one is found whatever its port is.
+const HASHED_PORTS: [u16; 4] = [443, 2222, 7999, 29418];
+
+/// The lines of all files.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KnownHosts {
+    entries: Vec<Entry>,
+}
+
+/// What is known of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It is the host's.
+    Known,
+    /// It was revoked, for any host.
+    Revoked,
+    /// Other keys of the host are known: a new key, or another host.
+    Changed,
+    /// Nothing is known of the host.
+    Unknown,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Entry {
+    revoked: bool,
+    hosts: String,
+    key: Vec<u8>,
+}
+
+impl KnownHosts {
+    /// The bundled keys, and those of `files`; what cannot be read is not there.
+    pub fn read(files: &[PathBuf]) -> Self {
+        let mut known = KnownHosts::default();
+        known.add(BUNDLED);
+        for text in files.iter().filter_map(|file| std::fs::read(file).ok()) {
+            known.add(&String::from_utf8_lossy(&text));
+        }
+        known
+    }
+
+    /// Adds the lines of a file. A line that is not understood says nothing, as it does for `ssh`.
+    pub fn add(&mut self, text: &str) {
+        self.entries.extend(text.lines().filter_map(entry));
+    }
+
+    /// How `key` (SSH wire form) stands as a key of `host`.
+    pub fn standing(&self, host: &Name, key: &[u8]) -> Standing {
+        if self.entries.iter().any(|entry| entry.revoked && entry.key == key) {
+            return Standing::Revoked;
+        }
+        let mut standing = Standing::Unknown;
+        for entry in self.entries.iter().filter(|entry| !entry.revoked && names(&entry.hosts, host.as_str())) {
+            if entry.key == key {
+                return Standing::Known;
+            }
+            standing = Standing::Changed;
+        }
+        standing
+    }
+}
+
+/// The files of the user whose container's state folder is `state_dir`: terok's own beside the vault, `~/.ssh/known_hosts` and the machine's.
+pub fn files(state_dir: &Path) -> Vec<PathBuf> {
+    let home = state_dir.parent().and_then(|states| strip(states, Path::new(layout::STATE_USER)));
+    let (own, home) = match &home {
+        Some(home) => (home.join(layout::VAULT_USER), home.as_path()),
+        None => (PathBuf::from(layout::VAULT_ROOTFUL), Path::new("/root")),
+    };
+    vec![
+        own.join(layout::VAULT_KNOWN_HOSTS),
+        home.join(".ssh/known_hosts"),
+        PathBuf::from("/etc/ssh/ssh_known_hosts"),
+    ]
+}
+
+/// `path` without `end`.
+fn strip(path: &Path, end: &Path) -> Option<PathBuf> {
+    path.ends_with(end).then(|| path.ancestors().nth(end.components().count()))?.map(Path::to_owned)
+}
+
+fn entry(line: &str) -> Option<Entry> {
+    let mut words = line.split_ascii_whitespace();
+    let mut first = words.next().filter(|word| !word.starts_with('#'))?;
+    let mut revoked = false;
+    if first.starts_with('@') {
+        // A host certificate is no key that a session is bound to.
+        revoked = first == "@revoked";
+        first = words.next().filter(|_| revoked)?;
+    }
+    let (kind, key) = (words.next()?, STANDARD.decode(words.next()?).ok()?);
+    let named = key.strip_prefix(&u32::try_from(kind.len()).ok()?.to_be_bytes())?;
+    named.starts_with(kind.as_bytes()).then(|| Entry { revoked, hosts: first.to_owned(), key })
+}
+
+/// Whether the patterns of a line name `host`, at any port.
+fn names(patterns: &str, host: &str) -> bool {
+    let mut named = false;
+    for pattern in patterns.split(',') {
+        let (pattern, negated) = pattern.strip_prefix('!').map_or((pattern, false), |rest| (rest, true));
+        let fits = match pattern.strip_prefix("|1|") {
+            Some(hashed) => is_hash_of(hashed, host),
+            None => fits(without_port(&pattern.to_ascii_lowercase()).as_bytes(), host.as_bytes()),
+        };
+        if fits && negated {
+            return false;
+        }
+        named |= fits;
+    }
+    named
+}
+
+/// `[host]:port` as `host`.
+fn without_port(pattern: &str) -> &str {
+    let bracketed = pattern.strip_prefix('[').and_then(|rest| rest.rsplit_once("]:"));
+    bracketed.map_or(pattern, |(host, _)| host)
+}
+
+/// `SALT|HASH`, HMAC-SHA1 of the name under the salt.
+fn is_hash_of(hashed: &str, host: &str) -> bool {
+    let Some((salt, hash)) = hashed.split_once('|') else { return false };
+    let (Ok(salt), Ok(hash)) = (STANDARD.decode(salt), STANDARD.decode(hash)) else { return false };
+    let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, &salt);
+    let is_it = |name: &str| hmac::sign(&key, name.as_bytes()).as_ref() == hash;
+    is_it(host) || HASHED_PORTS.iter().any(|port| is_it(&format!("[{host}]:{port}")))
+}
+
+/// Whether `text` fits a pattern of `*` and `?`, in a time that grows with the product of both lengths alone.
+fn fits(pattern: &[u8], text: &[u8]) -> bool {
+    let (mut at, mut behind) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    while behind < text.len() {
+        match pattern.get(at) {
+            Some(b'*') => {
+                star = Some((at + 1, behind));
+                at += 1;
+            }
+            Some(&byte) if byte == b'?' || byte == text[behind] => {
+                at += 1;
+                behind += 1;
+            }
+            _ => match star {
+                Some((next, from)) => {
+                    star = Some((next, from + 1));
+                    (at, behind) = (next, from + 1);
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[at..].iter().all(|byte| *byte == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ssh_key::{Kind, SshKey, fingerprint};
+    use std::process::Command;
+
+    fn name(text: &str) -> Name {
+        text.parse().unwrap()
+    }
+
+    fn key() -> SshKey {
+        SshKey::generate(Kind::default(), "").unwrap()
+    }
+
+    fn line(hosts: &str, key: &SshKey) -> String {
+        format!("{hosts} {}\n", key.public())
+    }
+
+    fn known(text: &str) -> KnownHosts {
+        let mut known = KnownHosts::default();
+        known.add(text);
+        known
+    }
+
+    #[test]
+    fn the_bundled_keys_have_the_fingerprints_that_their_hosts_publish() {
+        let published = [
+            ("github.com", "SHA256:+DiY3wvvV6TuJJhbpZisF/zLDA0zPMSvHdkr4UvCOqU"),
+            ("github.com", "SHA256:p2QAMXNIC1TJYWeIOttrVc98/R1BUFWu3/LiyKgUfQM"),
+            ("github.com", "SHA256:uNiVztksCsDhcc0u9e8BujQXVUpKZIDTMczCvj3tD2s"),
+            ("gitlab.com", "SHA256:eUXGGm1YGsMAS7vkcx6JOJdOGHPem5gQp4taiCfCLB8"),
+            ("gitlab.com", "SHA256:HbW3g8zUjNSksFbqTiUWPWg2Bq1x8xdGUrliXFzSnUw"),
+            ("gitlab.com", "SHA256:ROQFvPThGrW4RuWLoL9tq9I9zJ42fK4XywyRtbOz/EQ"),
+            ("bitbucket.org", "SHA256:ybgmFkzwOSotHTHLJgHO0QN8L0xErw6vd0VhFA9m3SM"),
+            ("bitbucket.org", "SHA256:FC73VB6C4OQLSCrjEayhMp9UMxS97caD/Yyi2bhW/J0"),
+            ("codeberg.org", "SHA256:mIlxA9k46MmM6qdJOdMnAQpzGxF4WIVVL+fj+wZbw0g"),
+            ("git.sr.ht", "SHA256:WXXNZu0YyoE3KBl5qh4GsnF1vR0NeEPYJAiPME+P09g"),
+        ];
+        let lines = BUNDLED.lines().filter(|line| !line.starts_with('#'));
+        let bundled: Vec<(&str, String)> = lines
+            .map(|line| line.split_once(' ').unwrap())
+            .map(|(host, key)| (host, fingerprint(key).unwrap()))
+            .collect();
+        let bundled: Vec<(&str, &str)> = bundled.iter().map(|(host, print)| (*host, print.as_str())).collect();
+        assert_eq!(bundled, published);
+        assert_eq!(known(BUNDLED).entries.len(), published.len());
+    }
+
+    #[test]
+    fn a_key_is_known_for_the_hosts_of_its_line_alone() {
+        let (a, b) = (key(), key());
+        let text = line("git.example,*.corp.example,!bad.corp.example", &a) + &line("[ssh.example]:2200", &b);
+        let known = known(&text);
+        let standing = |host: &str, key: &SshKey| known.standing(&name(host), &key.blob());
+        assert_eq!(standing("git.example", &a), Standing::Known);
+        assert_eq!(standing("x.corp.example", &a), Standing::Known);
+        assert_eq!(standing("bad.corp.example", &a), Standing::Unknown);
+        assert_eq!(standing("corp.example", &a), Standing::Unknown);
+        assert_eq!(standing("git.example", &b), Standing::Changed);
+        assert_eq!(standing("ssh.example", &b), Standing::Known);
+        assert_eq!(standing("ssh.example", &a), Standing::Changed);
+        assert_eq!(standing("example", &b), Standing::Unknown);
+    }
+
+    #[test]
+    fn a_revoked_key_is_nobodys_and_certificates_and_rubbish_say_nothing() {
+        let (a, b) = (key(), key());
+        let text = line("git.example", &a) + &line("@revoked *", &a) + &line("@cert-authority *", &b);
+        let text = text + "git.example ssh-rsa " + b.public().split(' ').nth(1).unwrap() + "\n# git.example\ngit.example\n|1|x\n";
+        let known = known(&text);
+        assert_eq!(known.standing(&name("git.example"), &a.blob()), Standing::Revoked);
+        assert_eq!(known.standing(&name("git.example"), &b.blob()), Standing::Changed);
+        assert_eq!(known.standing(&name("other.example"), &b.blob()), Standing::Unknown);
+    }
+
+    #[test]
+    fn names_that_ssh_keygen_hashed_are_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("known_hosts");
+        let (a, b) = (key(), key());
+        std::fs::write(&file, line("git.example", &a) + &line("[git.example]:2222", &b)).unwrap();
+        let hashed = Command::new("ssh-keygen").args(["-q", "-H", "-f"]).arg(&file).output();
+        if !hashed.is_ok_and(|hashed| hashed.status.success()) {
+            let required = std::env::var("TEROK_TEST_REQUIRE").unwrap_or_default();
+            assert!(!required.split(',').any(|word| word == "ssh"), "no ssh-keygen");
+            eprintln!("skipped: no ssh-keygen");
+            return;
+        }
+        assert!(!std::fs::read_to_string(&file).unwrap().contains("git.example"));
+        let known = KnownHosts::read(&[file, folder.path().join("none")]);
+        assert_eq!(known.standing(&name("git.example"), &a.blob()), Standing::Known);
+        assert_eq!(known.standing(&name("git.example"), &b.blob()), Standing::Known);
+        assert_eq!(known.standing(&name("git2.example"), &b.blob()), Standing::Unknown);
+    }
+
+    #[test]
+    fn the_files_are_those_of_the_containers_user() {
+        let shown = |state: &str| files(Path::new(state))[..2].to_vec();
+        assert_eq!(
+            shown("/home/me/.local/state/terok/c1"),
+            [PathBuf::from("/home/me/.local/share/terok/vault/known_hosts"), "/home/me/.ssh/known_hosts".into()]
+        );
+        assert_eq!(
+            shown("/var/lib/terok/c1"),
+            [PathBuf::from("/var/lib/terok.vault/known_hosts"), "/root/.ssh/known_hosts".into()]
+        );
+    }
+
+    #[test]
+    fn a_pattern_of_many_stars_takes_no_time() {
+        assert!(!fits("*a".repeat(500).as_bytes(), "a".repeat(250).as_bytes()));
+        assert!(fits(b"*", b"") && fits(b"a*?c", b"abbc") && !fits(b"a?", b"a") && !fits(b"a", b"ab"));
+    }
+}
