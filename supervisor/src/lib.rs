@@ -18,6 +18,7 @@ pub mod proxy;
 pub(crate) mod readiness;
 pub(crate) mod remains;
 pub(crate) mod resolve;
+pub mod ssh;
 pub(crate) mod vault;
 pub(crate) mod worker;
 

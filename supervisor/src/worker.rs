@@ -12,6 +12,7 @@ use crate::parent_link::ParentLink;
 use crate::proxy::{Insides, Proxy, publish};
 use crate::readiness::readable;
 use crate::resolve::{Files, Peers, Resolver};
+use crate::ssh::Signer;
 use crate::vault::Vault;
 use crate::{control, nflog, remains};
 use anyhow::{Context as _, bail};
@@ -187,6 +188,11 @@ fn services(inherited: &mut Inherited, context: &Rc<Context>, desk: Rc<Desk>) ->
     let control = StdUnixListener::from(inherited.take_fd(Fd::Control)?);
     control.set_nonblocking(true)?;
     tasks.spawn_local(control::serve(desk, UnixListener::from_std(control)?));
+    if context.config.fds.contains(&Fd::Agent) {
+        let agent = StdUnixListener::from(inherited.take_fd(Fd::Agent)?);
+        agent.set_nonblocking(true)?;
+        tasks.spawn_local(Signer::new(context.clone()).serve(UnixListener::from_std(agent)?));
+    }
     let (context, nflog) = (context.clone(), inherited.take_fd(Fd::Nflog)?);
     tasks.spawn_local(async move {
         if let Err(error) = nflog::watch(context, nflog).await {

@@ -69,23 +69,13 @@ impl KnownHosts {
     }
 }
 
-/// The files of the user whose container's state folder is `state_dir`: terok's own beside the vault, `~/.ssh/known_hosts` and the machine's.
-pub fn files(state_dir: &Path) -> Vec<PathBuf> {
-    let home = state_dir.parent().and_then(|states| strip(states, Path::new(layout::STATE_USER)));
-    let (own, home) = match &home {
-        Some(home) => (home.join(layout::VAULT_USER), home.as_path()),
-        None => (PathBuf::from(layout::VAULT_ROOTFUL), Path::new("/root")),
-    };
+/// terok's own file in the folder of the vault, the one in the user's home, and the machine's.
+pub fn files(vault: &Path, home: &Path) -> Vec<PathBuf> {
     vec![
-        own.join(layout::VAULT_KNOWN_HOSTS),
+        vault.join(layout::VAULT_KNOWN_HOSTS),
         home.join(".ssh/known_hosts"),
         PathBuf::from("/etc/ssh/ssh_known_hosts"),
     ]
-}
-
-/// `path` without `end`.
-fn strip(path: &Path, end: &Path) -> Option<PathBuf> {
-    path.ends_with(end).then(|| path.ancestors().nth(end.components().count()))?.map(Path::to_owned)
 }
 
 fn entry(line: &str) -> Option<Entry> {
@@ -253,19 +243,6 @@ mod tests {
         assert_eq!(known.standing(&name("git.example"), &a.blob()), Standing::Known);
         assert_eq!(known.standing(&name("git.example"), &b.blob()), Standing::Known);
         assert_eq!(known.standing(&name("git2.example"), &b.blob()), Standing::Unknown);
-    }
-
-    #[test]
-    fn the_files_are_those_of_the_containers_user() {
-        let shown = |state: &str| files(Path::new(state))[..2].to_vec();
-        assert_eq!(
-            shown("/home/me/.local/state/terok/c1"),
-            [PathBuf::from("/home/me/.local/share/terok/vault/known_hosts"), "/home/me/.ssh/known_hosts".into()]
-        );
-        assert_eq!(
-            shown("/var/lib/terok/c1"),
-            [PathBuf::from("/var/lib/terok.vault/known_hosts"), "/root/.ssh/known_hosts".into()]
-        );
     }
 
     #[test]

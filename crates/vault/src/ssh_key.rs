@@ -165,5 +165,10 @@ pub fn fingerprint(line: &str) -> Option<String> {
     Some(ssh_key::PublicKey::from_openssh(line).ok()?.fingerprint(HashAlg::Sha256).to_string())
 }
 
+/// Likewise, of one in wire form.
+pub fn fingerprint_of(blob: &[u8]) -> Option<String> {
+    Some(ssh_key::PublicKey::from_bytes(blob).ok()?.fingerprint(HashAlg::Sha256).to_string())
+}
+
 #[cfg(test)]
 mod tests;
