@@ -110,8 +110,12 @@ impl Signer {
                 }
                 self.sign(bound, key, data, flags).await
             }
-            Request::Other(number) => self.no("", format!("message {number} of the agent protocol is not answered")),
-            _ if !self.questions.borrow_mut().admits(now) => self.no("", "too many questions at once: 50 a second"),
+            Request::Other(number) => {
+                self.no("", format!("message {number} of the agent protocol is not answered"))
+            }
+            _ if !self.questions.borrow_mut().admits(now) => {
+                self.no("", "too many questions at once: 50 a second")
+            }
             Request::List => self.list().await,
             Request::Bind(contents) => match bound.add(contents) {
                 Ok(()) => Some(message::success()),
@@ -175,9 +179,11 @@ impl Signer {
     ) -> Result<(Purpose, Vec<u8>), String> {
         let purpose = judge(grant, &granted.users, key, &bound.bindings, data, flags)
             .map_err(|refusal: Refusal| refusal.to_string())?;
-        let signed = self.context.vault.sign(granted.grant, bound.raw.clone(), STANDARD.encode(data), flags).await;
+        let signed =
+            self.context.vault.sign(granted.grant, bound.raw.clone(), STANDARD.encode(data), flags).await;
         let signature = signed.map_err(|trouble: Trouble| trouble.to_string())?;
-        let signature = STANDARD.decode(signature).map_err(|_| "the vault's answer cannot be read".to_owned())?;
+        let signature =
+            STANDARD.decode(signature).map_err(|_| "the vault's answer cannot be read".to_owned())?;
         Ok((purpose, signature))
     }
 

@@ -59,7 +59,8 @@ impl KnownHosts {
             return Standing::Revoked;
         }
         let mut standing = Standing::Unknown;
-        for entry in self.entries.iter().filter(|entry| !entry.revoked && names(&entry.hosts, host.as_str())) {
+        for entry in self.entries.iter().filter(|entry| !entry.revoked && names(&entry.hosts, host.as_str()))
+        {
             if entry.key == key {
                 return Standing::Known;
             }
@@ -193,7 +194,8 @@ mod tests {
             .map(|line| line.split_once(' ').unwrap())
             .map(|(host, key)| (host, fingerprint(key).unwrap()))
             .collect();
-        let bundled: Vec<(&str, &str)> = bundled.iter().map(|(host, print)| (*host, print.as_str())).collect();
+        let bundled: Vec<(&str, &str)> =
+            bundled.iter().map(|(host, print)| (*host, print.as_str())).collect();
         assert_eq!(bundled, published);
         assert_eq!(known(BUNDLED).entries.len(), published.len());
     }
@@ -218,7 +220,10 @@ mod tests {
     fn a_revoked_key_is_nobodys_and_certificates_and_rubbish_say_nothing() {
         let (a, b) = (key(), key());
         let text = line("git.example", &a) + &line("@revoked *", &a) + &line("@cert-authority *", &b);
-        let text = text + "git.example ssh-rsa " + b.public().split(' ').nth(1).unwrap() + "\n# git.example\ngit.example\n|1|x\n";
+        let text = text
+            + "git.example ssh-rsa "
+            + b.public().split(' ').nth(1).unwrap()
+            + "\n# git.example\ngit.example\n|1|x\n";
         let known = known(&text);
         assert_eq!(known.standing(&name("git.example"), &a.blob()), Standing::Revoked);
         assert_eq!(known.standing(&name("git.example"), &b.blob()), Standing::Changed);

@@ -36,7 +36,8 @@ pub(crate) fn sign(
     let data = bytes(wanted.data)?;
     let bindings = wanted.bindings.iter().map(|text| Binding::read(&bytes(text)?).ok_or_else(malformed));
     let bindings = bindings.collect::<Result<Vec<_>, _>>()?;
-    let (blob, _) = read_public(&public.public).ok_or_else(|| failed(grant, "its public key cannot be read"))?;
+    let (blob, _) =
+        read_public(&public.public).ok_or_else(|| failed(grant, "its public key cannot be read"))?;
     let purpose = judge(grant, &public.users, &blob, &bindings, &data, wanted.flags)
         .map_err(|refusal| Trouble::Refused(refusal.to_string()))?;
     if let (Purpose::Login { host_key, .. }, Some(host)) = (&purpose, &grant.host) {
@@ -94,7 +95,8 @@ mod tests {
     }
 
     fn case() -> Case {
-        let (key, host) = (SshKey::generate(Kind::Ed25519, "work").unwrap(), SshKey::generate(Kind::Ed25519, "").unwrap());
+        let (key, host) =
+            (SshKey::generate(Kind::Ed25519, "work").unwrap(), SshKey::generate(Kind::Ed25519, "").unwrap());
         let session = [5; 32];
         let mut binding = Vec::new();
         for part in [&host.blob()[..], &session, &host.sign(&session, 0).unwrap()] {

@@ -147,7 +147,8 @@ mod tests {
         put(&mut query, b"query");
         let long = [&[11][..], b"x"].concat();
         let longer = [sign_request(b"k", b"d", 0), vec![0]].concat();
-        for message in [&[][..], &long, &longer, &query, &[17, 0], &[18], &[19], &[22], &[25], &[27], &[255]] {
+        for message in [&[][..], &long, &longer, &query, &[17, 0], &[18], &[19], &[22], &[25], &[27], &[255]]
+        {
             assert!(matches!(Request::read(message), Request::Other(_)), "{message:?}");
         }
     }

@@ -11,10 +11,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use terok_kernel::statedir::Dir;
+use terok_policy::layout;
 use terok_policy::live::Live;
 use terok_policy::plan::{HostFacts, SupervisorConfig, Wiring};
 use terok_policy::policy::Policy;
-use terok_policy::layout;
 use terok_vault::SshPublic;
 use terok_vault::known_hosts::KnownHosts;
 use terok_vault::ssh_key::{Kind as KeyKind, SshKey};
@@ -61,8 +61,12 @@ impl Rig {
         for grant in &ssh {
             let same = ssh.iter().position(|other| other.key == grant.key).unwrap();
             let pem = store.keys.borrow().get(same).map(|(key, _)| key.to_pem().unwrap());
-            let key = pem.map_or_else(|| SshKey::generate(kind, &grant.key).unwrap(), |pem| SshKey::from_pem(&pem).unwrap());
-            let public = SshPublic { public: key.public(), users: users.iter().map(|user| (*user).into()).collect() };
+            let key = pem.map_or_else(
+                || SshKey::generate(kind, &grant.key).unwrap(),
+                |pem| SshKey::from_pem(&pem).unwrap(),
+            );
+            let public =
+                SshPublic { public: key.public(), users: users.iter().map(|user| (*user).into()).collect() };
             store.keys.borrow_mut().push((key, public));
         }
         let (policy, helper) = (Policy { ssh: ssh.clone(), ..Policy::default() }, store.clone());
@@ -101,7 +105,11 @@ impl Rig {
     /// Runs a program that has the signer for its agent.
     async fn run(&self, program: &str, arguments: &[&str]) -> Output {
         let mut command = Command::new(program);
-        command.args(arguments).current_dir(self.dir.path()).stdin(Stdio::null()).env("HOME", self.dir.path());
+        command
+            .args(arguments)
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null())
+            .env("HOME", self.dir.path());
         command.env("SSH_AUTH_SOCK", self.path("agent.sock")).env_remove("SSH_ASKPASS").env_remove("DISPLAY");
         command.env("GIT_CONFIG_NOSYSTEM", "1");
         spawn_blocking(move || command.output().unwrap()).await.unwrap()
@@ -219,7 +227,10 @@ async fn what_is_neither_a_list_nor_a_granted_signature_fails_and_is_recorded() 
             assert_eq!(rig.store.signed.get(), 0);
             let answers = rig.say(&[vec![11], sign_git(&key)]).await;
             assert_eq!((answers[0][0], answers[1][0]), (12, 14));
-            assert_eq!(rig.lines().last().unwrap()["detail"], serde_json::json!({ "key": "work", "for": "git" }));
+            assert_eq!(
+                rig.lines().last().unwrap()["detail"],
+                serde_json::json!({ "key": "work", "for": "git" })
+            );
             assert_eq!(rig.context.audit.refused(), asked.len() as u64);
         })
         .await;
@@ -390,7 +401,8 @@ impl Server {
         rig.good("dropbearkey", &["-t", "ed25519", "-f", &host.display().to_string()]).await;
         std::fs::write(rig.path("authorized_keys"), &rig.store.keys.borrow()[0].1.public).unwrap();
         // The port is found free and taken a moment later; nobody else's tests look for one between.
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+        let port =
+            std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
         let script = "mount -t tmpfs -o mode=700 tmpfs /root && mkdir -m 700 /root/.ssh && cp authorized_keys /root/.ssh/ \
                       && chmod 600 /root/.ssh/authorized_keys && cd /root && PATH=$PATH:/usr/sbin \
                       && exec dropbear -F -E -s -r \"$0\" -p 127.0.0.1:\"$1\" -P /root/pid";
@@ -422,8 +434,20 @@ impl Server {
     /// Logs in with `ssh` as root and runs a command.
     async fn login(&self, rig: &Rig) -> Output {
         let options = [
-            "-F", "none", "-p", &self.port, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=known",
-            "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "root@127.0.0.1", "echo in",
+            "-F",
+            "none",
+            "-p",
+            &self.port,
+            "-o",
+            "StrictHostKeyChecking=no",
+            "-o",
+            "UserKnownHostsFile=known",
+            "-o",
+            "BatchMode=yes",
+            "-o",
+            "ConnectTimeout=10",
+            "root@127.0.0.1",
+            "echo in",
         ];
         rig.run("ssh", &options).await
     }
@@ -524,7 +548,10 @@ async fn an_answer_lists_keys_in_wire_form() {
             let rig = Rig::start(&["work"], KeyKind::Ed25519, &["git"]);
             let answer = rig.say(&[vec![11]]).await.remove(0);
             let mut rest = &answer[5..];
-            assert_eq!((string(&mut rest).unwrap(), string(&mut rest).unwrap()), (&rig.blob(0)[..], &b"work"[..]));
+            assert_eq!(
+                (string(&mut rest).unwrap(), string(&mut rest).unwrap()),
+                (&rig.blob(0)[..], &b"work"[..])
+            );
         })
         .await;
 }

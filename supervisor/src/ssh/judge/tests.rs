@@ -111,8 +111,7 @@ fn a_key_for_one_host_is_not_used_where_the_host_is_not_proved() {
         ..Wanted::of(&blob)
     };
     let hostbound = hostbound.data();
-    let ask =
-        |bindings: &[Binding], data: &[u8]| judge(&at("github.com"), &git(), &blob, bindings, data, 0);
+    let ask = |bindings: &[Binding], data: &[u8]| judge(&at("github.com"), &git(), &blob, bindings, data, 0);
     assert_eq!(ask(&[], &data), Err(Refusal::Unbound));
     assert_eq!(ask(&[], &hostbound), Err(Refusal::Unbound));
     let claimed = Binding { host_key: host.blob(), ..bound(&other, b"session one", false) };
@@ -157,10 +156,7 @@ fn other_users_other_keys_certificates_and_other_forms_are_refused() {
     put(&mut certificate, b"ssh-ed25519-cert-v01@openssh.com");
     put(&mut certificate, &blob);
     let named = b"ssh-ed25519-cert-v01@openssh.com";
-    assert_eq!(
-        ask(Wanted { key: &certificate, algorithm: named, ..Wanted::of(&blob) }),
-        Refusal::OtherKey
-    );
+    assert_eq!(ask(Wanted { key: &certificate, algorithm: named, ..Wanted::of(&blob) }), Refusal::OtherKey);
     assert!(matches!(ask(Wanted { algorithm: named, ..Wanted::of(&blob) }), Refusal::Algorithm(_)));
     assert_eq!(ask(Wanted { number: 51, ..Wanted::of(&blob) }), Refusal::Unknown);
     assert_eq!(ask(Wanted { service: b"ssh-userauth", ..Wanted::of(&blob) }), Refusal::Unknown);
