@@ -583,6 +583,39 @@ mod tests {
     }
 
     #[test]
+    fn the_broker_is_there_for_what_was_granted_and_opened_by_nothing_else() {
+        let ports = ["vault.terok.internal?", "vault.terok.internal:80", "vault.terok.internal:443"];
+        let with = |pairs: &[(&str, &str)]| {
+            let annotations = pairs.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
+            crate::annotation::parse(&annotations, &crate::profile::Catalog::bundled()).unwrap()
+        };
+        let open = Policy { learn: true, ..policy(&["any", "*.internal"], &[]) };
+        let mut live = Live::default();
+        live.allow(serde_json::from_str("\"vault.terok.internal\"").unwrap());
+        for state in [Shield::Up, Shield::Down] {
+            for question in ports {
+                assert_eq!(ask(&open, &live, state, question), "unlisted", "{question}");
+            }
+        }
+        let granted = with(&[("terok.vault", "anthropic"), ("terok.shield.profiles", "none")]);
+        for state in [Shield::Up, Shield::Down] {
+            for question in ports {
+                assert_eq!(ask(&granted, &Live::default(), state, question), "allow", "{question}");
+            }
+            all(&granted, state, &[("vault.terok.internal:22", "port-unlisted"), ("terok.internal?", "unlisted")]);
+        }
+        all(&granted, Shield::Block, &[(ports[0], "blocked"), (ports[1], "blocked")]);
+        let closed = with(&[("terok.vault", "anthropic"), ("terok.shield.deny", "any")]);
+        all(&closed, Shield::Up, &[(ports[0], "denied"), (ports[1], "denied"), ("api.anthropic.com:443", "denied")]);
+        let half = with(&[("terok.vault", "anthropic"), ("terok.shield.deny", "any:80 api.anthropic.com")]);
+        all(
+            &half,
+            Shield::Up,
+            &[(ports[0], "allow"), (ports[1], "denied"), (ports[2], "allow"), ("api.anthropic.com?", "denied")],
+        );
+    }
+
+    #[test]
     fn only_what_no_rule_mentions_may_wait_for_an_operator() {
         let all = [Reason::Unlisted, Reason::PortUnlisted, Reason::Denied, Reason::Blocked, Reason::Floor];
         assert_eq!(all.map(Reason::is_open_question), [true, true, false, false, false]);

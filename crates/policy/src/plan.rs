@@ -274,12 +274,15 @@ impl std::fmt::Display for Plan {
 fn write_grants(f: &mut std::fmt::Formatter<'_>, policy: &Policy) -> std::fmt::Result {
     for (index, VaultGrant { provider, credential }) in policy.vault.iter().enumerate() {
         let title = if index == 0 { "vault" } else { "" };
-        let credential = if credential.starts_with('@') { "of this container alone" } else { credential };
+        let credential = match credential.starts_with('@') {
+            true => "a credential of this container alone".to_owned(),
+            false => format!("credential {credential:?}"),
+        };
         let hosts = match provider.hosts() {
             [] => "by its base URL".to_owned(),
             hosts => format!("for {}", listed(hosts)),
         };
-        writeln!(f, "{title:<10}  {} with credential {credential:?}, {hosts}", provider.name)?;
+        writeln!(f, "{title:<10}  {} with {credential}, {hosts}", provider.name)?;
     }
     for (index, SshGrant { key, host }) in policy.ssh.iter().enumerate() {
         let title = if index == 0 { "ssh" } else { "" };

@@ -220,6 +220,26 @@ mod tests {
     }
 
     #[test]
+    fn what_the_default_grants_of_the_vault_may_be_taken_and_nothing_else() {
+        let default = "terok.vault=anthropic github=work\nterok.ssh=work@github.com deploy";
+        for asked in ["terok.vault=anthropic", "terok.vault=github=work\nterok.ssh=deploy@x.example", "terok.ssh=work@github.com"] {
+            within(&policy(default), &policy(asked)).unwrap();
+        }
+        let ephemeral = format!("anthropic=@{}", "00".repeat(16));
+        for (asked, named) in [
+            ("terok.vault=github", "terok.vault=github goes"),
+            ("terok.vault=openai", "terok.vault=openai goes"),
+            (&format!("terok.vault={ephemeral}"), "terok.vault=anthropic=@00"),
+            ("terok.ssh=work", "terok.ssh=work goes"),
+            ("terok.ssh=work@gitlab.com", "terok.ssh=work@gitlab.com goes"),
+            ("terok.ssh=other", "terok.ssh=other goes"),
+        ] {
+            let error = refused(default, asked);
+            assert!(error.starts_with(named), "{asked}: {error}");
+        }
+    }
+
+    #[test]
     fn a_key_that_is_not_written_has_the_defaults_value() {
         let map = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
             pairs.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect()

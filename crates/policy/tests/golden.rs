@@ -12,9 +12,11 @@ use std::path::Path;
 use terok_policy::grants::Grants;
 use terok_policy::live::Live;
 use terok_policy::plan::{HostFacts, Now, Plan, Wiring};
+use terok_policy::policy::VaultGrant;
 use terok_policy::profile::Catalog;
+use terok_policy::provision::Issued;
 use terok_policy::rule::Proto;
-use terok_policy::{Policy, Query, Verdict, amend, annotation, judge};
+use terok_policy::{Policy, Query, Verdict, amend, annotation, judge, phantom, provision};
 
 const NOW: u64 = 1_000;
 const WIRING: Wiring =
@@ -147,7 +149,11 @@ fn verdicts(policy: &Policy, live: &Live, questions: &str) -> String {
 fn amended(policy: &Policy, fixture: &str) -> String {
     let path = format!("{}/tests/fixtures/{fixture}.json", env!("CARGO_MANIFEST_DIR"));
     let mut before: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-    let mut after = amend::amend(before.clone(), policy).unwrap();
+    let token = |grant: &VaultGrant| phantom::token(&grant.provider.token, &[7; phantom::MOST]);
+    let issued = Issued { tokens: policy.vault.iter().map(token).collect() };
+    let provision = provision::provision(policy, &issued, "/run/user/1000/terok/.birth/x/inside");
+    let amended = amend::amend(before.clone(), policy).unwrap();
+    let mut after = amend::provide(amended, &provision).unwrap();
     let (rules_before, rules_after) = (take_rules(&mut before), take_rules(&mut after));
     let (mut values_before, mut values_after) = (BTreeSet::new(), BTreeSet::new());
     leaves("", &before, &mut values_before);

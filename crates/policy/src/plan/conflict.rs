@@ -167,6 +167,25 @@ mod tests {
     }
 
     #[test]
+    fn a_brokered_host_is_reached_through_the_broker_alone() {
+        let catalog = crate::profile::Catalog::bundled();
+        let provider = crate::provider::resolve(&catalog, "github").unwrap();
+        let vault = [VaultGrant { provider, credential: "default".into() }];
+        let brokered = |facts: &HostFacts, text: &str| {
+            let rule: Rule = text.parse().unwrap();
+            super::brokered(facts, &vault, std::iter::once(&rule)).map_err(|error| error.to_string())
+        };
+        assert_eq!(
+            brokered(&filtered(), "*.github.com direct").unwrap_err(),
+            "api.github.com belongs to github of terok.vault and is reached through the broker alone: remove *.github.com direct, or github"
+        );
+        brokered(&filtered(), "github.com:443/udp").unwrap_err();
+        for rule in ["github.com:22", "*.github.com", "codeload.github.com direct", "any"] {
+            brokered(&filtered(), rule).unwrap();
+        }
+    }
+
+    #[test]
     fn other_containers_names_have_real_addresses_whatever_the_rule() {
         let facts = HostFacts { resolvers: vec!["10.88.0.1".parse().unwrap()], ..filtered() };
         for rules in [["db:5432", "db:53/udp"], ["*.dns.podman", "db.dns.podman direct"]] {
