@@ -74,9 +74,15 @@ fn every_row_of_the_comparison_names_tests_that_exist() {
 
 #[test]
 fn every_link_and_folder_of_the_documents_exists() {
-    for name in
-        ["README.md", "SECURITY.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/parity.md"]
-    {
+    for name in [
+        "README.md",
+        "SECURITY.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "docs/parity.md",
+        "docs/providers.md",
+    ] {
         let text = document(name);
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             let path = link.split('#').next().unwrap();

@@ -612,9 +612,20 @@ mod tests {
                 ),
             ),
             proptest::collection::vec(proptest::option::of("[a-zA-Z0-9 ,=ü-]{0,20}"), 3),
+            (
+                proptest::option::of("(anthropic(=[a-z]{1,4})?|)( |,)(github|gitlab|openai=@[0-9a-f]{32})"),
+                proptest::option::of("[a-z]{1,3}(@[a-z]{1,3}\\.example)?( ,?[a-z]@x)?"),
+            ),
         )
             .prop_map(
-                |(shield, profiles, (allow, deny), (restricted, learn, hold, publish), labels)| {
+                |(
+                    shield,
+                    profiles,
+                    (allow, deny),
+                    (restricted, learn, hold, publish),
+                    labels,
+                    (vault, ssh),
+                )| {
                     let mut labels = labels.into_iter();
                     let mut label = || labels.next().flatten();
                     [
@@ -626,6 +637,8 @@ mod tests {
                         (LEARN, learn),
                         (HOLD, hold),
                         (PUBLISH, publish),
+                        (VAULT, vault),
+                        (SSH, ssh),
                         (PROJECT, label()),
                         (TASK, label()),
                         (NAME, label()),

@@ -602,16 +602,29 @@ mod tests {
             for question in ports {
                 assert_eq!(ask(&granted, &Live::default(), state, question), "allow", "{question}");
             }
-            all(&granted, state, &[("vault.terok.internal:22", "port-unlisted"), ("terok.internal?", "unlisted")]);
+            all(
+                &granted,
+                state,
+                &[("vault.terok.internal:22", "port-unlisted"), ("terok.internal?", "unlisted")],
+            );
         }
         all(&granted, Shield::Block, &[(ports[0], "blocked"), (ports[1], "blocked")]);
         let closed = with(&[("terok.vault", "anthropic"), ("terok.shield.deny", "any")]);
-        all(&closed, Shield::Up, &[(ports[0], "denied"), (ports[1], "denied"), ("api.anthropic.com:443", "denied")]);
+        all(
+            &closed,
+            Shield::Up,
+            &[(ports[0], "denied"), (ports[1], "denied"), ("api.anthropic.com:443", "denied")],
+        );
         let half = with(&[("terok.vault", "anthropic"), ("terok.shield.deny", "any:80 api.anthropic.com")]);
         all(
             &half,
             Shield::Up,
-            &[(ports[0], "allow"), (ports[1], "denied"), (ports[2], "allow"), ("api.anthropic.com?", "denied")],
+            &[
+                (ports[0], "allow"),
+                (ports[1], "denied"),
+                (ports[2], "allow"),
+                ("api.anthropic.com?", "denied"),
+            ],
         );
     }
 

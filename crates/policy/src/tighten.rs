@@ -222,7 +222,11 @@ mod tests {
     #[test]
     fn what_the_default_grants_of_the_vault_may_be_taken_and_nothing_else() {
         let default = "terok.vault=anthropic github=work\nterok.ssh=work@github.com deploy";
-        for asked in ["terok.vault=anthropic", "terok.vault=github=work\nterok.ssh=deploy@x.example", "terok.ssh=work@github.com"] {
+        for asked in [
+            "terok.vault=anthropic",
+            "terok.vault=github=work\nterok.ssh=deploy@x.example",
+            "terok.ssh=work@github.com",
+        ] {
             within(&policy(default), &policy(asked)).unwrap();
         }
         let ephemeral = format!("anthropic=@{}", "00".repeat(16));

@@ -44,7 +44,7 @@ impl Provider {
         let end = path.find('?').unwrap_or(path.len());
         let below = |prefix: &str| {
             path.starts_with(prefix)
-                && (end == prefix.len() || path[..end].as_bytes().get(prefix.len()) == Some(&b'/'))
+                && (end == prefix.len() || path.as_bytes().get(prefix.len()) == Some(&b'/'))
         };
         let routes = self.route.iter().filter(|route| below(&route.path));
         let (endpoint, rest) = match routes.max_by_key(|route| route.path.len()) {
@@ -124,7 +124,7 @@ fn words(path: &str) -> impl Iterator<Item = &str> {
 /// slash before it splits, or decodes once more. A slash at the end counts for nothing.
 fn readings(path: &str) -> Result<Vec<Vec<String>>, &'static str> {
     let mut path = path.strip_prefix('/').ok_or("no slash at its beginning")?;
-    let unwritten = |b: u8| !(b.is_ascii_graphic() && !b"\"#<>?[\\]^`{|}".contains(&b));
+    let unwritten = |b: u8| !b.is_ascii_graphic() || b"\"#<>?[\\]^`{|}".contains(&b);
     if path.bytes().any(unwritten) {
         return Err("characters that no path has");
     }

@@ -247,6 +247,39 @@ fn everything_that_can_be_written_is_read() {
 }
 
 #[test]
+fn the_documentation_names_every_key_and_its_examples_are_right() {
+    let page = include_str!("../../../../docs/providers.md");
+    // The parser's own list of keys.
+    for unknown in [
+        "zz = 1",
+        "token = { zz = 1 }",
+        "oauth = { zz = 1 }",
+        "credential = { key = { zz = 1 } }",
+        "rule = [{ zz = 1 }]",
+        "errors = { zz = 1 }",
+    ] {
+        let error = refused(unknown);
+        let keys: Vec<&str> = error.split_once("expected").unwrap().1.split('`').skip(1).step_by(2).collect();
+        assert!(keys.len() >= 2, "{error}");
+        for key in keys {
+            assert!(page.contains(&format!("`{key}`")), "{key} is not documented");
+        }
+    }
+    let examples: Vec<(&str, &str)> = page
+        .split("```toml\n# ")
+        .skip(1)
+        .map(|rest| rest.split_once("```").unwrap().0.split_once(".toml\n").unwrap())
+        .collect();
+    assert!(examples.len() >= 4);
+    for (name, text) in examples {
+        provider(name, text);
+    }
+    for (name, _) in BUNDLED {
+        assert!(page.contains(&format!("`{name}`")), "{name} is not listed");
+    }
+}
+
+#[test]
 fn a_credential_is_sent_in_the_form_the_container_asked_with() {
     let github = resolve(&Catalog::bundled(), "github").unwrap();
     let sent = &github.credential[&CredentialType::Key];
