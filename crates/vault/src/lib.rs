@@ -16,7 +16,6 @@ mod schema;
 mod seal;
 pub mod session;
 pub mod ssh_key;
-mod stamp;
 mod store;
 mod turn;
 
@@ -24,7 +23,6 @@ pub use copies::{BEFORE_RESTORE, Restore};
 pub use error::{Error, Result};
 pub use key::{Cost, MasterKey};
 pub use record::{Kind, Problem, Record, SECRET_LIMIT, Secret, SshPublic};
-pub use stamp::stamp;
 pub use store::{New, Store};
 pub use terok_kernel::statedir::Dir;
 pub use turn::Turn;
@@ -44,7 +42,8 @@ pub fn machine_folder() -> Result<Dir> {
     Ok(Dir::base(Path::new(above))?.make_private(name)?)
 }
 
-/// The files of the vault in `folder` whose [`stamp`] changes with every change of a record: the store and its write-ahead log.
+/// The files of the vault in `folder`: the store and its write-ahead log. With every change of a record one of them changes by what stat tells; a
+/// look changes neither, but that an empty log may come and go.
 pub fn watched(folder: &Path) -> [std::path::PathBuf; 2] {
     [folder.join(VAULT_STORE), folder.join(format!("{VAULT_STORE}-wal"))]
 }
