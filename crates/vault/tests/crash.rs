@@ -185,6 +185,8 @@ fn kill_before(limit: usize, folder: &Path) -> (usize, bool) {
     while waitpid(None, Some(WaitPidFlag::__WALL)).is_ok() {}
     let mut said = String::new();
     child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    // Reaped above, with its threads.
+    let _ = child.wait();
     (said.lines().filter(|line| line.starts_with("done: ")).count(), killed)
 }
 
