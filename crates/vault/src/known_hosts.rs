@@ -1,7 +1,8 @@
 //! Which keys a host is known by: OpenSSH's known_hosts files, the user's and the machine's, and the bundled keys of public git hosts.
 
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use crate::ssh_key::fingerprint_of;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use ring::hmac;
 use std::path::{Path, PathBuf};
 use terok_policy::{Name, layout};
@@ -34,7 +35,16 @@ pub enum Standing {
 struct Entry {
     revoked: bool,
     hosts: String,
-    key: Vec<u8>,
+    key: Key,
+}
+
+/// A key as a line names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Key {
+    /// In wire form.
+    Whole(Vec<u8>),
+    /// `SHA256:…`, in terok's own file: what a refusal shows is what a person compares and adds.
+    Print(String),
 }
 
 impl KnownHosts {
@@ -55,19 +65,35 @@ impl KnownHosts {
 
     /// How `key` (SSH wire form) stands as a key of `host`.
     pub fn standing(&self, host: &Name, key: &[u8]) -> Standing {
-        if self.entries.iter().any(|entry| entry.revoked && entry.key == key) {
+        if self.entries.iter().any(|entry| entry.revoked && entry.key.is(key)) {
             return Standing::Revoked;
         }
         let mut standing = Standing::Unknown;
         for entry in self.entries.iter().filter(|entry| !entry.revoked && names(&entry.hosts, host.as_str()))
         {
-            if entry.key == key {
+            if entry.key.is(key) {
                 return Standing::Known;
             }
             standing = Standing::Changed;
         }
         standing
     }
+}
+
+impl Key {
+    fn is(&self, key: &[u8]) -> bool {
+        match self {
+            Key::Whole(known) => known == key,
+            Key::Print(print) => fingerprint_of(key).as_ref() == Some(print),
+        }
+    }
+}
+
+/// A line of terok's own file: `key` is a fingerprint (`SHA256:…`) or a public key (`ssh-ed25519 AAAA…`). `None` where it is neither.
+pub fn line(host: &Name, key: &str) -> Option<String> {
+    let key: Vec<&str> = key.split_ascii_whitespace().take(2).collect();
+    let line = format!("{host} {}", key.join(" "));
+    entry(&line).map(|_| line)
 }
 
 /// terok's own file in the folder of the vault, the one in the user's home, and the machine's.
@@ -88,9 +114,15 @@ fn entry(line: &str) -> Option<Entry> {
         revoked = first == "@revoked";
         first = words.next().filter(|_| revoked)?;
     }
-    let (kind, key) = (words.next()?, STANDARD.decode(words.next()?).ok()?);
+    let kind = words.next()?;
+    let hosts = first.to_owned();
+    if let Some(digest) = kind.strip_prefix("SHA256:") {
+        let whole = STANDARD_NO_PAD.decode(digest).is_ok_and(|digest| digest.len() == 32);
+        return whole.then(|| Entry { revoked, hosts, key: Key::Print(kind.to_owned()) });
+    }
+    let key = STANDARD.decode(words.next()?).ok()?;
     let named = key.strip_prefix(&u32::try_from(kind.len()).ok()?.to_be_bytes())?;
-    named.starts_with(kind.as_bytes()).then(|| Entry { revoked, hosts: first.to_owned(), key })
+    named.starts_with(kind.as_bytes()).then(|| Entry { revoked, hosts, key: Key::Whole(key.clone()) })
 }
 
 /// Whether the patterns of a line name `host`, at any port.
@@ -248,6 +280,22 @@ mod tests {
         assert_eq!(known.standing(&name("git.example"), &a.blob()), Standing::Known);
         assert_eq!(known.standing(&name("git.example"), &b.blob()), Standing::Known);
         assert_eq!(known.standing(&name("git2.example"), &b.blob()), Standing::Unknown);
+    }
+
+    #[test]
+    fn a_line_that_was_learnt_names_a_key_by_its_fingerprint_or_whole() {
+        let (a, b) = (key(), key());
+        let host = name("git.example");
+        for text in [a.fingerprint(), a.public(), format!("{} comment of many words", a.public())] {
+            let line = super::line(&host, &text).unwrap();
+            let known = known(&line);
+            assert_eq!(known.standing(&host, &a.blob()), Standing::Known, "{line}");
+            assert_eq!(known.standing(&host, &b.blob()), Standing::Changed);
+            assert_eq!(known.standing(&name("other.example"), &a.blob()), Standing::Unknown);
+        }
+        for text in ["", "SHA256:", "SHA256:abc", "MD5:00:11", "ssh-ed25519", "ssh-ed25519 AAAA", "ssh-rsa !"] {
+            assert_eq!(super::line(&host, text), None, "{text}");
+        }
     }
 
     #[test]
