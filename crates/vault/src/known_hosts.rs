@@ -1,7 +1,7 @@
 //! Which keys a host is known by: OpenSSH's known_hosts files, the user's and the machine's, and the bundled keys of public git hosts.
 
-use base64::Engine as _;
 use crate::ssh_key::fingerprint_of;
+use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use ring::hmac;
 use std::path::{Path, PathBuf};
@@ -293,7 +293,8 @@ mod tests {
             assert_eq!(known.standing(&host, &b.blob()), Standing::Changed);
             assert_eq!(known.standing(&name("other.example"), &a.blob()), Standing::Unknown);
         }
-        for text in ["", "SHA256:", "SHA256:abc", "MD5:00:11", "ssh-ed25519", "ssh-ed25519 AAAA", "ssh-rsa !"] {
+        for text in ["", "SHA256:", "SHA256:abc", "MD5:00:11", "ssh-ed25519", "ssh-ed25519 AAAA", "ssh-rsa !"]
+        {
             assert_eq!(super::line(&host, text), None, "{text}");
         }
     }
