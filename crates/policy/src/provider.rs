@@ -262,6 +262,9 @@ pub struct RequestRule {
     pub path: String,
     /// Forwarded or refused.
     pub allow: bool,
+    /// Forwarded also where the request carries no credential at all, and then without one ([`Provider::lets_anonymous`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub anonymous: bool,
 }
 
 /// How refusals read.

@@ -56,27 +56,45 @@ impl Provider {
     }
 
     /// Whether a request is forwarded: `method`, the upstream's name where it has one, and the path as it will be sent, without
-    /// its query. The first rule that fits decides; without any rule everything is forwarded.
+    /// its query. The first rule that fits decides; without any rule everything is forwarded that stays below the upstream's path.
     pub fn judge(&self, method: &str, host: Option<&Name>, path: &str) -> Result<(), Refused> {
+        self.deciding(method, host, path).map(|_| ())
+    }
+
+    /// Whether a request without any credential is forwarded as it is, of those that [`Provider::judge`] lets through: what everybody
+    /// may fetch. Any other one without a credential is asked for it.
+    pub fn lets_anonymous(&self, method: &str, host: Option<&Name>, path: &str) -> bool {
+        matches!(self.deciding(method, host, path), Ok(Some(rule)) if rule.anonymous)
+    }
+
+    /// The rule that allows a request, where there are any.
+    fn deciding(
+        &self,
+        method: &str,
+        host: Option<&Name>,
+        path: &str,
+    ) -> Result<Option<&RequestRule>, Refused> {
         if self.rule.is_empty() {
-            return Ok(());
+            let mut upstreams =
+                std::iter::once(&self.upstream).chain(self.route.iter().map(|route| &route.upstream));
+            let escapes = upstreams.any(|upstream| !upstream.path.is_empty()) && climbs(path);
+            return if escapes { Err(Refused::Ambiguous("a segment of dots")) } else { Ok(None) };
         }
         let readings = readings(path).map_err(Refused::Ambiguous)?;
         let Some((plain, others)) = readings.split_first() else { return Err(Refused::Unlisted) };
         let first = |segments: &[String]| {
-            let fits = |rule: &RequestRule| fits(rule, method, host, segments);
-            self.rule.iter().position(fits)
+            let fits = |(_, rule): &(usize, &RequestRule)| fits(rule, method, host, segments);
+            self.rule.iter().enumerate().find(fits)
         };
-        let refuses = |at: usize| self.rule.get(at).is_some_and(|rule| !rule.allow);
         // However else a server may read it, it must not be something that a rule refuses.
         for segments in others {
-            if let Some(at) = first(segments).filter(|&at| refuses(at)) {
+            if let Some((at, _)) = first(segments).filter(|(_, rule)| !rule.allow) {
                 return Err(Refused::Rule(at));
             }
         }
         match first(plain) {
-            Some(at) if refuses(at) => Err(Refused::Rule(at)),
-            Some(_) => Ok(()),
+            Some((at, rule)) if !rule.allow => Err(Refused::Rule(at)),
+            Some((_, rule)) => Ok(Some(rule)),
             None => Err(Refused::Unlisted),
         }
     }
@@ -118,6 +136,23 @@ fn fits(rule: &RequestRule, method: &str, host: Option<&Name>, segments: &[Strin
 
 fn words(path: &str) -> impl Iterator<Item = &str> {
     path.split('/').filter(|word| !word.is_empty())
+}
+
+/// Whether some server could take a part of the path for one that leads upwards.
+fn climbs(path: &str) -> bool {
+    let mut text = path.to_owned();
+    for _ in 0..=LAYERS {
+        let dots = |word: &str| matches!(word.split(';').next(), Some("." | ".."));
+        if text.split(['/', '\\']).any(dots) {
+            return true;
+        }
+        let next = String::from_utf8_lossy(&octets_of(&text)).into_owned();
+        if next == text {
+            return false;
+        }
+        text = next;
+    }
+    true
 }
 
 /// The segments of a path, first as they stand with what is encoded in them decoded, then as a server has them that decodes a
@@ -178,6 +213,10 @@ fn decoded(raw: &str) -> Result<String, &'static str> {
 
 /// As a server has it that decodes what was decoded: a `%` that begins no encoding stays what it is.
 fn again(text: &str) -> Result<String, &'static str> {
+    String::from_utf8(octets_of(text)).map_err(|_| "an encoding of no character")
+}
+
+fn octets_of(text: &str) -> Vec<u8> {
     let mut octets = Vec::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('%') {
@@ -195,7 +234,7 @@ fn again(text: &str) -> Result<String, &'static str> {
         }
     }
     octets.extend_from_slice(rest.as_bytes());
-    String::from_utf8(octets).map_err(|_| "an encoding of no character")
+    octets
 }
 
 fn checked(segment: String) -> Result<String, &'static str> {
@@ -308,10 +347,42 @@ mod tests {
     }
 
     #[test]
-    fn without_rules_every_path_is_forwarded_as_it_is() {
+    fn without_rules_every_path_is_forwarded_that_stays_below_the_upstreams() {
+        let plain = Provider { upstream: Endpoint::parse("https://api.x.example").unwrap(), ..provider("") };
         for path in ["/", "//a/../b;c", "/%zz", "*"] {
+            assert_eq!(plain.judge("ANY", None, path), Ok(()), "{path}");
+        }
+        for path in ["/base", "/base//a;b", "/base/%zz", "/base/a..b/.git", "/base/%2525", "/base/%ff"] {
             assert_eq!(provider("").judge("ANY", None, path), Ok(()), "{path}");
         }
+        for path in [
+            "/base/../x",
+            "/base/%2e%2E/x",
+            "/base/.%252e/x",
+            "/base/..;/x",
+            "/base/a%2f..%5cx",
+            "/base/..",
+            "/base/%ff/%2e./x",
+        ] {
+            assert!(provider("").judge("ANY", None, path).is_err(), "{path}");
+        }
+    }
+
+    #[test]
+    fn what_everybody_may_fetch_needs_no_credential() {
+        let open = provider(
+            "rule = [{ methods = [\"GET\"], path = \"/open/**\", allow = true, anonymous = true }, { path = \"/**\", allow = true }]",
+        );
+        for (method, path, anonymous) in [
+            ("GET", "/open/a", true),
+            ("HEAD", "/open/a", true),
+            ("POST", "/open/a", false),
+            ("GET", "/closed", false),
+            ("GET", "/open/../closed", false),
+        ] {
+            assert_eq!(open.lets_anonymous(method, None, path), anonymous, "{method} {path}");
+        }
+        assert!(!provider("").lets_anonymous("GET", None, "/base"));
     }
 
     #[test]
