@@ -1,9 +1,11 @@
 //! Copies of the store: made while it is in use, and put back in its place as a whole.
 
 use crate::error::{Error, Result};
+use crate::files::{self, beside};
 use crate::key::MasterKey;
-use crate::schema::{self, beside};
-use crate::store::{self, Store};
+use crate::row::{self, Head};
+use crate::schema;
+use crate::store::Store;
 use rusqlite::Connection;
 use rusqlite::backup::Backup;
 use std::io::Read;
@@ -35,7 +37,7 @@ impl Store {
         if to.symlink_metadata().is_ok() {
             return Err(Error::Exists { path: shown });
         }
-        store::make_file(&to)?;
+        files::make_file(&to)?;
         let copied = (|| {
             let failed = Error::database(&shown);
             let mut copy = schema::connect(&to, &shown)?;
@@ -62,7 +64,7 @@ impl Store {
 pub struct Restore<'a> {
     dir: &'a Dir,
     staged: PathBuf,
-    store: store::Head,
+    store: Head,
     _alone: Lock,
 }
 
@@ -70,9 +72,9 @@ impl<'a> Restore<'a> {
     /// Takes a copy of the file `from` into `dir` and looks whether it is a vault of a known schema, whole, and with nothing in it that terok has
     /// not put there. The store in `dir` is not touched yet.
     pub fn new(dir: &'a Dir, from: &Path) -> Result<Self> {
-        let alone = dir.lock(schema::PATIENCE)?;
-        store::remove_with_logs(dir, STAGED)?;
-        let staged = schema::path(dir, STAGED)?;
+        let alone = dir.lock(files::PATIENCE)?;
+        files::remove_with_logs(dir, STAGED)?;
+        let staged = files::path(dir, STAGED)?;
         let looked_at =
             stage(from, &staged).and_then(|()| look(&staged, from)).map_err(|error| match error {
                 Error::Broken { path, reason } | Error::Foreign { path, reason } => Error::Unfit(format!(
@@ -83,7 +85,7 @@ impl<'a> Restore<'a> {
         match looked_at {
             Ok(store) => Ok(Restore { dir, staged, store, _alone: alone }),
             Err(error) => {
-                let _ = store::remove_with_logs(dir, STAGED);
+                let _ = files::remove_with_logs(dir, STAGED);
                 Err(error)
             }
         }
@@ -101,33 +103,34 @@ impl<'a> Restore<'a> {
 
     /// Puts the copy in the store's place, which stays beside it as [`BEFORE_RESTORE`]. Waits for who has the store open.
     pub fn finish(self) -> Result<()> {
-        let _in_use = store::take(self.dir, Hold::Alone)?;
-        let path = schema::path(self.dir, VAULT_STORE)?;
-        if path.symlink_metadata().is_ok() {
-            self.retire(&path)?;
-        }
-        self.dir.rename(STAGED, VAULT_STORE)?;
-        store::sync_folder(self.dir)
-    }
-
-    /// What the old store's log holds goes into it, or beside it where that cannot be done: SQLite would play a log into any file of the store's name.
-    fn retire(&self, path: &Path) -> Result<()> {
-        if let Ok(old) = schema::connect(path, VAULT_STORE) {
+        let _in_use = files::take(self.dir, Hold::Alone)?;
+        let path = files::path(self.dir, VAULT_STORE)?;
+        let there = path.symlink_metadata().is_ok();
+        if there && let Ok(old) = schema::connect(&path, VAULT_STORE) {
             let _ = old.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
         }
-        let log = format!("{VAULT_STORE}-wal");
-        self.dir.remove(LEAVING)?;
-        self.dir.remove(&format!("{BEFORE_RESTORE}-wal"))?;
-        match beside(path, "-wal").symlink_metadata() {
-            Ok(found) if found.len() > 0 => self.dir.rename(&log, &format!("{BEFORE_RESTORE}-wal"))?,
-            _ => self.dir.remove(&log)?,
+        self.put_log_aside(&path)?;
+        if there {
+            // Two names for a moment, so that there is a store at every moment.
+            self.dir.remove(LEAVING)?;
+            let leaving = path.with_file_name(LEAVING);
+            std::fs::hard_link(&path, &leaving).map_err(Error::file("link", leaving.display()))?;
+            self.dir.rename(LEAVING, BEFORE_RESTORE)?;
+            files::sync_folder(self.dir)?;
         }
-        self.dir.remove(&format!("{VAULT_STORE}-shm"))?;
-        // Two names for a moment, so that there is a store at every moment.
-        let leaving = path.with_file_name(LEAVING);
-        std::fs::hard_link(path, &leaving).map_err(Error::file("link", leaving.display()))?;
-        self.dir.rename(LEAVING, BEFORE_RESTORE)?;
-        store::sync_folder(self.dir)
+        self.dir.rename(STAGED, VAULT_STORE)?;
+        files::sync_folder(self.dir)
+    }
+
+    /// A log that SQLite could not put into its own file is kept beside it: SQLite would play it into any file of the store's name.
+    fn put_log_aside(&self, path: &Path) -> Result<()> {
+        let [log, kept] = [VAULT_STORE, BEFORE_RESTORE].map(|name| format!("{name}-wal"));
+        self.dir.remove(&kept)?;
+        match files::is_empty(&beside(path, "-wal")) {
+            true => self.dir.remove(&log)?,
+            false => self.dir.rename(&log, &kept)?,
+        }
+        Ok(self.dir.remove(&format!("{VAULT_STORE}-shm"))?)
     }
 }
 
@@ -142,7 +145,7 @@ impl Drop for Restore<'_> {
 /// Copies `from`, which is not opened as a database where it is: that could change it.
 fn stage(from: &Path, staged: &Path) -> Result<()> {
     let shown = from.display();
-    if beside(from, "-wal").metadata().is_ok_and(|log| log.len() > 0) {
+    if !files::is_empty(&beside(from, "-wal")) {
         return Err(Error::Unfit(format!(
             "{shown} has a write-ahead log beside it ({shown}-wal), so it is no finished copy; make one with `terok vault backup`"
         )));
@@ -151,7 +154,7 @@ fn stage(from: &Path, staged: &Path) -> Result<()> {
     if !file.metadata().map_err(Error::file("stat", from.display()))?.is_file() {
         return Err(Error::Unfit(format!("{} is not a file", from.display())));
     }
-    let mut copy = store::make_file(staged)?;
+    let mut copy = files::make_file(staged)?;
     let copied = std::io::copy(&mut file.take(LIMIT + 1), &mut copy)
         .and_then(|copied| copy.sync_all().map(|()| copied))
         .map_err(Error::file("copy", from.display()))?;
@@ -162,7 +165,7 @@ fn stage(from: &Path, staged: &Path) -> Result<()> {
 }
 
 /// Whether the staged copy of `from` is a vault. Messages name `from`.
-fn look(staged: &Path, from: &Path) -> Result<store::Head> {
+fn look(staged: &Path, from: &Path) -> Result<Head> {
     let shown = from.display().to_string();
     let failed = Error::database(&shown);
     let mut connection = schema::connect(staged, &shown)?;
@@ -170,7 +173,7 @@ fn look(staged: &Path, from: &Path) -> Result<store::Head> {
     schema::check_whole(&connection, &shown)?;
     schema::migrate(&mut connection, &shown)?;
     connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(())).map_err(&failed)?;
-    let head = store::read_head(&connection, &shown)?;
+    let head = row::read_head(&connection, &shown)?;
     close(connection, &shown)?;
     Ok(head)
 }

@@ -8,10 +8,13 @@
 mod copies;
 pub mod ephemeral;
 mod error;
+mod export;
+mod files;
 mod key;
 pub mod known_hosts;
 pub mod passphrase;
 mod record;
+mod row;
 mod schema;
 mod seal;
 pub mod session;

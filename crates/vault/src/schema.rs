@@ -1,18 +1,13 @@
-//! The database file: whose it may be, how it is opened, and the steps from one schema to the next.
+//! The database: how it is opened, what it must be, and the steps from one schema to the next.
 
 use crate::error::{Error, Result};
+use crate::files;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
-use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
-use terok_kernel::statedir::Dir;
+use std::path::Path;
 
 /// `terk`: what `file` and SQLite's tools show as application id.
 const APPLICATION: i32 = 0x7465_726b;
-/// How long a write waits for another process.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Each leads from the schema before it to its own, counted from 1. Never changed, only added to.
 const STEPS: &[&str] = &[
@@ -52,59 +47,19 @@ const STEPS: &[&str] = &[
 /// The newest schema.
 pub(crate) const NEWEST: i64 = STEPS.len() as i64;
 
-/// File `name` of `dir` by a path without links: SQLite follows none on its way.
-pub(crate) fn path(dir: &Dir, name: &str) -> Result<PathBuf> {
-    let folder = std::fs::canonicalize(format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd()))
-        .map_err(Error::file("find", dir.path().display()))?;
-    Ok(folder.join(name))
-}
-
-/// Refuses a file that others may read or write, a link, and one of somebody else. `false` where there is none.
-pub(crate) fn check_file(path: &Path) -> Result<bool> {
-    let shown = || path.display().to_string();
-    let untrusted = |reason: String| Err(Error::Untrusted { path: shown(), reason });
-    let found = match path.symlink_metadata() {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-        found => found.map_err(Error::file("stat", shown()))?,
-    };
-    if found.is_symlink() {
-        return untrusted("is a symbolic link; put the file itself there".into());
-    }
-    if !found.is_file() {
-        return untrusted("is not a file; move it away".into());
-    }
-    let folder = path.parent().map(Path::metadata).transpose().map_err(Error::file("stat", shown()))?;
-    if folder.is_some_and(|folder| folder.uid() != found.uid()) {
-        return untrusted(format!("belongs to uid {}, unlike its folder; move it away", found.uid()));
-    }
-    let who = match found.mode() {
-        mode if mode & 0o007 != 0 => "everybody on this machine",
-        mode if mode & 0o070 != 0 => "its group",
-        _ => return Ok(true),
-    };
-    untrusted(format!("has mode {:o}, so {who} may use it; run `chmod 600` on it", found.mode() & 0o7777))
-}
-
 /// Opens the vault at `path`, brought to the newest schema.
 pub(crate) fn open(path: &Path) -> Result<Connection> {
     let shown = path.display().to_string();
-    if !check_file(path)? {
+    if !files::check_file(path)? {
         return Err(Error::None { path: shown });
     }
     for suffix in ["-wal", "-shm"] {
-        check_file(&beside(path, suffix))?;
+        files::check_file(&files::beside(path, suffix))?;
     }
     let mut connection = connect(path, &shown)?;
     recognise(&connection, &shown)?;
     migrate(&mut connection, &shown)?;
     Ok(connection)
-}
-
-/// `path` with `suffix` behind its name.
-pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
 }
 
 /// Makes the empty file at `path` a vault's database of the newest schema.
@@ -126,7 +81,7 @@ pub(crate) fn connect(path: &Path, shown: &str) -> Result<Connection> {
         | OpenFlags::SQLITE_OPEN_NOFOLLOW
         | OpenFlags::SQLITE_OPEN_EXRESCODE;
     let connection = Connection::open_with_flags(path, flags).map_err(&failed)?;
-    connection.busy_timeout(PATIENCE).map_err(&failed)?;
+    connection.busy_timeout(files::PATIENCE).map_err(&failed)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true).map_err(&failed)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false).map_err(&failed)?;
     for (name, value) in [

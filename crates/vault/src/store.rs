@@ -3,22 +3,14 @@
 use crate::error::{Error, Result};
 use crate::key::{Cost, MasterKey, Wrapped};
 use crate::record::{self, Kind, Problem, Record, Secret, SshPublic};
-use crate::{schema, seal};
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
-use serde::Serialize;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use crate::row::{self, COLUMNS, Head};
+use crate::{files, schema, seal};
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 use terok_kernel::statedir::{Dir, Hold, Lock};
 use terok_policy::layout::VAULT_STORE;
-use zeroize::Zeroizing;
 
-/// Held, shared, by whoever has the store open, and alone by who puts another file in its place.
-const IN_USE: &str = "in-use.lock";
 /// A store that is being made.
 const NEW: &str = ".vault.db.new";
-
-const COLUMNS: &str =
-    "id, kind, provider, name, revision, created, changed, expires, public, users, problem_at, problem";
 
 /// An open vault. Every change is a transaction: when a method has returned, it is on the disk; when the process was killed within it, nothing of
 /// it or all of it is.
@@ -27,19 +19,6 @@ pub struct Store {
     head: Head,
     path: String,
     _in_use: Lock,
-}
-
-/// What a vault says of itself.
-pub(crate) struct Head {
-    pub(crate) id: String,
-    created: u64,
-    wrapped: Wrapped,
-}
-
-impl Head {
-    pub(crate) fn unlock(&self, passphrase: &str) -> Result<MasterKey> {
-        self.wrapped.open(&self.id, passphrase)
-    }
 }
 
 /// A record to add.
@@ -60,7 +39,7 @@ pub struct New<'a> {
 impl Store {
     /// Makes a vault in `dir` (0700), with a new master key under `passphrase`. One that is there is left as it is.
     pub fn create(dir: &Dir, passphrase: &str, cost: Cost, now: u64) -> Result<(Self, MasterKey)> {
-        let path = schema::path(dir, VAULT_STORE)?;
+        let path = files::path(dir, VAULT_STORE)?;
         let exists = || Error::Exists { path: path.display().to_string() };
         if path.symlink_metadata().is_ok() {
             return Err(exists());
@@ -70,23 +49,30 @@ impl Store {
         let id: String = id.iter().map(|octet| format!("{octet:02x}")).collect();
         let key = MasterKey::random(&id)?;
         let wrapped = Wrapped::new(&key, passphrase, cost)?;
-        let alone = take(dir, Hold::Alone)?;
+        let alone = files::take(dir, Hold::Alone)?;
         if path.symlink_metadata().is_ok() {
             return Err(exists());
         }
-        let new = schema::path(dir, NEW)?;
+        let log = files::beside(&path, "-wal");
+        if !files::is_empty(&log) {
+            return Err(Error::Untrusted {
+                path: log.display().to_string(),
+                reason: "is the log of a vault that was moved away, perhaps with its last changes; put the vault back, or remove this file".into(),
+            });
+        }
+        let new = files::path(dir, NEW)?;
         let made = (|| {
-            remove_with_logs(dir, NEW)?;
-            make_file(&new)?;
+            files::remove_with_logs(dir, NEW)?;
+            files::make_file(&new)?;
             let connection = schema::make(&new)?;
-            insert_vault(&connection, &id, now, &wrapped)
+            row::insert_head(&connection, &id, now, &wrapped)
                 .map_err(Error::database(&path.display().to_string()))?;
             connection.close().map_err(|(_, error)| Error::database(&path.display().to_string())(error))?;
             dir.rename(NEW, VAULT_STORE)?;
-            sync_folder(dir)
+            files::sync_folder(dir)
         })();
         if made.is_err() {
-            let _ = remove_with_logs(dir, NEW);
+            let _ = files::remove_with_logs(dir, NEW);
         }
         drop(alone);
         made?;
@@ -95,15 +81,15 @@ impl Store {
 
     /// Opens the vault in `dir`. Secrets need its master key besides.
     pub fn open(dir: &Dir) -> Result<Self> {
-        let path = schema::path(dir, VAULT_STORE)?;
+        let path = files::path(dir, VAULT_STORE)?;
         // Before anything is made in the folder of somebody who has no vault.
         if path.symlink_metadata().is_err() {
             return Err(Error::None { path: dir.path().join(VAULT_STORE).display().to_string() });
         }
-        let in_use = take(dir, Hold::Shared)?;
+        let in_use = files::take(dir, Hold::Shared)?;
         let connection = schema::open(&path)?;
         let path = path.display().to_string();
-        let head = read_head(&connection, &path)?;
+        let head = row::read_head(&connection, &path)?;
         Ok(Store { connection, head, path, _in_use: in_use })
     }
 
@@ -148,7 +134,7 @@ impl Store {
         let failed = Error::database(&self.path);
         let select = format!("SELECT {COLUMNS} FROM record ORDER BY provider, name");
         let mut statement = self.connection.prepare(&select).map_err(&failed)?;
-        let rows = statement.query_map([], |row| Ok(read_record(row))).map_err(&failed)?;
+        let rows = statement.query_map([], |row| Ok(row::read_record(row))).map_err(&failed)?;
         let rows: Vec<_> = rows.collect::<rusqlite::Result<_>>().map_err(&failed)?;
         Ok(rows.into_iter().filter_map(Result::ok).collect())
     }
@@ -166,7 +152,7 @@ impl Store {
     fn find(&self, provider: &str, name: &str) -> Result<Record> {
         let select = format!("SELECT {COLUMNS} FROM record WHERE provider = ?1 AND name = ?2");
         self.connection
-            .query_row(&select, [provider, name], |row| Ok(read_record(row)))
+            .query_row(&select, [provider, name], |row| Ok(row::read_record(row)))
             .optional()
             .map_err(Error::database(&self.path))?
             .unwrap_or_else(|| Err(Error::Absent { record: record::words(provider, name) }))
@@ -226,7 +212,7 @@ impl Store {
                     now as i64,
                     new.expires.map(|at| at as i64),
                     new.ssh.map(|ssh| &ssh.public),
-                    new.ssh.map(|ssh| users(&ssh.users)),
+                    new.ssh.map(|ssh| row::users(&ssh.users)),
                 ],
             )?;
             let record = Record {
@@ -293,7 +279,7 @@ impl Store {
 
     /// The users whose logins an SSH key signs; any where empty.
     pub fn set_ssh_users(&mut self, record: &Record, users: &[String]) -> Result<()> {
-        let list = self::users(users);
+        let list = row::users(users);
         let done = self.write(|transaction| {
             let update = "UPDATE record SET users = ?1 WHERE id = ?2 AND kind = 'ssh'";
             Ok(transaction.execute(update, params![list, record.id])?)
@@ -347,7 +333,7 @@ impl Store {
         let mut statement = self.connection.prepare(&select).map_err(&failed)?;
         let mut rows = statement.query([]).map_err(&failed)?;
         while let Some(row) = rows.next().map_err(&failed)? {
-            match read_record(row) {
+            match row::read_record(row) {
                 Err(error) => damaged.push(error.to_string()),
                 Ok(record) => {
                     let Some(key) = key else { continue };
@@ -358,20 +344,6 @@ impl Store {
             }
         }
         Ok(damaged)
-    }
-
-    /// Writes all records with their secrets, plain, as JSON. The caller sees to it that nobody reads it who should not.
-    pub fn export(&self, key: &MasterKey, out: &mut dyn Write) -> Result<()> {
-        let mut records = Vec::new();
-        for record in self.records()? {
-            let secret = self.open_secret(key, &record)?;
-            records.push(Exported { record, secret: secret.into() });
-        }
-        let written = serde_json::to_writer_pretty(&mut *out, &Export { vault: self.id(), records });
-        written
-            .map_err(std::io::Error::from)
-            .and_then(|()| writeln!(out))
-            .map_err(Error::file("write", "the export"))
     }
 
     pub(crate) fn connection(&self) -> &Connection {
@@ -412,39 +384,6 @@ impl Store {
     }
 }
 
-#[derive(Serialize)]
-struct Export<'a> {
-    vault: &'a str,
-    records: Vec<Exported>,
-}
-
-#[derive(Serialize)]
-struct Exported {
-    #[serde(flatten)]
-    record: Record,
-    secret: PlainSecret,
-}
-
-#[derive(Serialize)]
-#[serde(untagged)]
-enum PlainSecret {
-    Key { key: Zeroizing<String> },
-    Basic { user: String, password: Zeroizing<String> },
-    OAuth { access: Zeroizing<String>, refresh: Option<Zeroizing<String>> },
-    Ssh { private: Zeroizing<String> },
-}
-
-impl From<Secret> for PlainSecret {
-    fn from(secret: Secret) -> Self {
-        match secret {
-            Secret::Key(key) => PlainSecret::Key { key },
-            Secret::Basic { user, password } => PlainSecret::Basic { user, password },
-            Secret::OAuth { access, refresh } => PlainSecret::OAuth { access, refresh },
-            Secret::Ssh(private) => PlainSecret::Ssh { private },
-        }
-    }
-}
-
 /// Why a transaction was not finished.
 enum Change {
     Database(rusqlite::Error),
@@ -462,40 +401,6 @@ impl From<Error> for Change {
     }
 }
 
-/// Takes the folder's store, waiting for who has it.
-pub(crate) fn take(dir: &Dir, hold: Hold) -> Result<Lock> {
-    dir.lock_file(IN_USE, hold, schema::PATIENCE).map_err(|error| match Error::from(error) {
-        Error::Busy { .. } => Error::Busy { path: dir.path().join(VAULT_STORE).display().to_string() },
-        error => error,
-    })
-}
-
-/// An empty file that nobody else can read from its first moment on.
-pub(crate) fn make_file(path: &std::path::Path) -> Result<std::fs::File> {
-    std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(Error::file("make", path.display()))
-}
-
-/// Removes a database that nobody has open.
-pub(crate) fn remove_with_logs(dir: &Dir, name: &str) -> Result<()> {
-    for suffix in ["", "-wal", "-shm", "-journal"] {
-        dir.remove(&format!("{name}{suffix}"))?;
-    }
-    Ok(())
-}
-
-/// Puts the folder's names on the disk.
-pub(crate) fn sync_folder(dir: &Dir) -> Result<()> {
-    let path = schema::path(dir, ".")?;
-    std::fs::File::open(&path)
-        .and_then(|folder| folder.sync_all())
-        .map_err(Error::file("sync", path.display()))
-}
-
 /// What a record's secret is sealed for: it opens in no other place, and no older one in its place.
 fn identity(vault: &str, record: &Record) -> Vec<u8> {
     seal::identity(&[
@@ -507,72 +412,4 @@ fn identity(vault: &str, record: &Record) -> Vec<u8> {
         record.name.as_bytes(),
         &record.revision.to_le_bytes(),
     ])
-}
-
-fn insert_vault(connection: &Connection, id: &str, now: u64, wrapped: &Wrapped) -> rusqlite::Result<()> {
-    let Wrapped { cost, salt, sealed } = wrapped;
-    connection.execute(
-        "INSERT INTO vault (one, id, created, memory, passes, lanes, salt, sealed) VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-        params![id, now as i64, cost.memory, cost.passes, cost.lanes, salt, sealed],
-    )?;
-    Ok(())
-}
-
-pub(crate) fn read_head(connection: &Connection, path: &str) -> Result<Head> {
-    let select = "SELECT id, created, memory, passes, lanes, salt, sealed FROM vault WHERE one = 1";
-    let read = connection.query_row(select, [], |row| {
-        let cost = Cost { memory: row.get(2)?, passes: row.get(3)?, lanes: row.get(4)? };
-        let wrapped = Wrapped { cost, salt: row.get(5)?, sealed: row.get(6)? };
-        Ok(Head { id: row.get(0)?, created: row.get::<_, i64>(1)? as u64, wrapped })
-    });
-    match read {
-        Err(rusqlite::Error::SqliteFailure(..)) => read.map_err(Error::database(path)),
-        read => read.map_err(|error| Error::Broken { path: path.into(), reason: error.to_string() }),
-    }
-}
-
-fn read_record(row: &Row<'_>) -> Result<Record> {
-    let id: i64 = row.get(0).unwrap_or_default();
-    let damaged = || Error::Damaged {
-        record: match (row.get::<_, String>(2), row.get::<_, String>(3)) {
-            (Ok(provider), Ok(name)) => record::words(&provider, &name),
-            _ => format!("record {id}"),
-        },
-    };
-    let read = || -> rusqlite::Result<Option<Record>> {
-        let Some(kind) = Kind::from_word(&row.get::<_, String>(1)?) else { return Ok(None) };
-        let ssh = match (row.get::<_, Option<String>>(8)?, row.get::<_, Option<String>>(9)?) {
-            (Some(public), Some(users)) => match serde_json::from_str(&users) {
-                Ok(users) => Some(SshPublic { public, users }),
-                Err(_) => return Ok(None),
-            },
-            _ => None,
-        };
-        let number = |at| row.get::<_, i64>(at).map(|number| number as u64);
-        let problem = match (row.get::<_, Option<i64>>(10)?, row.get(11)?) {
-            (Some(at), Some(reason)) => Some(Problem { at: at as u64, reason }),
-            _ => None,
-        };
-        Ok(Some(Record {
-            id,
-            kind,
-            provider: row.get(2)?,
-            name: row.get(3)?,
-            revision: number(4)?,
-            created: number(5)?,
-            changed: number(6)?,
-            expires: row.get::<_, Option<i64>>(7)?.map(|at| at as u64),
-            ssh,
-            problem,
-        }))
-    };
-    let record = read().ok().flatten().ok_or_else(damaged)?;
-    match (record.kind == Kind::Ssh) == record.ssh.is_some() {
-        true => Ok(record),
-        false => Err(damaged()),
-    }
-}
-
-fn users(users: &[String]) -> String {
-    serde_json::Value::from(users).to_string()
 }

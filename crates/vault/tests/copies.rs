@@ -124,6 +124,22 @@ fn a_log_that_the_old_store_left_is_not_played_into_the_restored_one() {
 }
 
 #[test]
+fn a_log_whose_store_was_moved_away_is_not_played_into_a_new_one() {
+    let (mut vault, _folder, copy) = copied();
+    vault.add("github", "default", "ghp_later");
+    let (folder, dir) = with_a_log_left(vault);
+    let [path, log, away] = ["vault.db", "vault.db-wal", "away"].map(|name| folder.path().join(name));
+    fs::rename(&path, &away).unwrap();
+    let content = fs::read(&log).unwrap();
+    let refused = Store::create(&dir, PASSPHRASE, Cost::LEAST, support::NOW).err().unwrap().to_string();
+    assert!(refused.contains("vault.db-wal: is the log of a vault that was moved away"), "{refused}");
+    assert_eq!(fs::read(&log).unwrap(), content);
+    restore(&dir, &copy).unwrap();
+    assert_eq!(Store::open(&dir).unwrap().records().unwrap().len(), 1);
+    assert_eq!(fs::read(folder.path().join("vault.db.before-restore-wal")).unwrap(), content);
+}
+
+#[test]
 fn a_broken_store_gives_way_and_its_log_stays_beside_it() {
     let (mut vault, _folder, copy) = copied();
     vault.add("github", "default", "ghp_later");
