@@ -20,6 +20,7 @@ pub mod seccomp;
 pub mod socket;
 pub mod splice;
 pub mod statedir;
+pub mod tree;
 pub mod userns;
 
 pub use error::Error;
