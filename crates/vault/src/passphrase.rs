@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
 /// A passphrase has at least so many characters.
@@ -29,8 +30,8 @@ pub fn check(passphrase: &str) -> Result<()> {
     Ok(())
 }
 
-/// The first line that `command` prints, as `pass show` has it. `quiet` gives it no terminal: it must not ask anybody.
-pub fn from_command(command: &[String], quiet: bool) -> Result<Zeroizing<String>> {
+/// The first line that `command` prints within `patience`, as `pass show` has it. `quiet` gives it no terminal: it must not ask anybody.
+pub fn from_command(command: &[String], quiet: bool, patience: Duration) -> Result<Zeroizing<String>> {
     let [program, arguments @ ..] = command else {
         return Err(Error::Passphrase("command in config.toml is empty".into()));
     };
@@ -40,12 +41,26 @@ pub fn from_command(command: &[String], quiet: bool) -> Result<Zeroizing<String>
     if quiet {
         child.stdin(Stdio::null()).stderr(Stdio::null());
     }
+    let deadline = Instant::now() + patience;
     let mut child = child.spawn().map_err(|error| failed(format!("does not start: {error}")))?;
-    let said = match child.stdout.take() {
-        Some(output) => first_line(output),
-        None => Ok(Zeroizing::default()),
+    let (sender, said) = std::sync::mpsc::channel();
+    if let Some(output) = child.stdout.take() {
+        // Ends with the program's output, or with this program.
+        std::thread::spawn(move || sender.send(first_line(output)));
+    }
+    let said = said.recv_timeout(patience);
+    let ended = loop {
+        match child.try_wait().map_err(|error| failed(error.to_string()))? {
+            Some(ended) => break ended,
+            None if said.is_ok() && Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
+            None => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(failed(format!("is not done after {} seconds", patience.as_secs())));
+            }
+        }
     };
-    let ended = child.wait().map_err(|error| failed(error.to_string()))?;
+    let said = said.map_err(|_| failed("cannot be read".into()))?;
     let said = said.map_err(|error| failed(format!("cannot be read: {error}")))?;
     match ended.success() {
         false => Err(failed(format!("failed ({ended})"))),
@@ -91,7 +106,9 @@ mod tests {
 
     fn shell(script: &str) -> Result<String, String> {
         let command = ["sh", "-c", script].map(str::to_owned);
-        from_command(&command, true).map(|line| line.to_string()).map_err(|error| error.to_string())
+        from_command(&command, true, Duration::from_secs(20))
+            .map(|line| line.to_string())
+            .map_err(|error| error.to_string())
     }
 
     #[test]
@@ -128,9 +145,21 @@ mod tests {
             assert!(refused.contains(said) && refused.contains("`sh`"), "{refused}");
             assert!(!refused.contains("secret-42"), "{refused}");
         }
-        let missing = from_command(&["/no/such/program".into()], true).unwrap_err().to_string();
+        let missing = from_command(&["/no/such/program".into()], true, Duration::from_secs(20))
+            .unwrap_err()
+            .to_string();
         assert!(missing.contains("does not start"), "{missing}");
-        assert!(from_command(&[], true).is_err());
+        assert!(from_command(&[], true, Duration::ZERO).is_err());
+    }
+
+    #[test]
+    fn a_command_that_does_not_end_is_ended() {
+        for script in ["exec sleep 600", "echo x; exec >&-; exec sleep 600"] {
+            let started = Instant::now();
+            let command = ["sh", "-c", script].map(str::to_owned);
+            let error = from_command(&command, true, Duration::from_millis(100)).unwrap_err().to_string();
+            assert!(error.contains("not done") && started.elapsed() < Duration::from_secs(30), "{error}");
+        }
     }
 
     #[test]
