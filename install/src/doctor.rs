@@ -34,13 +34,16 @@ pub struct Finding {
 }
 
 impl Finding {
-    pub(crate) fn ok(area: &'static str, what: impl Into<String>) -> Self {
+    /// As it should be.
+    pub fn ok(area: &'static str, what: impl Into<String>) -> Self {
         Finding { area, level: Level::Ok, what: what.into(), remedy: String::new() }
     }
-    pub(crate) fn warn(area: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+    /// Worth a look, with what to do.
+    pub fn warn(area: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> Self {
         Finding { area, level: Level::Warn, what: what.into(), remedy: remedy.into() }
     }
-    pub(crate) fn fail(area: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+    /// In the way, with what to do.
+    pub fn fail(area: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> Self {
         Finding { area, level: Level::Fail, what: what.into(), remedy: remedy.into() }
     }
 }

@@ -105,6 +105,20 @@ impl Host {
         vec![self.at(layout::CONFIG_SYSTEM), self.at(self.home.join(layout::CONFIG_USER))]
     }
 
+    /// The vault's folder, made when there is a vault.
+    pub fn vault_dir(&self) -> PathBuf {
+        if self.rootless() {
+            self.at(self.home.join(layout::VAULT_USER))
+        } else {
+            self.at(layout::VAULT_ROOTFUL)
+        }
+    }
+
+    /// Folders of provider definitions in the order they are read: a later one replaces a definition of the same name.
+    pub fn provider_dirs(&self) -> Vec<PathBuf> {
+        vec![self.at(layout::PROVIDERS_SYSTEM), self.at(self.home.join(layout::PROVIDERS_USER))]
+    }
+
     /// Profile folders in the order they are read: a later one replaces a profile of the same name.
     pub fn profile_dirs(&self) -> Vec<PathBuf> {
         vec![self.at(layout::PROFILES_SYSTEM), self.at(self.home.join(layout::PROFILES_USER))]

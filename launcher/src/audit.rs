@@ -25,7 +25,7 @@ pub(crate) struct AuditArgs {
     /// Check the chain of hashes: that no line was changed, removed or put in between
     #[arg(long, conflicts_with = "follow")]
     verify: bool,
-    /// Only these kinds: lifecycle, dns, connect, http, control, verdict, publish, kernel
+    /// Only these kinds: lifecycle, dns, connect, http, control, verdict, publish, vault, ssh, kernel
     #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = parse_kind)]
     kind: Vec<Kind>,
     /// Only refusals
@@ -199,7 +199,8 @@ fn rotated(log: &Path) -> std::path::PathBuf {
 
 fn parse_kind(text: &str) -> Result<Kind, String> {
     serde_json::from_value(text.into()).map_err(|_| {
-        "the kinds are lifecycle, dns, connect, http, control, verdict, publish and kernel".to_owned()
+        "the kinds are lifecycle, dns, connect, http, control, verdict, publish, vault, ssh and kernel"
+            .to_owned()
     })
 }
 

@@ -1,6 +1,8 @@
 //! The command line: raw arguments to one call. Exit codes: 0 done, 1 refused or failed, 64 usage.
 
-use crate::{audit, explain, generate, maintain, operate, panic, profiles, run, show, verdict, watch};
+use crate::{
+    audit, explain, generate, maintain, operate, panic, profiles, providers, run, show, vault, verdict, watch,
+};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -88,6 +90,12 @@ enum Verb {
     /// Look at the egress lists that --profile names
     #[command(subcommand)]
     Profile(Profile),
+    /// Real credentials stay in the vault; containers use them without having them
+    #[command(subcommand)]
+    Vault(vault::Vault),
+    /// Look at the services whose credentials terok can hold, and define your own
+    #[command(subcommand)]
+    Provider(Provider),
     /// Install terok and make podman consult its hooks
     Setup {
         #[command(flatten)]
@@ -134,6 +142,36 @@ enum Profile {
         /// NAME.txt
         #[arg(required = true)]
         files: Vec<PathBuf>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Provider {
+    /// The providers there are
+    List(Json),
+    /// What a provider is: where requests go, how a credential is sent, what a container gets in its place
+    Show {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Whether files are definitions
+    Check {
+        /// NAME.toml
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Write a definition of your own: another one, with your upstream
+    New {
+        /// What to call it
+        name: String,
+        /// The definition it is like: openai for any endpoint that speaks as OpenAI's does, bearer or basic for others
+        #[arg(long, value_name = "PROVIDER")]
+        like: String,
+        /// Where requests go: https://HOST[:PORT][/PATH], or http:// to an address or `host`
+        #[arg(long, value_name = "URL")]
+        upstream: String,
     },
 }
 
@@ -241,6 +279,13 @@ fn call(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Profile(Profile::Show { names, json }) => profiles::show(&host, &names, json.json)?,
         Verb::Profile(Profile::Learn(args)) => profiles::learn::learn(&host, &args)?,
         Verb::Profile(Profile::Check { files }) => profiles::check(&host, &files)?,
+        Verb::Vault(verb) => return vault::vault(&host, verb),
+        Verb::Provider(Provider::List(json)) => providers::list(&host, json.json)?,
+        Verb::Provider(Provider::Show { name, json }) => providers::show(&host, &name, json.json)?,
+        Verb::Provider(Provider::Check { files }) => providers::check(&host, &files)?,
+        Verb::Provider(Provider::New { name, like, upstream }) => {
+            providers::new(&host, &name, &like, &upstream)?;
+        }
         Verb::Setup { place, which } => maintain::setup(&host, &place, &which)?,
         Verb::Uninstall { place, purge } => maintain::uninstall(&host, &place, purge)?,
         Verb::Panic(args) => return panic::panic(&host, &args),

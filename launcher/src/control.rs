@@ -63,6 +63,7 @@ trait Supervisor {
         state: Shield,
         seconds: Option<u64>,
     ) -> zlink::Result<Result<AppliedReply, Fault>>;
+    async fn revoke(&mut self, provider: &str, undo: bool) -> zlink::Result<Result<AppliedReply, Fault>>;
     async fn verdict(
         &mut self,
         id: u64,
@@ -86,6 +87,8 @@ pub(crate) enum Order<'a> {
     Forget(&'a [String]),
     /// A state, and for how long.
     State(Shield, Option<Duration>),
+    /// Takes a granted provider back, or with `true` gives it again.
+    Revoke(&'a str, bool),
 }
 
 impl Fault {
@@ -141,6 +144,7 @@ pub(crate) async fn give(known: &Known, order: Order<'_>) -> anyhow::Result<Appl
             Order::Allow(rules) => connection.allow(rules).await?,
             Order::Deny(rules) => connection.deny(rules).await?,
             Order::Forget(rules) => connection.forget(rules).await?,
+            Order::Revoke(provider, undo) => connection.revoke(provider, undo).await?,
             Order::State(state, time) => connection.set_state(state, time.map(|time| time.as_secs())).await?,
         };
         Ok(reply.map_err(Fault::into_error)?.applied)
@@ -247,6 +251,17 @@ mod tests {
         let (known, server, _folder) = answering(reply);
         block_on(give(&known, Order::State(Shield::Block, None))).unwrap().unwrap();
         assert_eq!(server.join().unwrap()["parameters"], serde_json::json!({"state": "block"}));
+    }
+
+    #[test]
+    fn a_revocation_names_its_provider() {
+        let (known, server, _folder) =
+            answering(r#"{"parameters":{"applied":{"changed":["anthropic"],"cut":1}}}"#);
+        let applied = block_on(give(&known, Order::Revoke("anthropic", false))).unwrap().unwrap();
+        assert_eq!((applied.changed.len(), applied.cut), (1, 1));
+        let call = server.join().unwrap();
+        assert_eq!(call["method"], format!("{}.Revoke", terok_policy::control::INTERFACE));
+        assert_eq!(call["parameters"], serde_json::json!({"provider": "anthropic", "undo": false}));
     }
 
     #[test]

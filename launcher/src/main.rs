@@ -17,8 +17,10 @@ mod operate;
 mod panic;
 mod past;
 mod profiles;
+mod providers;
 mod run;
 mod show;
+mod vault;
 mod verdict;
 mod watch;
 

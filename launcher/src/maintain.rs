@@ -1,6 +1,6 @@
 //! `terok setup`, `uninstall` and `doctor`: what the install library finds and does, told to a person.
 
-use crate::{cli::Json, containers, control, show};
+use crate::{cli::Json, containers, control, show, vault};
 use anyhow::{Context as _, bail};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -144,7 +144,8 @@ pub(crate) fn doctor(host: &Host, json: Json) -> anyhow::Result<ExitCode> {
         let status = control::block_on(control::status(&known)).and_then(|status| status);
         status.map_err(|error| format!("{error:#}"))
     };
-    let findings = doctor::examine(host, &ask);
+    let mut findings = doctor::examine(host, &ask);
+    findings.extend(vault::findings(host));
     let fails = findings.iter().filter(|finding| finding.level == Level::Fail).count();
     if json.json {
         say!("{}", serde_json::json!({"ok": fails == 0, "findings": findings}))?;

@@ -8,7 +8,7 @@ use crate::{past, verdict};
 use anyhow::bail;
 use std::time::Duration;
 use terok_install::host::Host;
-use terok_policy::control::{Applied, Status};
+use terok_policy::control::{Applied, CredentialState, CredentialStatus, Status};
 use terok_policy::plan::Network;
 use terok_policy::policy::{Shield, Sourced};
 
@@ -213,6 +213,10 @@ fn print_status(known: &Known, status: &Status, guard: Option<&str>) -> anyhow::
     line("verdicts", &format!("{} allowed, {} refused", status.allowed, status.refused))?;
     line("restarts", &status.restarts.to_string())?;
     line("confinement", &status.confinement.join(", "))?;
+    for (at, credential) in status.credentials.iter().enumerate() {
+        let title = if at == 0 { "credentials" } else { "" };
+        say!("{title:12} {}", credential_line(credential))?;
+    }
     rules("allow", &status.allow)?;
     rules("deny", &status.deny)?;
     let waiting = verdict::lines(known, &status.waiting, show::now().saturating_mul(1000));
@@ -221,6 +225,27 @@ fn print_status(known: &Known, status: &Status, guard: Option<&str>) -> anyhow::
         say!("{title:12} {}", show::toned(Tone::Notice, waiting))?;
     }
     Ok(())
+}
+
+fn credential_line(credential: &CredentialStatus) -> String {
+    let tone = match credential.state {
+        CredentialState::Ready => Tone::Good,
+        CredentialState::Unused => Tone::Faint,
+        CredentialState::Locked | CredentialState::Revoked => Tone::Notice,
+        CredentialState::Missing | CredentialState::Failed => Tone::Bad,
+    };
+    let word = show::word(&credential.state);
+    let reason = match credential.reason.as_str() {
+        "" => String::new(),
+        reason => format!("  {}", show::printable(reason)),
+    };
+    format!(
+        "{:24} {} {} used, {} refused{reason}",
+        show::printable(&credential.grant),
+        pad(&show::toned(tone, &word), &word, 8),
+        credential.used,
+        credential.refused
+    )
 }
 
 fn rules(title: &str, rules: &[Sourced]) -> anyhow::Result<()> {

@@ -2,6 +2,7 @@
 
 pub(crate) mod learn;
 
+use crate::providers;
 use anyhow::{Context as _, bail};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,12 +12,16 @@ use terok_policy::layout;
 use terok_policy::profile::{Catalog, Entry, is_profile_name, parse};
 use terok_policy::rule::Rule;
 
-/// The bundled profiles, and those in the profile folders: `NAME.txt`, a later folder replaces an earlier one's.
+/// The bundled profiles and providers, and those in the profile and provider folders: a later folder replaces an earlier one's.
 pub(crate) fn catalog(host: &Host) -> anyhow::Result<Catalog> {
     let mut catalog = Catalog::bundled();
     for (name, path) in own(host)? {
         let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         catalog.profiles.insert(name, text);
+    }
+    for (name, path) in providers::own(host)? {
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        catalog.providers.insert(name, text);
     }
     Ok(catalog)
 }

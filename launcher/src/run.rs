@@ -6,7 +6,8 @@ mod mounts;
 mod network;
 mod options;
 
-use crate::profiles;
+use crate::vault::ephemeral::Given;
+use crate::{profiles, vault};
 use anyhow::{Context as _, anyhow, bail};
 use clap::builder::OsStringValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Command};
@@ -19,7 +20,7 @@ use std::os::unix::process::CommandExt;
 use terok_install::host::Host;
 use terok_install::{consulted, podman};
 use terok_policy::plan::{Card, HostFacts, Network};
-use terok_policy::{Plan, annotation};
+use terok_policy::{Plan, Policy, annotation};
 
 /// The raw arguments of `terok run`, described by the option table.
 #[derive(Debug, Clone)]
@@ -46,8 +47,10 @@ struct Start {
 pub(crate) fn run(host: &Host, args: &RunArgs) -> anyhow::Result<()> {
     let doors =
         Doors::of(host, std::env::current_dir().context("the current folder is gone: cd somewhere else")?);
-    let start = assemble(&args.0, &doors)?;
+    let credentials = credentials(host, &args.0, args.0.get_flag("dry-run"))?;
+    let start = assemble(&args.0, &doors, &credentials)?;
     let policy = annotation::parse(&start.annotations, &profiles::catalog(host)?)?;
+    let of_the_vault = needs_the_vault(&policy);
     match start.network {
         Wanted::Sealed => drop(Plan::new(policy, HostFacts::sealed(true))?),
         Wanted::Filtered => drop(Plan::new(policy, example())?),
@@ -62,6 +65,11 @@ pub(crate) fn run(host: &Host, args: &RunArgs) -> anyhow::Result<()> {
                 std::iter::once(podman.as_os_str()).chain(start.arguments.iter().map(OsString::as_os_str))
             )
         )?;
+        if !credentials.is_empty() {
+            eprintln!(
+                "terok: --credential is for terok run alone: the name of its file is made at each start, and is zeros here"
+            );
+        }
         return Ok(());
     }
     if let Some(marker) = host.panics().first() {
@@ -73,8 +81,35 @@ pub(crate) fn run(host: &Host, args: &RunArgs) -> anyhow::Result<()> {
     }
     consulted::consulted(host)?;
     let podman = podman::find()?;
+    if of_the_vault && let Err(reason) = vault::unlock_silently(host) {
+        eprintln!("terok: it starts without its credentials: {reason}");
+    }
+    for given in &credentials {
+        given.write(host)?;
+    }
     let error = std::process::Command::new(&podman).args(&start.arguments).exec();
     bail!("{}: {error}", podman.display())
+}
+
+/// The credentials that live with this container, read and not yet written.
+fn credentials(host: &Host, matches: &ArgMatches, dry_run: bool) -> anyhow::Result<Vec<Given>> {
+    let mut credentials: Vec<Given> = Vec::new();
+    for text in matches.get_many::<String>("credential").into_iter().flatten() {
+        let mut given = Given::read(host, text)?;
+        if credentials.iter().any(|other| other.provider() == given.provider()) {
+            bail!("--credential {} is given twice; give it once", given.provider());
+        }
+        if !dry_run {
+            given.name()?;
+        }
+        credentials.push(given);
+    }
+    Ok(credentials)
+}
+
+/// Whether anything it grants comes out of the vault.
+fn needs_the_vault(policy: &Policy) -> bool {
+    !policy.ssh.is_empty() || policy.vault.iter().any(|grant| !grant.credential.starts_with('@'))
 }
 
 impl clap::Args for RunArgs {
@@ -153,9 +188,10 @@ impl Opt {
     }
 }
 
-fn assemble(matches: &ArgMatches, doors: &Doors) -> anyhow::Result<Start> {
+fn assemble(matches: &ArgMatches, doors: &Doors, credentials: &[Given]) -> anyhow::Result<Start> {
     let network = network(matches)?;
     let mut annotations = annotations(matches)?;
+    grant(&mut annotations, credentials)?;
     // Podman's options keep their order: later ones win.
     let mut passed: Vec<(usize, OsString)> = Vec::new();
     let mut capabilities: BTreeSet<String> = KEPT_CAPABILITIES.map(str::to_owned).into();
@@ -324,9 +360,13 @@ fn annotations(matches: &ArgMatches) -> anyhow::Result<BTreeMap<String, String>>
             values.flat_map(|value| value.split([' ', ','])).filter(|word| !word.is_empty()).collect();
         Some(words.join(" "))
     };
-    for (option, key) in
-        [("allow", "terok.shield.allow"), ("deny", "terok.shield.deny"), ("profile", "terok.shield.profiles")]
-    {
+    for (option, key) in [
+        ("allow", "terok.shield.allow"),
+        ("deny", "terok.shield.deny"),
+        ("profile", "terok.shield.profiles"),
+        ("vault", annotation::VAULT),
+        ("ssh", annotation::SSH),
+    ] {
         if let Some(value) = list(option) {
             annotations.insert(key.to_owned(), value);
         }
@@ -366,6 +406,27 @@ fn annotations(matches: &ArgMatches) -> anyhow::Result<BTreeMap<String, String>>
     Ok(annotations)
 }
 
+/// Adds the credentials that live with this container to what the vault gives it; a provider has one credential.
+fn grant(annotations: &mut BTreeMap<String, String>, credentials: &[Given]) -> anyhow::Result<()> {
+    if credentials.is_empty() {
+        return Ok(());
+    }
+    let vault = annotations.entry(annotation::VAULT.to_owned()).or_default();
+    let mut words: Vec<String> = vault.split_whitespace().map(str::to_owned).collect();
+    for given in credentials {
+        let same = |word: &String| word.split('=').next() == Some(given.provider());
+        if words.iter().any(same) {
+            bail!(
+                "--credential {0} and --vault {0}: a provider has one credential; leave one of them out",
+                given.provider()
+            );
+        }
+        words.push(given.grant());
+    }
+    *vault = words.join(" ");
+    Ok(())
+}
+
 /// `cap_net_raw,chown` → `NET_RAW`, `CHOWN`.
 fn capability_names(value: &str) -> Vec<String> {
     let names = value.split(',').map(|name| name.trim().to_ascii_uppercase());
@@ -402,7 +463,7 @@ mod tests {
     fn command(line: &[&str]) -> Result<String, String> {
         let command = <RunArgs as clap::Args>::augment_args(Command::new("terok run").no_binary_name(true));
         let matches = command.try_get_matches_from(line).map_err(|error| error.to_string())?;
-        let start = assemble(&matches, &Doors::tests()).map_err(|error| error.to_string())?;
+        let start = assemble(&matches, &Doors::tests(), &[]).map_err(|error| error.to_string())?;
         Ok(quoted(start.arguments.iter().map(OsString::as_os_str)))
     }
 
@@ -568,6 +629,17 @@ mod tests {
             "run '--annotation=terok.publish=8080:80 [::1]:22:2222' --annotation=terok.shield=up \
              --annotation=terok.shield.hold=30s --annotation=terok.shield.learn=true {SAFE} {BIND} -- i"
         );
+        assert_eq!(command(&line).unwrap(), expected);
+    }
+
+    #[test]
+    fn granted_credentials_and_keys_become_annotations() {
+        let line = ["--vault", "anthropic github=work", "--vault=mistral", "--ssh", "work@github.com", "i"];
+        let expected = format!(
+            "run --annotation=terok.shield=up '--annotation=terok.ssh=work@github.com' \
+             '--annotation=terok.vault=anthropic github=work mistral' {SAFE} {CAPS} -- i"
+        )
+        .replace("'--annotation=terok.ssh=work@github.com'", "--annotation=terok.ssh=work@github.com");
         assert_eq!(command(&line).unwrap(), expected);
     }
 

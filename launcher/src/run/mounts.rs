@@ -52,6 +52,9 @@ impl Doors {
         // uevent_helper and the like: written by the host's root, they start programs on the host.
         add(PathBuf::from("/sys"), "the host's kernel", true);
         add(host.state_dir(), "terok's audit logs and rules", true);
+        if host.vault_dir().exists() {
+            add(host.vault_dir(), "terok's vault", false);
+        }
         for path in [host.home.join(".local/share/terok"), PathBuf::from("/usr/libexec/terok")] {
             add(path, "terok's programs", true);
         }

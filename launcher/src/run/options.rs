@@ -92,6 +92,17 @@ pub(crate) const OPTIONS: &[Opt] = &[
         "Let an unlisted connection wait so long for a verdict, as 30s (see terok watch --ask)",
     ),
     terok("learn", None, "Let pass what is not denied, and record it for terok profile learn"),
+    terok(
+        "vault",
+        Some("PROVIDER[=NAME]…"),
+        "Let the container use these credentials of the vault, which stay on the host (see terok provider list)",
+    ),
+    terok("ssh", Some("KEY[@HOST]…"), "Let the container have signatures of these SSH keys (see terok ssh)"),
+    terok(
+        "credential",
+        Some("PROVIDER=env:VARIABLE"),
+        "Let it use the credential in this variable of yours, for this container only and never in the vault",
+    ),
     terok("restricted", None, "No capabilities at all and a stricter system call filter"),
     terok("project", Some("TEXT"), "Label for the audit log and prompts"),
     terok("task", Some("TEXT"), "Label for the audit log and prompts"),

@@ -1,0 +1,240 @@
+//! `terok vault`: the sealed store of real credentials, as a person sees it. No secret is ever an argument, and none is printed but by `export --reveal`.
+
+mod add;
+mod clean;
+mod copies;
+pub(crate) mod ephemeral;
+mod prompt;
+mod records;
+mod session;
+mod tiers;
+
+use crate::{cli::Json, containers, control, show};
+use anyhow::{Context as _, bail};
+use std::process::ExitCode;
+use terok_install::host::Host;
+use terok_policy::layout;
+use terok_vault::session::{Locked, Session};
+use terok_vault::{Dir, MasterKey, Store};
+
+pub(crate) use session::{findings, unlock_silently};
+use tiers::Ask;
+
+/// `terok vault …`
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Vault {
+    /// Make a vault, under a passphrase
+    Init {
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Let containers use what they were granted, for a time
+    Unlock {
+        #[command(flatten)]
+        ask: Ask,
+        /// How long, as 90s, 10m or 1h30m; forever means until lock, logout or reboot
+        #[arg(long = "for", value_name = "TIME", default_value = "8h", value_parser = session::parse_time)]
+        time: session::Time,
+    },
+    /// Nothing is read from the vault until it is unlocked; takes effect with each container's next request
+    Lock,
+    /// The passphrase
+    #[command(subcommand)]
+    Passphrase(Passphrase),
+    /// Where the vault is, whether it is unlocked, how it can be, and what is wrong in it
+    Status(Json),
+    /// Copy the vault into a file, sealed as it is
+    Backup {
+        /// A file that is not there yet
+        file: std::path::PathBuf,
+    },
+    /// Put a backup in the vault's place; the one before it stays beside it as vault.db.before-restore
+    Restore {
+        /// What `terok vault backup` wrote
+        file: std::path::PathBuf,
+        #[command(flatten)]
+        ask: Ask,
+        /// Without asking
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Print what is in the vault as JSON, without the secrets
+    Export(copies::ExportArgs),
+    /// Add a provider's credential: asked for and not shown while typed, or from standard input, a variable or a file
+    Add(add::AddArgs),
+    /// The credentials and keys there are
+    List(Json),
+    /// What is known of one, without its secret
+    Show {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Remove one; containers that were granted it are refused from their next request on
+    Remove {
+        #[command(flatten)]
+        which: Which,
+        /// Without asking
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Take granted providers back from a running container: its tokens answer 401 from now on
+    Revoke {
+        /// Name, id or the beginning of one
+        container: String,
+        /// Provider names; all that it was granted where none is given
+        providers: Vec<String>,
+        /// Give them again
+        #[arg(long)]
+        undo: bool,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Find and remove credential files in folders that are shared with containers
+    #[command(
+        after_help = "Exit status: 0 clean, 1 credentials are left, 2 none found but something could not be checked."
+    )]
+    Clean(clean::CleanArgs),
+}
+
+/// `terok vault passphrase …`
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Passphrase {
+    /// Set another one; nothing has to stop for it. With --passphrase-stdin: the old one, then the new one, a line each
+    Change {
+        #[command(flatten)]
+        ask: Ask,
+    },
+}
+
+/// A credential.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Which {
+    /// The provider
+    pub(super) provider: String,
+    /// Which of its credentials
+    #[arg(default_value = terok_policy::policy::VaultGrant::DEFAULT)]
+    pub(super) name: String,
+}
+
+/// Does what was asked.
+pub(crate) fn vault(host: &Host, verb: Vault) -> anyhow::Result<ExitCode> {
+    match verb {
+        Vault::Init { ask } => session::init(host, ask)?,
+        Vault::Unlock { ask, time } => session::unlock(host, ask, time)?,
+        Vault::Lock => session::lock(host)?,
+        Vault::Passphrase(Passphrase::Change { ask }) => session::change(host, ask)?,
+        Vault::Status(json) => session::status(host, json)?,
+        Vault::Backup { file } => copies::backup(host, &file)?,
+        Vault::Restore { file, ask, yes } => copies::restore(host, &file, ask, yes)?,
+        Vault::Export(args) => copies::export(host, &args)?,
+        Vault::Add(args) => add::add(host, &args)?,
+        Vault::List(json) => records::list(host, json)?,
+        Vault::Show { which, json } => records::show(host, &which, json)?,
+        Vault::Remove { which, yes } => records::remove(host, &which, yes)?,
+        Vault::Revoke { container, providers, undo, json } => {
+            revoke(host, &container, &providers, undo, json)?;
+        }
+        Vault::Clean(args) => return clean::clean(host, &args),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The vault of the person who asks, open.
+pub(crate) struct Open<'a> {
+    host: &'a Host,
+    /// Its records.
+    pub(crate) store: Store,
+}
+
+impl<'a> Open<'a> {
+    /// Opens it; without one an error that says how it is made.
+    pub(crate) fn new(host: &'a Host) -> anyhow::Result<Self> {
+        Ok(Open { host, store: Store::open(&folder(host)?)? })
+    }
+
+    /// What opens its secrets: of the session, or by a passphrase, which is then asked for and opens nothing else.
+    pub(crate) fn key(&self) -> anyhow::Result<MasterKey> {
+        match self.session()? {
+            Session::Unlocked { key, .. } => Ok(key),
+            Session::Locked(_) => {
+                tiers::unlock(self.host, &|passphrase| self.store.unlock(passphrase), Ask::default())
+                    .context("the vault is locked")
+            }
+        }
+    }
+
+    /// Whether it is unlocked.
+    pub(crate) fn session(&self) -> anyhow::Result<Session> {
+        match base(self.host, false)? {
+            Some(base) => Ok(terok_vault::session::read(&base, self.store.id(), show::now())?),
+            None => Ok(Session::Locked(Locked::Never)),
+        }
+    }
+}
+
+/// The vault's folder, made where there is none.
+fn folder(host: &Host) -> anyhow::Result<Dir> {
+    let path = host.vault_dir();
+    if host.rootless() {
+        return Ok(terok_vault::user_folder(&host.at(&host.home))?);
+    }
+    let name = path.file_name().and_then(std::ffi::OsStr::to_str).unwrap_or_default();
+    Ok(Dir::base(path.parent().unwrap_or(&path))?.make_private(name)?)
+}
+
+/// The folder on tmpfs that holds the session and the credentials that live with one container: above the runtime folders of containers.
+fn base(host: &Host, make: bool) -> anyhow::Result<Option<Dir>> {
+    let path = host.run_dir();
+    let above = path.parent().unwrap_or(&path);
+    let name = path.file_name().and_then(std::ffi::OsStr::to_str).unwrap_or(layout::RUN_USER);
+    if !above.is_dir() {
+        bail!(
+            "no {}: there is no login session; log in instead of using su, or as root: loginctl enable-linger {}",
+            above.display(),
+            host.uid
+        );
+    }
+    let above = Dir::base(above)?;
+    Ok(if make { Some(above.make_private(name)?) } else { above.private(name)? })
+}
+
+/// `terok vault revoke`
+fn revoke(host: &Host, container: &str, providers: &[String], undo: bool, json: Json) -> anyhow::Result<()> {
+    let known = containers::find_running(host, container)?;
+    let granted: Vec<String> = if providers.is_empty() {
+        let status = control::block_on(control::status(&known))??;
+        let names = status.credentials.iter().filter(|status| !status.grant.starts_with("ssh "));
+        names.map(|status| status.grant.split('=').next().unwrap_or_default().to_owned()).collect()
+    } else {
+        providers.to_vec()
+    };
+    if granted.is_empty() {
+        bail!("container {} was granted no provider", known.name());
+    }
+    let mut all = Vec::new();
+    for provider in &granted {
+        let applied = control::block_on(control::give(&known, control::Order::Revoke(provider, undo)))??;
+        let name = known.name();
+        if json.json {
+            all.push(serde_json::json!({"provider": provider, "applied": applied}));
+        } else {
+            let what = match (undo, applied.changed.is_empty()) {
+                (false, false) => "revoked",
+                (false, true) => "was revoked already",
+                (true, false) => "granted again",
+                (true, true) => "was not revoked",
+            };
+            let cut = match applied.cut {
+                0 => String::new(),
+                n => format!("; cut {n} requests"),
+            };
+            say!("{}: {} {what}{cut}", show::printable(name), show::printable(provider))?;
+        }
+    }
+    if json.json {
+        say!("{}", serde_json::to_string(&all)?)?;
+    }
+    Ok(())
+}
