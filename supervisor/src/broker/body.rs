@@ -1,0 +1,215 @@
+//! Bodies on their way: streamed, counted, cut when the right to them is gone, and read along for the credential on the way back.
+
+use super::headers;
+use super::ledger::Entry;
+use super::redact::{Patterns, Redactor};
+use super::watch::Watch;
+use crate::flows::FlowGuard;
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+/// A request's body.
+pub(super) enum Outgoing {
+    /// Held: nothing, or little that may have to be sent again.
+    Held(Option<Bytes>),
+    /// As it comes.
+    Streamed(Incoming, Rc<Cell<u64>>),
+}
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.get_mut() {
+            Outgoing::Held(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Outgoing::Streamed(incoming, count) => {
+                let frame = ready!(Pin::new(incoming).poll_frame(cx));
+                if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()).and_then(Frame::data_ref) {
+                    count.set(count.get() + data.len() as u64);
+                }
+                Poll::Ready(frame)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Outgoing::Held(bytes) => bytes.is_none(),
+            Outgoing::Streamed(incoming, _) => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Outgoing::Held(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Outgoing::Streamed(incoming, _) => incoming.size_hint(),
+        }
+    }
+}
+
+/// An answer's body.
+pub(super) enum Relayed {
+    /// Our own words.
+    Said(Option<Bytes>),
+    /// The upstream's.
+    Upstream(Box<Stream>),
+}
+
+/// An upstream's body on its way to the container.
+pub(super) struct Stream {
+    from: Incoming,
+    reader: Reader,
+    patterns: Rc<Patterns>,
+    /// May go on, in order.
+    ready: VecDeque<Bytes>,
+    /// Go on when all data has.
+    trailers: Option<HeaderMap>,
+    ended: bool,
+    cut: Pin<Box<dyn Future<Output = ()>>>,
+    entry: Entry,
+}
+
+/// How it is read along.
+pub(super) enum Reader {
+    /// It has no body that could be read.
+    Nothing,
+    /// Plain: the credential is covered.
+    Redactor(Redactor),
+    /// Compressed: the credential ends it.
+    Watch(Box<Watch>),
+}
+
+impl Relayed {
+    /// Words of our own.
+    pub(super) fn said(text: impl Into<Bytes>) -> Self {
+        Relayed::Said(Some(text.into()))
+    }
+
+    /// The body `from`, for as long as `flow` is not cut.
+    pub(super) fn upstream(from: Incoming, reader: Reader, patterns: Rc<Patterns>, flow: Rc<FlowGuard>, entry: Entry) -> Self {
+        let cut = Box::pin(async move { flow.cut().await });
+        let (ready, trailers) = (VecDeque::new(), None);
+        Relayed::Upstream(Box::new(Stream { from, reader, patterns, ready, trailers, ended: false, cut, entry }))
+    }
+}
+
+impl Stream {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if self.cut.as_mut().poll(cx).is_ready() {
+            self.entry.cut();
+            return Poll::Ready(Some(Err(io::ErrorKind::ConnectionAborted.into())));
+        }
+        loop {
+            if let Some(bytes) = self.ready.pop_front() {
+                self.entry.down(bytes.len());
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            }
+            if self.ended {
+                return match self.trailers.take() {
+                    Some(trailers) => {
+                        Poll::Ready(Some(Ok(Frame::trailers(headers::trailers(trailers, &self.patterns)))))
+                    }
+                    None => {
+                        self.entry.finish();
+                        Poll::Ready(None)
+                    }
+                };
+            }
+            match ready!(Pin::new(&mut self.from).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => self.take(data)?,
+                    Err(frame) => {
+                        self.trailers = frame.into_trailers().ok();
+                        self.end();
+                    }
+                },
+                Some(Err(error)) => {
+                    self.entry.failed(&error);
+                    return Poll::Ready(Some(Err(io::Error::other(error))));
+                }
+                None => self.end(),
+            }
+        }
+    }
+
+    fn take(&mut self, data: Bytes) -> io::Result<()> {
+        match &mut self.reader {
+            Reader::Nothing => self.ready.push_back(data),
+            Reader::Redactor(redactor) => {
+                let free = redactor.feed(data);
+                self.entry.covered(redactor.covered());
+                if !free.is_empty() {
+                    self.ready.push_back(free);
+                }
+            }
+            Reader::Watch(watch) => match watch.feed(data) {
+                Ok(free) => self.ready.extend(free),
+                Err(stop) => {
+                    self.entry.stopped(stop);
+                    return Err(io::Error::other(stop));
+                }
+            },
+        }
+        Ok(())
+    }
+
+    fn end(&mut self) {
+        self.ended = true;
+        match &mut self.reader {
+            Reader::Nothing => {}
+            Reader::Redactor(redactor) => {
+                self.ready.extend(Some(redactor.finish()).filter(|rest| !rest.is_empty()));
+            }
+            Reader::Watch(watch) => self.ready.extend(watch.finish()),
+        }
+    }
+
+    /// Octets that were taken from upstream and not given on.
+    fn within(&self) -> u64 {
+        let held = match &self.reader {
+            Reader::Nothing => 0,
+            Reader::Redactor(redactor) => redactor.held(),
+            Reader::Watch(watch) => watch.held(),
+        };
+        (held + self.ready.iter().map(Bytes::len).sum::<usize>()) as u64
+    }
+}
+
+impl Body for Relayed {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        match self.get_mut() {
+            Relayed::Said(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            Relayed::Upstream(stream) => stream.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Relayed::Said(text) => text.is_none(),
+            Relayed::Upstream(stream) => stream.from.is_end_stream() && stream.within() == 0 && stream.trailers.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Relayed::Said(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
+            Relayed::Upstream(stream) => match stream.from.size_hint().exact() {
+                Some(left) => SizeHint::with_exact(left + stream.within()),
+                None => SizeHint::default(),
+            },
+        }
+    }
+}
