@@ -32,6 +32,8 @@ pub(crate) struct Audit {
     refused: Cell<u64>,
     /// Something waits to be summed.
     waiting: Notify,
+    /// The last line could not be written.
+    failing: Cell<bool>,
 }
 
 struct Log {
@@ -63,6 +65,7 @@ impl Audit {
             allowed: Cell::new(0),
             refused: Cell::new(0),
             waiting: Notify::new(),
+            failing: Cell::new(false),
         };
         if torn > 0 {
             let _ = audit.record(event(Kind::Lifecycle, "repair", "").with("cut_bytes", torn));
@@ -144,6 +147,11 @@ impl Audit {
         self.refused.get()
     }
 
+    /// Whether the last line could not be written: who records after the deed tries again before the next one.
+    pub(crate) fn is_failing(&self) -> bool {
+        self.failing.get()
+    }
+
     fn count(&self, event: &Event) {
         let counter = match (event.kind, event.action.as_str()) {
             (Kind::Connect | Kind::Kernel, "allow") | (Kind::Dns, "answer") => &self.allowed,
@@ -156,7 +164,9 @@ impl Audit {
     fn write(&self, event: &Event) -> Result<(), AuditError> {
         let log = &mut *self.log.borrow_mut();
         let line = log.chain.line(event);
-        log.file.append(&line)?;
+        let written = log.file.append(&line);
+        self.failing.set(written.is_err());
+        written?;
         log.chain.advance(&line);
         if self.watchers.receiver_count() > 0 {
             let _ = self.watchers.send(Rc::from(line));

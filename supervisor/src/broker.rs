@@ -40,8 +40,8 @@ pub(crate) struct Broker {
     pool: upstream::Pool,
     /// Requests under way.
     open: Rc<Cell<usize>>,
-    /// What is looked for in answers, by grant and revision of its credential.
-    patterns: RefCell<HashMap<usize, (u64, Rc<Patterns>)>>,
+    /// What is looked for in answers, by grant, for the credential it was made of.
+    patterns: RefCell<HashMap<usize, (Rc<Credential>, Rc<Patterns>)>>,
 }
 
 /// How the container came in.
@@ -49,6 +49,8 @@ pub(crate) struct Broker {
 pub(crate) enum Entrance {
     /// By the broker's own name: the path says which provider is meant.
     Base {
+        /// The broker's own name.
+        name: Name,
         /// Over TLS.
         tls: bool,
     },
@@ -83,8 +85,8 @@ impl Broker {
         let Host::Name(to) = &target.host else { return None };
         if to.as_str() == name::VAULT {
             return Some(match target.port {
-                80 => Meets::Broker(Entrance::Base { tls: false }),
-                443 => Meets::Broker(Entrance::Base { tls: true }),
+                80 => Meets::Broker(Entrance::Base { name: to.clone(), tls: false }),
+                443 => Meets::Broker(Entrance::Base { name: to.clone(), tls: true }),
                 _ => Meets::Nobody,
             });
         }
@@ -129,10 +131,9 @@ impl Broker {
     }
 
     /// What must not come back in an answer to a request with `credential`.
-    fn patterns(&self, grant: Option<usize>, credential: &Credential) -> Rc<Patterns> {
-        let grant = grant.unwrap_or(usize::MAX);
-        if let Some((revision, patterns)) = self.patterns.borrow().get(&grant)
-            && *revision == credential.revision
+    fn patterns(&self, grant: usize, credential: &Rc<Credential>) -> Rc<Patterns> {
+        if let Some((of, patterns)) = self.patterns.borrow().get(&grant)
+            && Rc::ptr_eq(of, credential)
         {
             return patterns.clone();
         }
@@ -140,23 +141,21 @@ impl Broker {
         let login = Zeroizing::new([credential.user.as_bytes(), b":", secret].concat());
         let login = Zeroizing::new(base64::engine::general_purpose::STANDARD.encode(&*login));
         let patterns = Patterns::of([secret, login.as_bytes()]);
-        self.patterns.borrow_mut().insert(grant, (credential.revision, patterns.clone()));
+        self.patterns.borrow_mut().insert(grant, (credential.clone(), patterns.clone()));
         patterns
     }
 }
 
 impl Entrance {
     /// The name that the client must mean.
-    fn name(&self) -> Name {
+    fn name(&self) -> &Name {
         match self {
-            // The constant is a name: the tests say so.
-            Entrance::Base { .. } => Name::internal(name::VAULT),
-            Entrance::Host { name, .. } => name.clone(),
+            Entrance::Base { name, .. } | Entrance::Host { name, .. } => name,
         }
     }
 
     fn is_tls(&self) -> bool {
-        !matches!(self, Entrance::Base { tls: false })
+        !matches!(self, Entrance::Base { tls: false, .. })
     }
 }
 

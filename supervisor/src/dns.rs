@@ -259,6 +259,7 @@ impl Dns {
         // wildcard, an `any` rule, the lowered shield, learning or an operator's patience to thank.
         let index = match name.as_str() {
             name::HOST => Ok(virt::HOST),
+            name::VAULT => Ok(virt::VAULT),
             _ => self.context.names.allocate_budgeted(name, Instant::now()),
         };
         match index {

@@ -60,6 +60,9 @@ pub(crate) enum Grounds {
     Operator,
     /// It came in by a published port: it stands while anything may pass.
     Published,
+    /// A request with the credential of this grant, position in [`terok_policy::Policy::vault`]: whoever granted it allowed where it goes, so it needs
+    /// no rule, but none may be against it.
+    Brokered(usize),
 }
 
 /// A connection's place among the open ones; dropped with the connection.
@@ -88,16 +91,28 @@ impl Flows {
             let denied = || flow.address.get().is_some_and(|address| is_denied(address, &judge));
             !flow.cut.get() && (!flow.grounds.hold(&judge(&flow.target.query())) || denied())
         });
-        lost.map(|flow| {
-            flow.cut.set(true);
-            flow.notify.notify_waiters();
-        })
-        .count()
+        lost.map(|flow| flow.end()).count()
+    }
+
+    /// Cuts the requests with credentials of which `is_gone` says so, by position of their grant; returns how many.
+    pub(crate) fn cut_brokered(&self, is_gone: impl Fn(usize) -> bool) -> usize {
+        let inner = self.inner.borrow();
+        let lost = inner.open.values().filter(|flow| {
+            !flow.cut.get() && matches!(flow.grounds, Grounds::Brokered(grant) if is_gone(grant))
+        });
+        lost.map(|flow| flow.end()).count()
     }
 
     /// How many connections are open.
     pub(crate) fn open(&self) -> usize {
         self.inner.borrow().open.len()
+    }
+}
+
+impl Flow {
+    fn end(&self) {
+        self.cut.set(true);
+        self.notify.notify_waiters();
     }
 }
 
@@ -111,11 +126,14 @@ impl Grounds {
     }
 
     /// Whether a connection with these stands where the rules now say `verdict` of its target.
-    fn hold(self, verdict: &Verdict) -> bool {
+    pub(crate) fn hold(self, verdict: &Verdict) -> bool {
         match self {
             Grounds::Rules => verdict.allows(),
             Grounds::Operator => verdict.allows() || is_open_question(verdict),
             Grounds::Published => !matches!(verdict, Verdict::Refuse { reason: Reason::Blocked, .. }),
+            Grounds::Brokered(_) => {
+                !matches!(verdict, Verdict::Refuse { reason: Reason::Denied | Reason::Blocked | Reason::Tampered, .. })
+            }
         }
     }
 }
@@ -129,6 +147,16 @@ impl FlowGuard {
     /// The name led to `address`. To be called in the same step as the check that it is not denied.
     pub(crate) fn dialled(&self, address: SocketAddr) {
         self.flow.address.set(Some(address));
+    }
+
+    /// As [`FlowGuard::dialled`], where it may not be known: whoever looks names up is elsewhere.
+    pub(crate) fn lead_to(&self, address: Option<SocketAddr>) {
+        self.flow.address.set(address);
+    }
+
+    /// Where the name led to, once connected.
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
+        self.flow.address.get()
     }
 
     /// Returns once the connection must end.

@@ -2,6 +2,7 @@
 //! A library so that fuzz targets and tests reach its parsers; the binary is `main` and nothing else.
 
 pub(crate) mod audit;
+pub mod broker;
 pub(crate) mod context;
 pub(crate) mod control;
 pub mod dns;

@@ -1,6 +1,7 @@
 //! The TCP proxy: each connection of the container is judged by what it was made for, held to that name where the
 //! protocol says one (E4), dialled from the host's side and relayed. A refusal is a reset at once (E5).
 
+mod brokered;
 mod connection;
 mod dial;
 mod exchange;
@@ -15,6 +16,7 @@ mod upstream;
 mod verdict;
 
 use crate::audit::{Facts as _, event};
+use crate::broker::Broker;
 use crate::context::Context;
 use crate::flows::{Host, Target};
 use crate::resolve::{Files, Resolver};
@@ -29,7 +31,7 @@ use terok_kernel::rtnl::Rtnl;
 use terok_kernel::{birth, socket};
 use terok_policy::audit::Kind;
 use terok_policy::judge::Reason;
-use terok_policy::virt;
+use terok_policy::{Name, name, virt};
 use tokio::net::{TcpListener, TcpStream};
 use upstream::Upstream;
 
@@ -50,6 +52,8 @@ pub(crate) struct Proxy {
     resolver: Resolver,
     /// What stands between the host and the outside.
     upstream: Option<Upstream>,
+    /// Serves brokered hosts, where the policy grants credentials.
+    broker: Option<Rc<Broker>>,
     /// Knows the host's own addresses.
     routes: Rtnl,
     relay: Relay,
@@ -61,12 +65,13 @@ impl Proxy {
     /// A proxy in the network namespace of the calling thread, the host's.
     ///
     /// Besides the usual ones, `taken` descriptors are somebody else's.
-    pub(crate) fn new(context: Rc<Context>, taken: u64) -> io::Result<Rc<Self>> {
+    pub(crate) fn new(context: Rc<Context>, taken: u64, broker: Option<Rc<Broker>>) -> io::Result<Rc<Self>> {
         let limit = connections(birth::descriptor_limit().unwrap_or(1024).saturating_sub(taken));
         let upstream = context.config.upstream.clone().map(Upstream::new);
         Ok(Rc::new(Proxy {
             context,
             upstream,
+            broker,
             resolver: Resolver::new(Files::host_files()),
             routes: Rtnl::open()?,
             relay: Relay::new(limit),
@@ -120,6 +125,7 @@ impl Proxy {
         let host = match virt::index(ip) {
             None => Host::Literal(ip),
             Some(virt::HOST) => Host::Loopback,
+            Some(virt::VAULT) => Host::Name(Name::parse(name::VAULT).map_err(|_| to)?),
             Some(index) => Host::Name(self.context.names.name(index).ok_or(to)?),
         };
         Ok(Target { host, port: to.port() })

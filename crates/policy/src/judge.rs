@@ -106,6 +106,14 @@ pub enum Reason {
     Unanswered,
     /// An operator refused it while it waited.
     OperatorDenied,
+    /// A request to a provider without this container's own token, or with another credential (V3).
+    Credential,
+    /// The token was taken back from this container.
+    Revoked,
+    /// The provider's rules refuse the request.
+    RequestRefused,
+    /// The vault is locked, or the credential is not in it or could not be renewed.
+    Vault,
     /// Somebody else changed the kernel's table: the container is cut off until it is started again (L8).
     Tampered,
 }

@@ -1,5 +1,6 @@
 //! Bodies on their way: streamed, counted, cut when the right to them is gone, and read along for the credential on the way back.
 
+use super::forward::Busy;
 use super::headers;
 use super::ledger::Entry;
 use super::redact::{Patterns, Redactor};
@@ -77,6 +78,7 @@ pub(super) struct Stream {
     ended: bool,
     cut: Pin<Box<dyn Future<Output = ()>>>,
     entry: Entry,
+    _busy: Busy,
 }
 
 /// How it is read along.
@@ -95,11 +97,28 @@ impl Relayed {
         Relayed::Said(Some(text.into()))
     }
 
+    /// No words at all.
+    pub(super) fn nothing() -> Self {
+        Relayed::Said(None)
+    }
+
     /// The body `from`, for as long as `flow` is not cut.
-    pub(super) fn upstream(from: Incoming, reader: Reader, patterns: Rc<Patterns>, flow: Rc<FlowGuard>, entry: Entry) -> Self {
+    pub(super) fn upstream(
+        from: Incoming,
+        reader: Reader,
+        patterns: Rc<Patterns>,
+        flow: Rc<FlowGuard>,
+        mut entry: Entry,
+        busy: Busy,
+    ) -> Self {
+        if from.is_end_stream() {
+            // Nobody asks for it again.
+            entry.finish();
+        }
         let cut = Box::pin(async move { flow.cut().await });
         let (ready, trailers) = (VecDeque::new(), None);
-        Relayed::Upstream(Box::new(Stream { from, reader, patterns, ready, trailers, ended: false, cut, entry }))
+        let stream = Stream { from, reader, patterns, ready, trailers, ended: false, cut, entry, _busy: busy };
+        Relayed::Upstream(Box::new(stream))
     }
 }
 
@@ -112,6 +131,10 @@ impl Stream {
         loop {
             if let Some(bytes) = self.ready.pop_front() {
                 self.entry.down(bytes.len());
+                if self.from.is_end_stream() && self.within() == 0 && self.trailers.is_none() {
+                    // Who knows the length does not ask for the end.
+                    self.entry.finish();
+                }
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
             if self.ended {

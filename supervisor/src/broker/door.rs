@@ -48,7 +48,7 @@ pub(super) async fn serve<S>(broker: &Rc<Broker>, outward: Rc<dyn Outward>, clie
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let name = entrance.name();
+    let name = entrance.name().clone();
     let visit = |talk: Rc<Talk>| Rc::new(Visit::new(broker.clone(), outward.clone(), entrance.clone(), target.to_string(), talk));
     if !entrance.is_tls() {
         return over_http1(client, Requests::new(name.clone(), target.port), target, visit).await;

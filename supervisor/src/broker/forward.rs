@@ -170,11 +170,12 @@ impl Visit {
         let under_way = self.exchange(grant, &way, &path, parts, body, entry);
         let answered = tokio::select! {
             biased;
-            () = flow.cut() => Err(self.cut(index, grant)),
+            () = flow.cut() => Err(self.cut(grant)),
             answered = under_way => answered,
         };
         let Answered { response, credential, switched } = answered.map_err(denied)?;
-        self.relay(response, &credential, switched, flow.clone(), entry, busy).await.map_err(denied)
+        let answer = self.relay(index, response, &credential, switched, flow.clone(), entry, busy);
+        answer.await.map_err(denied)
     }
 
     /// What HTTP/2 leaves to be checked of whom a request is for; HTTP/1 has passed the strict parser.
@@ -185,7 +186,7 @@ impl Visit {
         let names = |authority: &str| {
             let host = authority.split_once(':').map_or(authority, |(host, _)| host);
             let port = authority.split_once(':').map(|(_, port)| port);
-            Name::parse(host).as_ref() == Ok(&self.entrance.name()) && port.is_none_or(|port| port == "443" || port == "80")
+            Name::parse(host).as_ref() == Ok(self.entrance.name()) && port.is_none_or(|port| port == "443" || port == "80")
         };
         let other = "a Host other than the name connected to";
         let misdirected = || Refusal::new(StatusCode::MISDIRECTED_REQUEST, Reason::HostMismatch, other);
@@ -275,12 +276,11 @@ impl Visit {
     }
 
     /// Why a request was cut while it waited for its answer.
-    fn cut(&self, index: usize, grant: &VaultGrant) -> Refusal {
+    fn cut(&self, grant: &VaultGrant) -> Refusal {
         if self.broker.is_revoked(&grant.provider.name) {
             let what = "its credential was taken back from this container";
             return Refusal::new(StatusCode::UNAUTHORIZED, Reason::Revoked, what);
         }
-        let _ = index;
         Refusal::new(StatusCode::FORBIDDEN, Reason::Denied, "it was cut off: what allowed it is gone")
     }
 
@@ -340,7 +340,7 @@ impl Visit {
         // The upstream's own answer stands where there is no newer token.
         let renewed = vault.refused(way.grant, credential.revision).await;
         match (renewed, held) {
-            (Ok(renewed), Some(held)) if renewed.revision != credential.revision => {
+            (Ok(renewed), Some(held)) if renewed.secret != credential.secret => {
                 let body = Outgoing::Held(Some(held).filter(|held| !held.is_empty()));
                 let response = self.broker.pool.send(way, path, request(body, &renewed)?).await.map_err(unreachable)?;
                 Ok(Answered { response, credential: renewed, switched: None })
@@ -350,16 +350,18 @@ impl Visit {
     }
 
     /// The answer as the container gets it.
+    #[allow(clippy::too_many_arguments, reason = "each ends up in the answer")]
     async fn relay(
         &self,
+        grant: usize,
         response: Response<Incoming>,
-        credential: &Credential,
+        credential: &Rc<Credential>,
         switched: Option<oneshot::Receiver<Switched>>,
         flow: Rc<FlowGuard>,
         entry: &mut Option<Entry>,
         busy: Busy,
     ) -> Result<Response<Relayed>, Refusal> {
-        let patterns = self.broker.patterns(flow.grant(), credential);
+        let patterns = self.broker.patterns(grant, credential);
         let (mut parts, body) = response.into_parts();
         let (mut headers, covered) = headers::back(&parts.headers, &patterns);
         if parts.status == StatusCode::SWITCHING_PROTOCOLS {

@@ -1,17 +1,18 @@
 //! One connection of the container, from its verdict to its last byte.
 
-use super::Proxy;
 use super::dial::dial;
 use super::exchange::{self, Judged, exchange, opening};
 use super::gate::{Gate, Refusal, is_web};
 use super::relay::{Moved, Socket};
 use super::upstream::Upstream;
 use super::verdict::judge;
+use super::{Proxy, brokered};
 use crate::audit::{Facts as _, event};
 use crate::flows::{FlowGuard, Grounds, Host, Target, is_denied};
 use std::cell::Cell;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::rc::Rc;
 use std::time::Instant;
 use terok_policy::audit::{Event, Kind};
 use terok_policy::floor::{Floor, floor};
@@ -21,7 +22,7 @@ use terok_policy::{Name, Verdict};
 use tokio::net::TcpStream;
 
 /// How a connection ended other than in order.
-enum Fault {
+pub(super) enum Fault {
     /// Refused by us; the event says why.
     Refused(Box<Event>),
     /// One of the sockets failed; the other is reset too.
@@ -30,7 +31,7 @@ enum Fault {
 
 /// What is known of a connection at its end.
 #[derive(Default)]
-struct Tally {
+pub(super) struct Tally {
     moved: Moved,
     /// The address dialled, once connected.
     address: Cell<Option<IpAddr>>,
@@ -39,12 +40,15 @@ struct Tally {
 }
 
 /// Serves `client`, which was on its way to `target`.
-pub(super) async fn serve(proxy: &Proxy, client: TcpStream, target: Target) {
+pub(super) async fn serve(proxy: &Rc<Proxy>, client: TcpStream, target: Target) {
     let client = Socket::new(client);
     let verdict = match judge(proxy, &client, &target).await {
         Ok(verdict) => verdict,
         Err(event) => return proxy.context.audit.refusal(*event),
     };
+    if let Some(meets) = proxy.broker.as_ref().and_then(|broker| broker.meets(&target)) {
+        return brokered::serve(proxy, client, target, &verdict, meets).await;
+    }
     let flow = proxy.context.flows.insert(target, Grounds::of(&verdict));
     let (tally, started) = (Tally::default(), Instant::now());
     let end = tokio::select! {
@@ -117,22 +121,22 @@ async fn carry(
     }
     tally.allowed.set(true);
 
-    let upstream = match via {
+    let upstream = Socket::new(match via {
         Some(via) => through(proxy, via, target, verdict, tally).await?,
         None => directly(proxy, flow, verdict, tally).await?,
-    };
+    });
     exchange(&proxy.relay, client, &upstream, judged, &tally.moved).await.map_err(|e| fault(target, e))
 }
 
 /// A connection to `target` made by the proxy of the host's own network, which looks names up itself: where they lead to
 /// is not known here.
-async fn through(
+pub(super) async fn through(
     proxy: &Proxy,
     via: &Upstream,
     target: &Target,
     verdict: &Verdict,
     tally: &Tally,
-) -> Result<Socket, Fault> {
+) -> Result<TcpStream, Fault> {
     match &target.host {
         Host::Name(name) if is_own_name(name) || proxy.is_this_host(name) => {
             return refused(refusal(target).reason(Reason::Floor).with("floor", Floor::Loopback.to_string()));
@@ -144,7 +148,7 @@ async fn through(
         }
     }
     match via.connect(&proxy.resolver, target).await {
-        Ok(stream) => Ok(Socket::new(stream)),
+        Ok(stream) => Ok(stream),
         Err(error) => refused(
             refusal(target)
                 .reason(Reason::Unreachable)
@@ -160,16 +164,16 @@ fn is_own_name(name: &Name) -> bool {
 }
 
 /// A connection to one of the addresses that `flow` is meant for.
-async fn directly(
+pub(super) async fn directly(
     proxy: &Proxy,
     flow: &FlowGuard,
     verdict: &Verdict,
     tally: &Tally,
-) -> Result<Socket, Fault> {
+) -> Result<TcpStream, Fault> {
     let target = flow.target();
     let addresses = addresses(proxy, target, verdict).await?;
     let upstream = match dial(&addresses).await {
-        Ok(stream) => Socket::new(stream),
+        Ok(stream) => stream,
         Err(error) => {
             let event = refusal(target).reason(Reason::Unreachable).with("error", error.to_string());
             return refused(match addresses.first() {

@@ -59,8 +59,15 @@ impl Refusal {
 impl Requests {
     /// Requests to `name` on `port`.
     pub fn new(name: Name, port: u16) -> Self {
-        let authority = Authority { name, port };
+        let authority = Authority { name, port, scheme: "http" };
         Requests { authority, state: State::Head, head: Vec::new(), count: 0 }
+    }
+
+    /// Likewise, within TLS.
+    pub fn over_tls(name: Name, port: u16) -> Self {
+        let mut requests = Self::new(name, port);
+        requests.authority.scheme = "https";
+        requests
     }
 
     /// Takes the client's next bytes and appends to `out` what may be forwarded. Returns how many bytes were taken:

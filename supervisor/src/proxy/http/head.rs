@@ -18,6 +18,8 @@ pub struct Authority {
     pub name: Name,
     /// The port.
     pub port: u16,
+    /// How an absolute target begins.
+    pub scheme: &'static str,
 }
 
 /// How a body's end is found (RFC 9112 §6.3).
@@ -145,8 +147,8 @@ fn origin_form<'a>(method: &str, target: &'a str, authority: &Authority) -> Resu
     let Some((scheme, rest)) = target.split_once("://") else {
         return Err(Refusal::bad("a request target that is no path"));
     };
-    if !scheme.eq_ignore_ascii_case("http") {
-        return Err(Refusal::bad("a request target with another scheme than http"));
+    if !scheme.eq_ignore_ascii_case(authority.scheme) {
+        return Err(Refusal::bad("a request target with another scheme than the connection's"));
     }
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (host, path) = rest.split_at(end);
