@@ -99,8 +99,13 @@ impl Broker {
     }
 
     /// Serves `client`, which came in by `entrance` on its way to `target`, until it ends.
-    pub(crate) async fn serve<S>(self: &Rc<Self>, outward: Rc<dyn Outward>, client: S, target: &Target, entrance: Entrance)
-    where
+    pub(crate) async fn serve<S>(
+        self: &Rc<Self>,
+        outward: Rc<dyn Outward>,
+        client: S,
+        target: &Target,
+        entrance: Entrance,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         door::serve(self, outward, client, target, entrance).await;

@@ -133,7 +133,13 @@ impl Context {
                 let _ = self.audit.record(line.verdict(&verdict).with("id", id));
             }
         }
-        self.flows.recheck(|query| self.judge(query)) as u64
+        let live = self.live.borrow();
+        let revoked = |grant: usize| {
+            let grant = self.config.policy.vault.get(grant);
+            grant.is_some_and(|grant| live.revoked.contains(&grant.provider.name))
+        };
+        let cut = self.flows.recheck(|query| self.judge(query)) + self.flows.cut_brokered(revoked);
+        cut as u64
     }
 
     /// The container's cards now; not to be held across an await.

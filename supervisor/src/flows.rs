@@ -131,9 +131,10 @@ impl Grounds {
             Grounds::Rules => verdict.allows(),
             Grounds::Operator => verdict.allows() || is_open_question(verdict),
             Grounds::Published => !matches!(verdict, Verdict::Refuse { reason: Reason::Blocked, .. }),
-            Grounds::Brokered(_) => {
-                !matches!(verdict, Verdict::Refuse { reason: Reason::Denied | Reason::Blocked | Reason::Tampered, .. })
-            }
+            Grounds::Brokered(_) => !matches!(
+                verdict,
+                Verdict::Refuse { reason: Reason::Denied | Reason::Blocked | Reason::Tampered, .. }
+            ),
         }
     }
 }

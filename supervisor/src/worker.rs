@@ -2,6 +2,7 @@
 //! until the container has ended, and may be killed at any moment: its parent starts another (L5).
 
 use crate::audit::{Audit, Facts as _, LogFile, event, open_file};
+use crate::broker::{self, Broker, Ca};
 use crate::context::{Context, unix_seconds};
 use crate::control::Desk;
 use crate::dns::Dns;
@@ -58,6 +59,7 @@ pub(crate) fn run(turn: &Turn) -> anyhow::Result<()> {
     let (inherited, config) = Inherited::of_worker()?;
     let run_dir = inherited.folder(Fd::RunDir, &config.run_dir)?;
     let state_dir = inherited.folder(Fd::StateDir, &config.state_dir)?;
+    let authority = authority(&inherited, &config, &run_dir)?;
     let around = std::fs::File::open(run_dir.path().parent().unwrap_or(run_dir.path()))?;
     let layers = confine(&Confinement {
         keep: &[],
@@ -74,9 +76,10 @@ pub(crate) fn run(turn: &Turn) -> anyhow::Result<()> {
     let confinement = layers.iter().map(ToString::to_string).chain(config.missing.iter().cloned()).collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     tokio::task::LocalSet::new()
-        .block_on(&runtime, serve(turn, inherited, config, run_dir, state_dir, confinement))
+        .block_on(&runtime, serve(turn, inherited, config, run_dir, state_dir, confinement, authority))
 }
 
+#[allow(clippy::too_many_arguments, reason = "what was opened before the limits")]
 async fn serve(
     turn: &Turn,
     mut inherited: Inherited,
@@ -84,6 +87,7 @@ async fn serve(
     run_dir: Dir,
     state_dir: Dir,
     confinement: Vec<String>,
+    authority: Option<Authority>,
 ) -> anyhow::Result<()> {
     let parent = std::os::unix::process::parent_id();
     let container = readable(inherited.take_fd(Fd::Pidfd)?)?;
@@ -120,7 +124,11 @@ async fn serve(
         confinement,
         owner: turn.owner,
     });
-    let mut tasks = services(&mut inherited, &context, desk)?;
+    let broker = match authority {
+        Some(Authority { ca, bundle }) => Some(Broker::new(context.clone(), ca, &bundle)?),
+        None => None,
+    };
+    let mut tasks = services(&mut inherited, &context, desk, broker)?;
     let timed = operator.clone();
     tasks.spawn_local(async move { timed.end_downs().await });
     let flushed = context.clone();
@@ -135,6 +143,31 @@ async fn serve(
     }
     settle(&context).await;
     end(&context, parent)
+}
+
+/// What vouches for the broker inside, and for upstreams outside.
+struct Authority {
+    ca: Ca,
+    /// The host's CA certificates, PEM.
+    bundle: Vec<u8>,
+}
+
+/// Opened before the worker's own limits: no byte of the container has been read, and later the certificates of the host need not be readable.
+fn authority(
+    inherited: &Inherited,
+    config: &SupervisorConfig,
+    run_dir: &Dir,
+) -> anyhow::Result<Option<Authority>> {
+    if config.policy.vault.is_empty() {
+        return Ok(None);
+    }
+    let inside = Dir::from_fd(inherited.share(Fd::Birth)?, layout::INSIDE);
+    let hosts: Vec<_> =
+        config.policy.vault.iter().flat_map(|grant| grant.provider.hosts().to_vec()).collect();
+    let bundle = broker::host_bundle();
+    let ca = Ca::open(run_dir, &inside, &config.id, &hosts, &bundle)
+        .context("the container's certificate authority")?;
+    Ok(Some(Authority { ca, bundle }))
 }
 
 /// What every connection gets in the end.
@@ -156,7 +189,12 @@ async fn settle(context: &Context) {
 }
 
 /// Every socket gets its task. What is not there must not be there: no IPv6, no IPv6 listeners.
-fn services(inherited: &mut Inherited, context: &Rc<Context>, desk: Rc<Desk>) -> anyhow::Result<JoinSet<()>> {
+fn services(
+    inherited: &mut Inherited,
+    context: &Rc<Context>,
+    desk: Rc<Desk>,
+    broker: Option<Rc<Broker>>,
+) -> anyhow::Result<JoinSet<()>> {
     let mut tasks = JoinSet::new();
     let ipv6 = context.config.facts.ipv6;
     let insides = insides(inherited, context)?;
@@ -166,7 +204,7 @@ fn services(inherited: &mut Inherited, context: &Rc<Context>, desk: Rc<Desk>) ->
         Ok([Some(first), second].into_iter().flatten().collect())
     };
     let (dns_udp, dns_tcp) = (both(Fd::DnsUdp4, Fd::DnsUdp6)?, both(Fd::DnsTcp4, Fd::DnsTcp6)?);
-    let proxy = Proxy::new(context.clone(), insides.descriptors())?;
+    let proxy = Proxy::new(context.clone(), insides.descriptors(), broker)?;
     for fd in both(Fd::Proxy4, Fd::Proxy6)? {
         tasks.spawn_local(proxy.clone().serve(tcp(fd)?));
     }

@@ -30,12 +30,17 @@ impl Body for Outgoing {
     type Data = Bytes;
     type Error = hyper::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
             Outgoing::Held(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Outgoing::Streamed(incoming, count) => {
                 let frame = ready!(Pin::new(incoming).poll_frame(cx));
-                if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()).and_then(Frame::data_ref) {
+                if let Some(data) =
+                    frame.as_ref().and_then(|frame| frame.as_ref().ok()).and_then(Frame::data_ref)
+                {
                     count.set(count.get() + data.len() as u64);
                 }
                 Poll::Ready(frame)
@@ -52,7 +57,9 @@ impl Body for Outgoing {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Outgoing::Held(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Outgoing::Held(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
             Outgoing::Streamed(incoming, _) => incoming.size_hint(),
         }
     }
@@ -117,7 +124,8 @@ impl Relayed {
         }
         let cut = Box::pin(async move { flow.cut().await });
         let (ready, trailers) = (VecDeque::new(), None);
-        let stream = Stream { from, reader, patterns, ready, trailers, ended: false, cut, entry, _busy: busy };
+        let stream =
+            Stream { from, reader, patterns, ready, trailers, ended: false, cut, entry, _busy: busy };
         Relayed::Upstream(Box::new(stream))
     }
 }
@@ -222,7 +230,9 @@ impl Body for Relayed {
     fn is_end_stream(&self) -> bool {
         match self {
             Relayed::Said(text) => text.is_none(),
-            Relayed::Upstream(stream) => stream.from.is_end_stream() && stream.within() == 0 && stream.trailers.is_none(),
+            Relayed::Upstream(stream) => {
+                stream.from.is_end_stream() && stream.within() == 0 && stream.trailers.is_none()
+            }
         }
     }
 

@@ -2,8 +2,8 @@
 
 use anyhow::Context as _;
 use rcgen::{
-    BasicConstraints, CertificateParams, CidrSubnet, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, NameConstraints,
+    BasicConstraints, CertificateParams, CidrSubnet, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, NameConstraints,
 };
 use rustls::ServerConfig;
 use rustls::crypto::ring;
@@ -52,10 +52,18 @@ pub(crate) struct Ca {
 impl Ca {
     /// The authority of container `id` for `hosts`: the one in its runtime folder, which an earlier worker made, or a new one. Its certificate, and
     /// the host's with it, are put into `inside`, which the container sees.
-    pub(crate) fn open(run_dir: &Dir, inside: &Dir, id: &str, hosts: &[Name], bundle: &[u8]) -> anyhow::Result<Self> {
+    pub(crate) fn open(
+        run_dir: &Dir,
+        inside: &Dir,
+        id: &str,
+        hosts: &[Name],
+        bundle: &[u8],
+    ) -> anyhow::Result<Self> {
         let params = authority(id, hosts);
         let (ca, pem) = match run_dir.read(FILE, FILE_LIMIT)?.map(Zeroizing::new) {
-            Some(kept) => Self::of(params, &kept).with_context(|| run_dir.path().join(FILE).display().to_string())?,
+            Some(kept) => {
+                Self::of(params, &kept).with_context(|| run_dir.path().join(FILE).display().to_string())?
+            }
             None => {
                 let key = KeyPair::generate()?;
                 let certificate = params.self_signed(&key)?;
@@ -98,7 +106,8 @@ impl Ca {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
-        (params.not_before, params.not_after) = ((SystemTime::now() - DAY).into(), (SystemTime::now() + LEAF_LIFE).into());
+        (params.not_before, params.not_after) =
+            ((SystemTime::now() - DAY).into(), (SystemTime::now() + LEAF_LIFE).into());
         let key = KeyPair::generate()?;
         let leaf = params.signed_by(&key, &self.issuer)?;
         let chain = vec![leaf.der().clone(), self.certificate.clone()];
@@ -119,7 +128,8 @@ fn authority(id: &str, hosts: &[Name]) -> CertificateParams {
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, format!("terok, for container {short} alone"));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    params.key_usages =
+        vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     let names = hosts.iter().map(Name::as_str).chain([name::VAULT]);
     let nowhere = |ip: IpAddr| GeneralSubtree::IpAddress(CidrSubnet::from_addr_prefix(ip, 0));
@@ -127,7 +137,8 @@ fn authority(id: &str, hosts: &[Name]) -> CertificateParams {
         permitted_subtrees: names.map(|name| GeneralSubtree::DnsName(name.to_owned())).collect(),
         excluded_subtrees: vec![nowhere(IpAddr::from([0; 4])), nowhere(IpAddr::from([0; 16]))],
     });
-    (params.not_before, params.not_after) = ((SystemTime::now() - DAY).into(), (SystemTime::now() + CA_LIFE).into());
+    (params.not_before, params.not_after) =
+        ((SystemTime::now() - DAY).into(), (SystemTime::now() + CA_LIFE).into());
     params
 }
 
@@ -190,6 +201,11 @@ mod tests {
             verifier.verify_server_cert(leaf.der(), &[], &server, &[], UnixTime::now()).is_ok()
         };
         assert!(accepted("api.example") && accepted("vault.terok.internal"));
-        assert!(!accepted("example") && !accepted("other.example") && !accepted("192.0.2.1") && !accepted("2001:db8::1"));
+        assert!(
+            !accepted("example")
+                && !accepted("other.example")
+                && !accepted("192.0.2.1")
+                && !accepted("2001:db8::1")
+        );
     }
 }

@@ -44,12 +44,19 @@ const PING: Duration = Duration::from_secs(60);
 const PONG: Duration = Duration::from_secs(20);
 
 /// Serves `client`, which is on its way to `target`. An error is for the audit log.
-pub(super) async fn serve<S>(broker: &Rc<Broker>, outward: Rc<dyn Outward>, client: S, target: &Target, entrance: Entrance)
-where
+pub(super) async fn serve<S>(
+    broker: &Rc<Broker>,
+    outward: Rc<dyn Outward>,
+    client: S,
+    target: &Target,
+    entrance: Entrance,
+) where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let name = entrance.name().clone();
-    let visit = |talk: Rc<Talk>| Rc::new(Visit::new(broker.clone(), outward.clone(), entrance.clone(), target.to_string(), talk));
+    let visit = |talk: Rc<Talk>| {
+        Rc::new(Visit::new(broker.clone(), outward.clone(), entrance.clone(), target.to_string(), talk))
+    };
     if !entrance.is_tls() {
         return over_http1(client, Requests::new(name.clone(), target.port), target, visit).await;
     }
@@ -75,7 +82,11 @@ struct Fault {
     what: String,
 }
 
-async fn shake<S>(broker: &Broker, client: S, name: &Name) -> Result<tokio_rustls::server::TlsStream<S>, Fault>
+async fn shake<S>(
+    broker: &Broker,
+    client: S,
+    name: &Name,
+) -> Result<tokio_rustls::server::TlsStream<S>, Fault>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -94,14 +105,18 @@ where
     start.into_stream(config).await.map_err(broken)
 }
 
-async fn over_http1<S>(client: S, requests: Requests, target: &Target, visit: impl FnOnce(Rc<Talk>) -> Rc<Visit>)
-where
+async fn over_http1<S>(
+    client: S,
+    requests: Requests,
+    target: &Target,
+    visit: impl FnOnce(Rc<Talk>) -> Rc<Visit>,
+) where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let talk = Rc::new(Talk::default());
     let visit = visit(talk.clone());
     let served = visit.clone();
-    let service = service_fn(move |request: Request<Incoming>| answer(served.clone(), request));
+    let service = service_fn(move |request: Request<Incoming>| Box::pin(answer(served.clone(), request)));
     let mut connection = http1::Builder::new()
         .preserve_header_case(true)
         .max_headers(HEADERS)

@@ -93,7 +93,8 @@ impl Visit {
 
     /// A request that could not be read.
     pub(super) fn refused(&self, target: &Target, refusal: &http::Refusal) {
-        let mut line = event(Kind::Http, "refuse", target.to_string()).reason(refusal.reason).with("what", refusal.what);
+        let mut line =
+            event(Kind::Http, "refuse", target.to_string()).reason(refusal.reason).with("what", refusal.what);
         for (key, value) in [("method", &refusal.method), ("path", &refusal.path), ("host", &refusal.host)] {
             if !value.is_empty() {
                 line = line.with(key, value.as_str());
@@ -120,7 +121,10 @@ impl Visit {
             let what = format!("more than {AT_ONCE} requests at once; wait for some to end");
             let refusal = Refusal::new(StatusCode::TOO_MANY_REQUESTS, Reason::TooManyConnections, what);
             let line = event(Kind::Http, "refuse", self.target.as_str()).reason(refusal.reason);
-            self.broker.context.audit.refusal(line.with("status", refusal.status.as_u16()).with("limit", AT_ONCE));
+            self.broker
+                .context
+                .audit
+                .refusal(line.with("status", refusal.status.as_u16()).with("limit", AT_ONCE));
             return refusal.answer(None);
         };
         let context = self.broker.context.clone();
@@ -158,7 +162,8 @@ impl Visit {
             entry.target(target.to_string());
         }
         self.check_standing(index, grant, &parts).map_err(denied)?;
-        let path: PathAndQuery = path.parse().map_err(|_| denied(malformed("a path that cannot be sent on")))?;
+        let path: PathAndQuery =
+            path.parse().map_err(|_| denied(malformed("a path that cannot be sent on")))?;
         check_rules(grant, &parts, endpoint.name(), path.path()).map_err(denied)?;
 
         let flow = Rc::new(self.flow(index, target).map_err(denied)?);
@@ -186,7 +191,8 @@ impl Visit {
         let names = |authority: &str| {
             let host = authority.split_once(':').map_or(authority, |(host, _)| host);
             let port = authority.split_once(':').map(|(_, port)| port);
-            Name::parse(host).as_ref() == Ok(self.entrance.name()) && port.is_none_or(|port| port == "443" || port == "80")
+            Name::parse(host).as_ref() == Ok(self.entrance.name())
+                && port.is_none_or(|port| port == "443" || port == "80")
         };
         let other = "a Host other than the name connected to";
         let misdirected = || Refusal::new(StatusCode::MISDIRECTED_REQUEST, Reason::HostMismatch, other);
@@ -245,18 +251,25 @@ impl Visit {
         match standing(&provider.token, token, &parts.headers, query) {
             Standing::Ours if self.broker.is_revoked(&provider.name) => {
                 let command = format!("terok vault revoke --undo CONTAINER {}", provider.name);
-                let what = format!("its credential was taken back from this container; on the host: {command}");
+                let what =
+                    format!("its credential was taken back from this container; on the host: {command}");
                 Err(Refusal::new(StatusCode::UNAUTHORIZED, Reason::Revoked, what))
             }
             Standing::Ours => Ok(()),
-            Standing::Nothing => refused(StatusCode::UNAUTHORIZED, format!("no credential; send {where_from}")),
-            Standing::Phantom => {
-                refused(StatusCode::UNAUTHORIZED, format!("not this container's token for this provider; send {where_from}, once"))
+            Standing::Nothing => {
+                refused(StatusCode::UNAUTHORIZED, format!("no credential; send {where_from}"))
             }
-            Standing::Foreign if base => refused(StatusCode::UNAUTHORIZED, format!("not a token of terok; send {where_from}")),
-            Standing::Foreign => {
-                refused(StatusCode::FORBIDDEN, format!("a credential of its own is not let out to a brokered host; send {where_from}"))
+            Standing::Phantom => refused(
+                StatusCode::UNAUTHORIZED,
+                format!("not this container's token for this provider; send {where_from}, once"),
+            ),
+            Standing::Foreign if base => {
+                refused(StatusCode::UNAUTHORIZED, format!("not a token of terok; send {where_from}"))
             }
+            Standing::Foreign => refused(
+                StatusCode::FORBIDDEN,
+                format!("a credential of its own is not let out to a brokered host; send {where_from}"),
+            ),
         }
     }
 
@@ -269,7 +282,9 @@ impl Visit {
         }
         let (reason, rule) = match verdict {
             Verdict::Refuse { reason, rule: Some(rule) } => (reason, format!("the rule {rule} refuses it")),
-            Verdict::Refuse { reason, rule: None } => (reason, format!("the shield lets nothing pass to {target}")),
+            Verdict::Refuse { reason, rule: None } => {
+                (reason, format!("the shield lets nothing pass to {target}"))
+            }
             _ => (Reason::Denied, String::new()),
         };
         Err(Refusal::new(StatusCode::FORBIDDEN, reason, rule))
@@ -304,7 +319,8 @@ impl Visit {
             held = Some(Bytes::new());
             Outgoing::Held(None)
         } else if renewable && body.size_hint().exact().is_some_and(|length| length <= REPEATABLE) {
-            let bytes = body.collect().await.map_err(|_| malformed("the request's body broke off"))?.to_bytes();
+            let bytes =
+                body.collect().await.map_err(|_| malformed("the request's body broke off"))?.to_bytes();
             up.set(bytes.len() as u64);
             held = Some(bytes.clone());
             Outgoing::Held(Some(bytes))
@@ -313,19 +329,26 @@ impl Visit {
         };
         let onward = headers::onward(&grant.provider, &parts.headers);
         let extensions = parts.extensions.clone();
+        let authorization = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let request = |body: Outgoing, credential: &Credential| -> Result<Request<Outgoing>, Refusal> {
             let mut request = Request::new(body);
             *request.method_mut() = parts.method.clone();
             *request.extensions_mut() = extensions.clone();
             *request.headers_mut() = onward.clone();
             let sent = grant.provider.credential.get(&credential.kind).ok_or_else(|| {
-                let what = format!("its definition does not say how a credential of this kind ({:?}) is sent", credential.kind);
+                let what = format!(
+                    "its definition does not say how a credential of this kind ({:?}) is sent",
+                    credential.kind
+                );
                 Refusal::new(StatusCode::SERVICE_UNAVAILABLE, Reason::Vault, what)
             })?;
-            headers::send(request.headers_mut(), sent, credential).map_err(|_| {
-                let what = "the credential in the vault has characters that no header may have; add it anew";
-                Refusal::new(StatusCode::SERVICE_UNAVAILABLE, Reason::Vault, what)
-            })?;
+            headers::send(request.headers_mut(), &sent.as_asked(authorization), credential).map_err(
+                |_| {
+                    let what =
+                        "the credential in the vault has characters that no header may have; add it anew";
+                    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, Reason::Vault, what)
+                },
+            )?;
             Ok(request)
         };
         if upgrade {
@@ -333,7 +356,8 @@ impl Visit {
                 self.broker.pool.switch(way, path, request(body, &credential)?).await.map_err(unreachable)?;
             return Ok(Answered { response, credential, switched: Some(told) });
         }
-        let response = self.broker.pool.send(way, path, request(body, &credential)?).await.map_err(unreachable)?;
+        let response =
+            self.broker.pool.send(way, path, request(body, &credential)?).await.map_err(unreachable)?;
         if !renewable || response.status() != StatusCode::UNAUTHORIZED {
             return Ok(Answered { response, credential, switched: None });
         }
@@ -342,7 +366,8 @@ impl Visit {
         match (renewed, held) {
             (Ok(renewed), Some(held)) if renewed.secret != credential.secret => {
                 let body = Outgoing::Held(Some(held).filter(|held| !held.is_empty()));
-                let response = self.broker.pool.send(way, path, request(body, &renewed)?).await.map_err(unreachable)?;
+                let response =
+                    self.broker.pool.send(way, path, request(body, &renewed)?).await.map_err(unreachable)?;
                 Ok(Answered { response, credential: renewed, switched: None })
             }
             _ => Ok(Answered { response, credential, switched: None }),
@@ -365,7 +390,10 @@ impl Visit {
         let (mut parts, body) = response.into_parts();
         let (mut headers, covered) = headers::back(&parts.headers, &patterns);
         if parts.status == StatusCode::SWITCHING_PROTOCOLS {
-            let websocket = parts.headers.get(header::UPGRADE).is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
+            let websocket = parts
+                .headers
+                .get(header::UPGRADE)
+                .is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
             let Some(switched) = switched.filter(|_| websocket) else {
                 return Err(bad_gateway("the upstream changed the protocol without being asked"));
             };
@@ -386,7 +414,9 @@ impl Visit {
                 Ok(None) => Reader::Redactor(Redactor::new(patterns.clone())),
                 Ok(Some(coding)) => Reader::Watch(Box::new(Watch::new(coding, patterns.clone()))),
                 Err(coding) => {
-                    return Err(bad_gateway(&format!("the answer is coded as {coding}, which cannot be read for the credential")));
+                    return Err(bad_gateway(&format!(
+                        "the answer is coded as {coding}, which cannot be read for the credential"
+                    )));
                 }
             }
         };
@@ -450,7 +480,9 @@ fn trouble(trouble: Trouble) -> Refusal {
     let (status, reason) = match &trouble {
         Trouble::Revoked(_) => (StatusCode::UNAUTHORIZED, Reason::Revoked),
         Trouble::Refused(_) => (StatusCode::FORBIDDEN, Reason::Vault),
-        Trouble::Locked(_) | Trouble::Missing(_) | Trouble::Failed(_) => (StatusCode::SERVICE_UNAVAILABLE, Reason::Vault),
+        Trouble::Locked(_) | Trouble::Missing(_) | Trouble::Failed(_) => {
+            (StatusCode::SERVICE_UNAVAILABLE, Reason::Vault)
+        }
     };
     Refusal::new(status, reason, trouble.to_string())
 }

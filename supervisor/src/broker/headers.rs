@@ -35,10 +35,14 @@ pub(super) fn onward(provider: &Provider, from: &HeaderMap) -> HeaderMap {
             "host" | "cookie" | "expect" | "accept-encoding" => {}
             // Compressed frames could not be read along.
             "sec-websocket-extensions" => {}
-            "te" if value.as_bytes().eq_ignore_ascii_case(b"trailers") => drop(headers.append(name, value.clone())),
+            "te" if value.as_bytes().eq_ignore_ascii_case(b"trailers") => {
+                headers.append(name, value.clone());
+            }
             _ if HOP.contains(&text) || options.iter().any(|option| option == text) => {}
             _ if is_credential(name, &provider.token) => {}
-            _ => drop(headers.append(name, value.clone())),
+            _ => {
+                headers.append(name, value.clone());
+            }
         }
     }
     if let Some(readable) = readable(from) {
@@ -91,7 +95,8 @@ pub(super) fn back(from: &HeaderMap, patterns: &Rc<Patterns>) -> (HeaderMap, u64
         if text == "set-cookie" || HOP.contains(&text) || options.iter().any(|option| option == text) {
             continue;
         }
-        let clean = covered(patterns, value.as_bytes()).and_then(|clean| HeaderValue::from_bytes(&clean).ok());
+        let clean =
+            covered(patterns, value.as_bytes()).and_then(|clean| HeaderValue::from_bytes(&clean).ok());
         count += u64::from(clean.is_some());
         headers.append(name, clean.unwrap_or_else(|| value.clone()));
     }
@@ -108,7 +113,12 @@ pub(super) fn coding(headers: &HeaderMap) -> Result<Option<Coding>, String> {
     let all: Vec<String> = headers
         .get_all(header::CONTENT_ENCODING)
         .iter()
-        .flat_map(|value| String::from_utf8_lossy(value.as_bytes()).split(',').map(|w| w.trim().to_ascii_lowercase()).collect::<Vec<_>>())
+        .flat_map(|value| {
+            String::from_utf8_lossy(value.as_bytes())
+                .split(',')
+                .map(|w| w.trim().to_ascii_lowercase())
+                .collect::<Vec<_>>()
+        })
         .filter(|word| !word.is_empty() && word != "identity")
         .collect();
     match all.iter().map(String::as_str).collect::<Vec<_>>()[..] {

@@ -52,7 +52,13 @@ impl Drop for Place {
 
 impl Entry {
     /// A request that has begun.
-    pub(super) fn new(context: Rc<Context>, target: String, method: &Method, path: &str, place: Place) -> Self {
+    pub(super) fn new(
+        context: Rc<Context>,
+        target: String,
+        method: &Method,
+        path: &str,
+        place: Place,
+    ) -> Self {
         Entry {
             context,
             provider: String::new(),

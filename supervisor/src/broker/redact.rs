@@ -77,7 +77,9 @@ impl Patterns {
                     known => known,
                 };
             }
-            if let (Some(end), Some(length)) = (this.ends.get_mut(usize::from(node)), depth.get(usize::from(node))) {
+            if let (Some(end), Some(length)) =
+                (this.ends.get_mut(usize::from(node)), depth.get(usize::from(node)))
+            {
                 *end = *length;
             }
         }
@@ -148,7 +150,8 @@ impl Drop for Patterns {
 
 /// The secret as it may stand in a text.
 fn forms_of(secret: &[u8]) -> Vec<Vec<u8>> {
-    let mut forms = vec![secret.to_vec(), percent(secret, b"0123456789ABCDEF"), percent(secret, b"0123456789abcdef")];
+    let mut forms =
+        vec![secret.to_vec(), percent(secret, b"0123456789ABCDEF"), percent(secret, b"0123456789abcdef")];
     for offset in 0..3 {
         // What stands before and behind shares the first and the last character with it: those in between are its alone.
         let padded = Zeroizing::new([&[0; 3][..offset], secret].concat());
@@ -156,7 +159,12 @@ fn forms_of(secret: &[u8]) -> Vec<Vec<u8>> {
         let last = (padded.len() * 8) / 6;
         for engine in [STANDARD_NO_PAD, URL_SAFE_NO_PAD] {
             let coded = engine.encode(&*padded);
-            forms.extend(coded.get(first..last).filter(|core| core.len() >= SHORTEST_CODED).map(|core| core.as_bytes().to_vec()));
+            forms.extend(
+                coded
+                    .get(first..last)
+                    .filter(|core| core.len() >= SHORTEST_CODED)
+                    .map(|core| core.as_bytes().to_vec()),
+            );
         }
     }
     forms
@@ -224,7 +232,8 @@ impl Redactor {
         self.covered += marks.len() as u64;
         let open = self.matcher.open();
         if marks.is_empty() && self.held.is_empty() {
-            let (free, held) = input.split_at_checked(input.len().saturating_sub(open)).unwrap_or((&input, &[]));
+            let (free, held) =
+                input.split_at_checked(input.len().saturating_sub(open)).unwrap_or((&input, &[]));
             self.held.extend_from_slice(held);
             return input.slice(..free.len());
         }
@@ -279,7 +288,7 @@ mod tests {
     use base64::engine::general_purpose::STANDARD;
     use proptest::prelude::*;
 
-    const SECRET: &[u8] = b"sk-real-ABAB/+key=with%odd?bytes";
+    const SECRET: &[u8] = b"sk-real-ABAB/+key=with%odd?byteZ";
 
     fn through(pieces: &[&[u8]]) -> Vec<u8> {
         let mut redactor = Redactor::new(Patterns::of([SECRET]));
@@ -310,12 +319,17 @@ mod tests {
                     let out = through(&[coded.as_bytes()]);
                     assert_eq!(out.len(), coded.len());
                     let left = out.iter().filter(|b| **b != b'*').count();
-                    assert!(left <= 4 + (before.len() + after.len()) * 4 / 3 + 4, "{coded} {}", String::from_utf8_lossy(&out));
+                    assert!(
+                        left <= 4 + (before.len() + after.len()) * 4 / 3 + 4,
+                        "{coded} {}",
+                        String::from_utf8_lossy(&out)
+                    );
                     assert!(out.windows(30).any(|w| w.iter().all(|b| *b == b'*')));
                 }
             }
         }
-        let coded = b"q=sk-real-ABAB%2f%2bkey%3dwith%25odd%3fbytes&r=sk-real-ABAB%2F%2Bkey%3Dwith%25odd%3Fbytes";
+        let coded =
+            b"q=sk-real-ABAB%2f%2bkey%3dwith%25odd%3fbyteZ&r=sk-real-ABAB%2F%2Bkey%3Dwith%25odd%3FbyteZ";
         assert!(!String::from_utf8(through(&[coded])).unwrap().contains("real"));
     }
 

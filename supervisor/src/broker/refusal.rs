@@ -31,7 +31,8 @@ impl Refusal {
             Some(provider) => format!("terok: {}: {}", provider.name, self.message),
             None => format!("terok: {}", self.message),
         };
-        let text = body(errors.map(|errors| errors.shape).unwrap_or_default(), self.status, &message).to_string();
+        let text =
+            body(errors.map(|errors| errors.shape).unwrap_or_default(), self.status, &message).to_string();
         let mut response = Response::new(Relayed::said(text));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
@@ -49,7 +50,9 @@ impl Refusal {
 
 /// RFC 9110 §11.6.1: a 401 always has one.
 fn challenge(errors: Option<&Errors>) -> HeaderValue {
-    let own = errors.and_then(|errors| errors.challenge.as_deref()).and_then(|text| HeaderValue::try_from(text).ok());
+    let own = errors
+        .and_then(|errors| errors.challenge.as_deref())
+        .and_then(|text| HeaderValue::try_from(text).ok());
     own.unwrap_or(HeaderValue::from_static("Bearer realm=\"terok\""))
 }
 

@@ -118,7 +118,11 @@ fn of_text(token: &str, text: &str, may_stand_here: bool) -> Standing {
         return if may_stand_here { Standing::Ours } else { Standing::Phantom };
     }
     // A mark inside something longer does not make a foreign key ours.
-    if phantom::is_marked(text) && text.len() <= phantom::MOST { Standing::Phantom } else { Standing::Foreign }
+    if phantom::is_marked(text) && text.len() <= phantom::MOST {
+        Standing::Phantom
+    } else {
+        Standing::Foreign
+    }
 }
 
 /// User and password, RFC 7617.
@@ -251,12 +255,25 @@ mod tests {
             ("proxy-authorization", "Basic eDp5"),
         ] {
             assert_eq!(judged(&[(name, value)], ""), Standing::Foreign, "{name}: {value}");
-            assert_eq!(judged(&[("x-own-key", OURS), (name, value)], ""), Standing::Foreign, "{name}: {value}");
+            assert_eq!(
+                judged(&[("x-own-key", OURS), (name, value)], ""),
+                Standing::Foreign,
+                "{name}: {value}"
+            );
         }
-        for query in ["access_token=evil", "a=1&API_KEY=evil", "%61ccess%5ftoken=evil", "%2561pi_key=evil", "key=AIzaEvil"] {
+        for query in [
+            "access_token=evil",
+            "a=1&API_KEY=evil",
+            "%61ccess%5ftoken=evil",
+            "%2561pi_key=evil",
+            "key=AIzaEvil",
+        ] {
             assert_eq!(judged(&[("authorization", &bearer)], query), Standing::Foreign, "{query}");
         }
-        assert_eq!(judged(&[("authorization", &bearer)], "key=cache-key&token_type=x&api_key="), Standing::Ours);
+        assert_eq!(
+            judged(&[("authorization", &bearer)], "key=cache-key&token_type=x&api_key="),
+            Standing::Ours
+        );
     }
 
     #[test]

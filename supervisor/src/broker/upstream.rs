@@ -246,7 +246,11 @@ impl Pool {
     }
 
     /// A connection to the endpoint, and whether it speaks HTTP/2.
-    async fn open(&self, way: &Way<'_>, config: &Arc<ClientConfig>) -> Result<(Box<dyn Stream>, bool), Unreachable> {
+    async fn open(
+        &self,
+        way: &Way<'_>,
+        config: &Arc<ClientConfig>,
+    ) -> Result<(Box<dyn Stream>, bool), Unreachable> {
         let stream = way.outward.dial(way.flow).await?;
         let _ = stream.set_nodelay(true);
         if !way.endpoint.tls {
@@ -272,16 +276,20 @@ impl Pool {
 
 async fn handshake1(
     io: Box<dyn Stream>,
-) -> Result<(http1::SendRequest<Outgoing>, http1::Connection<TokioIo<Box<dyn Stream>>, Outgoing>), Unreachable> {
-    let shaken = http1::Builder::new().preserve_header_case(true).max_headers(HEADERS).handshake(TokioIo::new(io));
+) -> Result<(http1::SendRequest<Outgoing>, http1::Connection<TokioIo<Box<dyn Stream>>, Outgoing>), Unreachable>
+{
+    let shaken =
+        http1::Builder::new().preserve_header_case(true).max_headers(HEADERS).handshake(TokioIo::new(io));
     shaken.await.map_err(|error| Unreachable::because(chain(&error)))
 }
 
 impl Known {
     /// A connection that is there, and may be used for `way`.
     fn line(&self, way: &Way<'_>) -> Option<Line> {
-        let denied = |address: Option<SocketAddr>| address.is_some_and(|address| way.outward.is_denied(address));
-        let shared = self.http2.borrow().clone().filter(|line| !line.sender.is_closed() && !denied(line.address));
+        let denied =
+            |address: Option<SocketAddr>| address.is_some_and(|address| way.outward.is_denied(address));
+        let shared =
+            self.http2.borrow().clone().filter(|line| !line.sender.is_closed() && !denied(line.address));
         if let Some(line) = shared {
             way.flow.lead_to(line.address);
             return Some(Line::Http2(line));
@@ -319,7 +327,9 @@ fn fit(
     path: &uri::PathAndQuery,
     http2: bool,
 ) -> Result<(), Unreachable> {
-    let wrong = |error: &dyn std::fmt::Display| Unreachable::because(format!("the request cannot be written: {error}"));
+    let wrong = |error: &dyn std::fmt::Display| {
+        Unreachable::because(format!("the request cannot be written: {error}"))
+    };
     let authority = endpoint.authority();
     let mut target = uri::Parts::default();
     target.path_and_query = Some(path.clone());

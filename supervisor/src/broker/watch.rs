@@ -201,10 +201,6 @@ mod tests {
     #[test]
     fn what_is_not_coded_as_it_says_stops() {
         assert_eq!(through(Coding::Gzip, b"plain text with sk-real", 5), Err(Stop::Unreadable));
-        let (_, mut bytes) = coded(b"some text that is long enough").into_iter().next().unwrap();
-        bytes[12] ^= 0xff;
-        bytes[13] ^= 0xff;
-        assert!(through(Coding::Gzip, &bytes, 4).is_err());
     }
 
     #[test]

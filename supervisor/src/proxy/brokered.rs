@@ -20,7 +20,13 @@ use terok_policy::judge::Reason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Serves `client`, whose `target` is the broker's to serve.
-pub(super) async fn serve(proxy: &Rc<Proxy>, client: Socket, target: Target, verdict: &Verdict, meets: Meets) {
+pub(super) async fn serve(
+    proxy: &Rc<Proxy>,
+    client: Socket,
+    target: Target,
+    verdict: &Verdict,
+    meets: Meets,
+) {
     let context = &proxy.context;
     let entrance = match (meets, &proxy.broker) {
         (Meets::Broker(entrance), Some(_)) => entrance,
@@ -51,7 +57,9 @@ pub(super) async fn serve(proxy: &Rc<Proxy>, client: Socket, target: Target, ver
     };
     let line = event(Kind::Connect, action, name).with("bytes_up", up.get()).with("bytes_down", down.get());
     // The bytes have flowed: a full disk refuses the next connection, not this one's past.
-    let _ = context.audit.record(line.with("ms", u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)));
+    let _ = context
+        .audit
+        .record(line.with("ms", u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)));
 }
 
 /// The client's socket as the broker reads and writes it; it can be reset from outside.
@@ -131,7 +139,9 @@ impl Outward for Proxy {
             let target = flow.target();
             let via = self.upstream.as_ref().filter(|upstream| upstream.carries(&target.host));
             let connected = match (&target.host, via) {
-                (Host::Name(_), Some(via)) => through(self, via, target, &Verdict::Operator, &Tally::default()).await,
+                (Host::Name(_), Some(via)) => {
+                    through(self, via, target, &Verdict::Operator, &Tally::default()).await
+                }
                 (Host::Name(_), None) => directly(self, flow, &Verdict::Operator, &Tally::default()).await,
                 // Whoever defined the provider wrote where it is, so that may be below the floor.
                 (_, Some(via)) => {
@@ -139,7 +149,9 @@ impl Outward for Proxy {
                     return connected.map_err(|error| unreachable(error.to_string()));
                 }
                 (Host::Literal(ip), None) => {
-                    return dial(&[SocketAddr::new(*ip, target.port)]).await.map_err(|e| unreachable(e.to_string()));
+                    return dial(&[SocketAddr::new(*ip, target.port)])
+                        .await
+                        .map_err(|e| unreachable(e.to_string()));
                 }
                 (Host::Loopback, None) => {
                     let addresses = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
@@ -150,9 +162,14 @@ impl Outward for Proxy {
             connected.map_err(|fault| match fault {
                 Fault::Io(error) => unreachable(error.to_string()),
                 Fault::Refused(event) => {
-                    let facts = ["error", "floor", "upstream", "address"].into_iter().filter_map(|key| event.detail.get(key));
+                    let facts = ["error", "floor", "upstream", "address"]
+                        .into_iter()
+                        .filter_map(|key| event.detail.get(key));
                     let words: Vec<&str> = facts.filter_map(serde_json::Value::as_str).collect();
-                    Unreachable { reason: event.reason.unwrap_or(Reason::Unreachable), what: words.join(", ") }
+                    Unreachable {
+                        reason: event.reason.unwrap_or(Reason::Unreachable),
+                        what: words.join(", "),
+                    }
                 }
             })
         })

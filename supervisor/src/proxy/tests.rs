@@ -64,6 +64,7 @@ impl Rig {
             context: context.clone(),
             resolver: Resolver::new(files),
             upstream: upstream.map(Upstream::new),
+            broker: None,
             routes: Rtnl::open().unwrap(),
             relay: Relay::new(relay::PIPES),
             limit: 8,
