@@ -31,7 +31,7 @@ const LEAF_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
 const LEAF_USE: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Where distributions keep the CA certificates of the host.
-pub(crate) const HOST_BUNDLES: [&str; 8] = [
+const HOST_BUNDLES: [&str; 8] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
     "/etc/pki/tls/certs/ca-bundle.crt",
