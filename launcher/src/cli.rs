@@ -1,7 +1,7 @@
 //! The command line: raw arguments to one call. Exit codes: 0 done, 1 refused or failed, 64 usage.
 
 use crate::{
-    audit, explain, generate, maintain, operate, panic, profiles, providers, run, show, vault, verdict, watch,
+    audit, explain, generate, maintain, operate, panic, profiles, providers, run, show, ssh, vault, verdict, watch,
 };
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -93,6 +93,9 @@ enum Verb {
     /// Real credentials stay in the vault; containers use them without having them
     #[command(subcommand)]
     Vault(vault::Vault),
+    /// SSH keys for containers, which get signatures from them and never the keys
+    #[command(subcommand)]
+    Ssh(ssh::Ssh),
     /// Look at the services whose credentials terok can hold, and define your own
     #[command(subcommand)]
     Provider(Provider),
@@ -279,6 +282,7 @@ fn call(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Profile(Profile::Show { names, json }) => profiles::show(&host, &names, json.json)?,
         Verb::Profile(Profile::Learn(args)) => profiles::learn::learn(&host, &args)?,
         Verb::Profile(Profile::Check { files }) => profiles::check(&host, &files)?,
+        Verb::Ssh(verb) => ssh::ssh(&host, verb)?,
         Verb::Vault(verb) => return vault::vault(&host, verb),
         Verb::Provider(Provider::List(json)) => providers::list(&host, json.json)?,
         Verb::Provider(Provider::Show { name, json }) => providers::show(&host, &name, json.json)?,

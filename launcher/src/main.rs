@@ -20,6 +20,7 @@ mod profiles;
 mod providers;
 mod run;
 mod show;
+mod ssh;
 mod vault;
 mod verdict;
 mod watch;

@@ -4,7 +4,7 @@ mod add;
 mod clean;
 mod copies;
 pub(crate) mod ephemeral;
-mod prompt;
+pub(crate) mod prompt;
 mod records;
 mod session;
 mod tiers;
@@ -175,7 +175,7 @@ impl<'a> Open<'a> {
 }
 
 /// The vault's folder, made where there is none.
-fn folder(host: &Host) -> anyhow::Result<Dir> {
+pub(crate) fn folder(host: &Host) -> anyhow::Result<Dir> {
     let path = host.vault_dir();
     if host.rootless() {
         return Ok(terok_vault::user_folder(&host.at(&host.home))?);

@@ -55,7 +55,7 @@ pub(crate) fn lines<const COUNT: usize>() -> anyhow::Result<[Zeroizing<String>; 
 }
 
 /// All that `source` gives, without the line break behind it.
-pub(super) fn read(source: impl std::io::Read) -> anyhow::Result<Zeroizing<String>> {
+pub(crate) fn read(source: impl std::io::Read) -> anyhow::Result<Zeroizing<String>> {
     // Room for all of it, so that no shorter copy stays in memory.
     let mut bytes = Zeroizing::new(Vec::with_capacity(LIMIT as usize + 1));
     source.take(LIMIT + 1).read_to_end(&mut bytes)?;
