@@ -1,7 +1,8 @@
 //! The command line: raw arguments to one call. Exit codes: 0 done, 1 refused or failed, 64 usage.
 
 use crate::{
-    audit, explain, generate, maintain, operate, panic, profiles, providers, run, show, ssh, vault, verdict, watch,
+    audit, explain, generate, maintain, operate, panic, profiles, providers, run, show, ssh, vault, verdict,
+    watch,
 };
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;

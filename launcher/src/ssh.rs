@@ -131,7 +131,9 @@ fn kind_of(text: &str) -> Result<KeyKind, String> {
         "ecdsa" | "ecdsa-256" => Ok(KeyKind::EcdsaP256),
         "ecdsa-384" => Ok(KeyKind::EcdsaP384),
         "ecdsa-521" => Ok(KeyKind::EcdsaP521),
-        "rsa" => Err("make it with `ssh-keygen -t rsa -b 3072` and take it over with `terok ssh import`".into()),
+        "rsa" => {
+            Err("make it with `ssh-keygen -t rsa -b 3072` and take it over with `terok ssh import`".into())
+        }
         _ => Err("ed25519, ecdsa-256, ecdsa-384 and ecdsa-521 are made".into()),
     }
 }
@@ -142,7 +144,9 @@ impl Users {
         if self.any_user {
             return Ok(Vec::new());
         }
-        let fits = |user: &&String| !user.is_empty() && user.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',');
+        let fits = |user: &&String| {
+            !user.is_empty() && user.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',')
+        };
         match self.users.iter().find(|user| !fits(user)) {
             Some(user) => bail!("{user:?} is no user name"),
             None => Ok(self.users.clone()),
@@ -163,12 +167,14 @@ fn import(file: &std::path::Path) -> anyhow::Result<SshKey> {
     let text = if file.as_os_str() == "-" {
         prompt::standard_input()?
     } else {
-        prompt::read(std::fs::File::open(file).with_context(|| shown.to_string())?).with_context(|| shown.to_string())?
+        prompt::read(std::fs::File::open(file).with_context(|| shown.to_string())?)
+            .with_context(|| shown.to_string())?
     };
     match SshKey::import(&text, None) {
         Err(SshKeyError::Encrypted) => {
-            let passphrase = prompt::hidden(&format!("passphrase of {shown}"))
-                .context("the key is encrypted: import it on a terminal, or a copy that `ssh-keygen -p` has decrypted")?;
+            let passphrase = prompt::hidden(&format!("passphrase of {shown}")).context(
+                "the key is encrypted: import it on a terminal, or a copy that `ssh-keygen -p` has decrypted",
+            )?;
             SshKey::import(&text, Some(&passphrase)).with_context(|| shown.to_string())
         }
         read => read.with_context(|| shown.to_string()),
@@ -183,7 +189,9 @@ fn add(host: &Host, name: &str, key: &SshKey, users: Users) -> anyhow::Result<()
     let new = New { provider: "", name, secret: &secret, expires: None, ssh: Some(&ssh) };
     open.store.add(&master, &new, show::now())?;
     say!("{}", show::printable(&ssh.public))?;
-    eprintln!("terok: give this public key to the host; a container uses it with: terok run --ssh {name}@HOST");
+    eprintln!(
+        "terok: give this public key to the host; a container uses it with: terok run --ssh {name}@HOST"
+    );
     Ok(())
 }
 
@@ -221,7 +229,8 @@ fn remove(host: &Host, name: &str, yes: bool) -> anyhow::Result<()> {
     let mut open = Open::new(host)?;
     let record = open.store.ssh_key(name)?;
     if !yes
-        && !prompt::confirm(&format!("remove {}?", record.words())).context("give --yes to remove it without asking")?
+        && !prompt::confirm(&format!("remove {}?", record.words()))
+            .context("give --yes to remove it without asking")?
     {
         bail!("nothing was removed");
     }
@@ -242,7 +251,8 @@ fn list_hosts(host: &Host, json: Json) -> anyhow::Result<()> {
     let (_, lines) = own(host)?;
     if json.json {
         let hosts = lines.iter().filter_map(|line| line.split_once(' '));
-        let hosts: Vec<_> = hosts.map(|(host, key)| serde_json::json!({ "host": host, "key": key })).collect();
+        let hosts: Vec<_> =
+            hosts.map(|(host, key)| serde_json::json!({ "host": host, "key": key })).collect();
         say!("{}", serde_json::to_string(&hosts)?)?;
         return Ok(());
     }
