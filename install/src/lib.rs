@@ -15,3 +15,6 @@ pub mod probe;
 pub mod setup;
 pub mod target;
 mod trial;
+
+/// A systemd unit that unlocks the vault at login; `@TEROK@` stands for the launcher.
+pub const VAULT_UNIT: &str = include_str!("../assets/terok-vault.service");

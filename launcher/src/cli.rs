@@ -107,7 +107,7 @@ enum Verb {
         #[command(flatten)]
         which: maintain::Which,
     },
-    /// Take terok away; audit logs stay unless --purge
+    /// Take terok away; audit logs stay unless --purge, the vault stays always
     Uninstall {
         #[command(flatten)]
         place: maintain::Place,
@@ -117,7 +117,7 @@ enum Verb {
     },
     /// Prove that podman consults the hooks, and look for what is missing
     Doctor(Json),
-    /// Write man pages and shell completions into a folder
+    /// Write man pages, shell completions and a systemd unit for the vault into a folder
     Generate {
         /// The folder
         folder: PathBuf,

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use terok_policy::{annotation, layout};
 
-/// Writes `man/` and `completions/` below `folder`.
+/// Writes `man/`, `completions/` and `systemd/` below `folder`.
 pub(crate) fn generate(folder: &Path) -> anyhow::Result<()> {
     let man = folder.join("man");
     let completions = folder.join("completions");
@@ -23,6 +23,11 @@ pub(crate) fn generate(folder: &Path) -> anyhow::Result<()> {
     ] {
         std::fs::write(man.join(format!("{name}.{section}")), text)?;
     }
+    let units = folder.join("systemd");
+    std::fs::create_dir_all(&units).with_context(|| units.display().to_string())?;
+    let launcher = std::env::current_exe().context("/proc/self/exe")?;
+    let unit = terok_install::VAULT_UNIT.replace("@TEROK@", &launcher.display().to_string());
+    std::fs::write(units.join("terok-vault.service"), unit)?;
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
         generate_to(shell, &mut Cli::command(), "terok", &completions)?;
     }
@@ -74,6 +79,7 @@ fn overview() -> String {
             "terok run --hold 30s IMAGE, and in another terminal: terok watch --ask",
         ),
         ("A profile of what a container reached:", "terok profile learn NAME"),
+        ("A key that stays on the host:", "terok vault add anthropic && terok run --vault anthropic IMAGE"),
         ("Stop everything:", "terok panic"),
     ] {
         // Writing to a String does not fail.
@@ -86,7 +92,13 @@ fn overview() -> String {
         (
             "~/.config/terok/config.toml, /etc/terok/config.toml",
             "settings of the user, which stand over those of the machine: upstream_proxy (http:// or socks5://), no_proxy (a list of rules' \
-             targets), and [all_containers], the annotations of every container after terok setup --all-containers",
+             targets), [all_containers], the annotations of every container after terok setup --all-containers, and, in the user's own file alone, \
+             [vault] passphrase_command, a list of a program and its arguments whose output unlocks the vault",
+        ),
+        ("~/.local/share/terok/vault, /var/lib/terok.vault", "the vault"),
+        (
+            "~/.config/terok/providers/NAME.toml, /etc/terok/providers/NAME.toml",
+            "your own providers, and those of the machine",
         ),
         (
             "~/.local/state/terok/.panic, /var/lib/terok.panic",
@@ -102,7 +114,7 @@ fn overview() -> String {
     }
     text += ".SH ENVIRONMENT\n.TP\n\\fBTEROK_PODMAN\\fR\nabsolute path of the podman to start, instead of the first of ";
     text += &terok_install::podman::PLACES.join(", ");
-    text += "\n.TP\n\\fBNO_COLOR\\fR\nno colour on a terminal either\n";
+    text += "\n.TP\n\\fBNO_COLOR\\fR\nno colour on a terminal either\n.TP\n\\fBCREDENTIALS_DIRECTORY\\fR\nset by systemd: its credential terok-vault unlocks the vault\n";
     text + ".SH SEE ALSO\n\\fBterok-annotations\\fR(7), \\fBpodman-run\\fR(1), \\fBterok-hook\\fR(8), \\fBterok-supervisor\\fR(8)\n"
 }
 

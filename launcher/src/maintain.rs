@@ -112,6 +112,12 @@ pub(crate) fn uninstall(host: &Host, place: &Place, purge: bool) -> anyhow::Resu
     if changed.is_empty() {
         say!("nothing is installed here")?;
     }
+    if place.destdir.is_none() && host.vault_dir().exists() {
+        say!(
+            "your vault stays in {}: remove it by name if you need nothing in it",
+            host.vault_dir().display()
+        )?;
+    }
     for line in afterwards(&running) {
         say!("{line}")?;
     }

@@ -111,7 +111,7 @@ fn given(provider: &Provider, args: &AddArgs) -> anyhow::Result<Secret> {
         (_, None) => String::new(),
     };
     let secret = sealed(provider, kind, user, text)?;
-    if let Some(doubt) = doubt(provider, &secret) {
+    if let Some(doubt) = doubt(provider, &args.name, &secret) {
         eprintln!("terok: {doubt}");
     }
     Ok(secret)
@@ -185,12 +185,12 @@ pub(super) fn sealed(
 }
 
 /// Why it may be the wrong one.
-fn doubt(provider: &Provider, secret: &Secret) -> Option<String> {
+fn doubt(provider: &Provider, name: &str, secret: &Secret) -> Option<String> {
     let Secret::Key(key) = secret else { return None };
     let prefix = &provider.token.prefix;
     (!prefix.is_empty() && !key.starts_with(prefix)).then(|| {
         format!(
-            "it does not begin with {prefix}, as keys of {} do; it is taken all the same: terok vault test {} tries it",
+            "it does not begin with {prefix}, as keys of {} do; it is taken all the same: terok vault test {} {name} tries it",
             provider.title, provider.name
         )
     })
@@ -281,8 +281,8 @@ mod tests {
         let anthropic = provider("anthropic");
         assert_eq!(kind_for(&anthropic, "sk-ant-api03-x").unwrap(), CredentialType::Key);
         assert_eq!(kind_for(&anthropic, "sk-ant-oat01-x").unwrap(), CredentialType::OAuth);
-        assert!(doubt(&anthropic, &Secret::Key(text("x"))).unwrap().contains("sk-ant-api03-"));
-        assert!(doubt(&anthropic, &Secret::Key(text("sk-ant-api03-x"))).is_none());
+        assert!(doubt(&anthropic, "default", &Secret::Key(text("x"))).unwrap().contains("sk-ant-api03-"));
+        assert!(doubt(&anthropic, "default", &Secret::Key(text("sk-ant-api03-x"))).is_none());
     }
 
     #[test]
