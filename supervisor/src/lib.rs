@@ -20,6 +20,7 @@ pub(crate) mod readiness;
 pub(crate) mod remains;
 pub(crate) mod resolve;
 pub mod ssh;
+pub(crate) mod trust;
 pub(crate) mod vault;
 pub(crate) mod worker;
 
@@ -47,6 +48,7 @@ fn run() -> anyhow::Result<()> {
         ["worker", restarts, owner, why] => {
             worker::run(&worker::Turn { restarts: restarts.parse()?, owner: owner.parse()?, why: why.into() })
         }
+        ["vault", owner] => vault::run(owner.parse()?),
         ["--version"] => {
             println!("{} {}", layout::SUPERVISOR, env!("CARGO_PKG_VERSION"));
             Ok(())

@@ -15,6 +15,10 @@ pub enum Filter {
     Parent,
     /// The worker: serves the container, dials, writes its logs. Starts no program.
     Worker,
+    /// A helper that reads the vault: files and nothing else, no socket.
+    Reader,
+    /// A helper that renews a credential as well: it dials.
+    Renewer,
 }
 
 /// A condition on one 32-bit argument; all conditions of a rule must hold.
@@ -184,6 +188,16 @@ const WORKER: &[Call] = &[
     Call { name: "prctl", number: prctl, rules: &[&[Argument::Is(0, libc::PR_SET_NAME as u32)]] },
 ];
 
+/// What of the worker's it takes to ask a name server and a service.
+const RENEWER: &[Call] = &[
+    Call { name: "socket", number: socket, rules: SOCKETS },
+    Call { name: "connect", number: connect, rules: &[] },
+    Call { name: "bind", number: bind, rules: &[] },
+    Call { name: "sendmmsg", number: sendmmsg, rules: &[] },
+    Call { name: "recvmmsg", number: recvmmsg, rules: &[] },
+    Call { name: "ioctl", number: ioctl, rules: &[&[Argument::Is(1, libc::FIONBIO as u32)]] },
+];
+
 /// Processes, not namespaces: none of the CLONE_NEW* bits.
 const CLONE: &[&[Argument]] = &[&[Argument::Masked(
     0,
@@ -208,10 +222,12 @@ const SOCKETS: &[&[Argument]] = &[
     &[Argument::Is(0, libc::AF_NETLINK as u32), Argument::Is(2, libc::NETLINK_ROUTE as u32)],
 ];
 
-/// The table of `filter`. The parent's contains the worker's: a worker starts under the parent's filter.
+/// The table of `filter`. The parent's contains the others: they start under the parent's filter.
 pub fn table(filter: Filter) -> Vec<Call> {
     let own = match filter {
         Filter::Worker => vec![COMMON, LEGACY, WORKER],
+        Filter::Reader => vec![COMMON, LEGACY],
+        Filter::Renewer => vec![COMMON, LEGACY, RENEWER],
         Filter::Parent => vec![COMMON, LEGACY, WORKER, PARENT],
     };
     let mut merged: BTreeMap<i64, Call> = BTreeMap::new();

@@ -89,6 +89,8 @@ fn theirs(calls: &[Call]) -> Vec<Instruction> {
     bpf.chunks_exact(8).map(instruction).collect()
 }
 
+const ALL: [Filter; 4] = [Filter::Parent, Filter::Worker, Filter::Reader, Filter::Renewer];
+
 /// Values around everything that the tables compare.
 fn arguments() -> Vec<[u64; 6]> {
     let high = 7u64 << 32;
@@ -110,7 +112,7 @@ fn arguments() -> Vec<[u64; 6]> {
 #[test]
 fn the_reference_library_judges_every_call_alike() {
     let arguments = arguments();
-    for filter in [Filter::Parent, Filter::Worker] {
+    for filter in ALL {
         let calls = table(filter);
         let (ours, theirs) = (ours(filter), theirs(&calls));
         let mut allowed = 0;
@@ -130,7 +132,7 @@ fn the_reference_library_judges_every_call_alike() {
 
 #[test]
 fn other_architectures_and_x32_numbers_never_pass() {
-    for filter in [Filter::Parent, Filter::Worker] {
+    for filter in ALL {
         let filter = ours(filter);
         assert_ne!(verdict(&filter, 0x4000_0003, 0, [0; 6]), ALLOW);
         for number in 0..=1024u32 {
@@ -140,13 +142,17 @@ fn other_architectures_and_x32_numbers_never_pass() {
 }
 
 #[test]
-fn the_parents_filter_contains_the_workers() {
-    let (parent, worker) = (ours(Filter::Parent), ours(Filter::Worker));
-    for call in table(Filter::Worker) {
-        for args in arguments() {
-            let number = call.number as u32;
-            if verdict(&worker, ARCH.0, number, args) == ALLOW {
-                assert_eq!(verdict(&parent, ARCH.0, number, args), ALLOW, "{} {args:x?}", call.name);
+fn the_parents_filter_contains_the_others() {
+    let parent = ours(Filter::Parent);
+    for filter in ALL {
+        let inner = ours(filter);
+        for call in table(filter) {
+            for args in arguments() {
+                let number = call.number as u32;
+                if verdict(&inner, ARCH.0, number, args) == ALLOW {
+                    let outer = verdict(&parent, ARCH.0, number, args);
+                    assert_eq!(outer, ALLOW, "{filter:?} {} {args:x?}", call.name);
+                }
             }
         }
     }
@@ -177,12 +183,16 @@ fn what_would_lead_out_of_confinement_is_in_no_table() {
     ];
     for name in dangerous {
         let number: i32 = ScmpSyscall::from_name(name).unwrap().into();
-        for filter in [Filter::Parent, Filter::Worker] {
+        for filter in ALL {
             assert_eq!(verdict(&ours(filter), ARCH.0, number as u32, [0; 6]), EPERM, "{filter:?} {name}");
         }
     }
     let exec: i32 = ScmpSyscall::from_name("execveat").unwrap().into();
-    assert_eq!(verdict(&ours(Filter::Worker), ARCH.0, exec as u32, [0; 6]), EPERM);
+    let socket: i32 = ScmpSyscall::from_name("socket").unwrap().into();
+    for filter in [Filter::Worker, Filter::Reader, Filter::Renewer] {
+        assert_eq!(verdict(&ours(filter), ARCH.0, exec as u32, [0; 6]), EPERM, "{filter:?}");
+    }
+    assert_eq!(verdict(&ours(Filter::Reader), ARCH.0, socket as u32, [2, 1, 0, 0, 0, 0]), EPERM);
 }
 
 #[test]

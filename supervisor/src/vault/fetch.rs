@@ -50,8 +50,11 @@ struct Slot<T> {
 }
 
 struct Known<T> {
-    stamp: Stamp,
+    /// When it was asked for.
+    asked: Instant,
+    /// When it was answered.
     since: Instant,
+    stamp: Stamp,
     done: Result<Rc<T>, Trouble>,
 }
 
@@ -90,7 +93,6 @@ impl Vault {
 
     /// The public keys of the SSH grants that are in the vault.
     pub(crate) async fn keys(&self) -> Result<Rc<Vec<AgentKey>>, Trouble> {
-        let known = || self.keys.known(|_| true);
         let ask = async || {
             let (stamp, done) = self.ask(Errand::Keys).await;
             (
@@ -101,7 +103,7 @@ impl Vault {
                 }),
             )
         };
-        self.keys.get(known, ask).await
+        self.keys.get(|_| true, ask).await
     }
 
     /// A signature with the key of an SSH grant: SSH wire form, base64. Takes the parts of [`Errand::Sign`].
@@ -151,7 +153,6 @@ impl Vault {
             refused != Some(credential.revision)
                 && credential.until.is_none_or(|until| unix_seconds() < until)
         };
-        let known = || slot.known(good);
         let ask = async || {
             let (stamp, done) = self.ask(Errand::Credential { grant, refused }).await;
             (
@@ -162,7 +163,7 @@ impl Vault {
                 }),
             )
         };
-        slot.get(known, ask).await
+        slot.get(good, ask).await
     }
 
     /// Has a helper run an errand.
@@ -225,34 +226,37 @@ impl Drop for Place<'_> {
 }
 
 impl<T> Slot<T> {
-    /// What is known, where it stands and is `good`.
-    fn known(&self, good: impl Fn(&T) -> bool) -> Option<Result<Rc<T>, Trouble>> {
+    /// What is known and `good`, where it stands still, or was asked for after `arrival`: then it cannot be older than the wish for it.
+    fn known(&self, good: impl Fn(&T) -> bool, arrival: Instant) -> Option<Result<Rc<T>, Trouble>> {
         let known = self.known.borrow();
-        let Known { stamp, since, done } = known.as_ref()?;
+        let Known { asked, since, stamp, done } = known.as_ref()?;
         let lasts = match done {
-            Ok(value) => good(value),
+            Ok(value) if !good(value) => return None,
+            Ok(_) => true,
             Err(Trouble::Failed(_)) => since.elapsed() < FAILURE,
             Err(_) => since.elapsed() < LASTING,
         };
-        (lasts && stamp.is_current()).then(|| done.clone())
+        (*asked >= arrival || (lasts && stamp.is_current())).then(|| done.clone())
     }
 
-    /// What is `known`, or what it is to `ask`, in turn.
+    /// What is known and `good`, or what it is to `ask`, in turn.
     async fn get(
         &self,
-        known: impl Fn() -> Option<Result<Rc<T>, Trouble>>,
+        good: impl Fn(&T) -> bool,
         ask: impl AsyncFnOnce() -> (Stamp, Result<T, Trouble>),
     ) -> Result<Rc<T>, Trouble> {
-        if let Some(done) = known() {
+        let arrival = Instant::now();
+        if let Some(done) = self.known(&good, arrival) {
             return done;
         }
         let _turn = self.turn.lock().await;
-        if let Some(done) = known() {
+        if let Some(done) = self.known(&good, arrival) {
             return done;
         }
+        let asked = Instant::now();
         let (stamp, done) = ask().await;
         let done = done.map(Rc::new);
-        self.known.replace(Some(Known { stamp, since: Instant::now(), done: done.clone() }));
+        self.known.replace(Some(Known { asked, since: Instant::now(), stamp, done: done.clone() }));
         done
     }
 }
@@ -353,6 +357,29 @@ mod tests {
                 assert_eq!(one.await.unwrap(), 7);
             }
             assert!(tokio::time::timeout(Duration::from_millis(20), parent.order()).await.is_err());
+        });
+    }
+
+    #[test]
+    fn those_that_wait_share_a_failure_although_it_stands_for_nothing_later() {
+        linked(async |vault, parent| {
+            let all: Vec<_> = (0..200)
+                .map(|_| {
+                    let vault = vault.clone();
+                    tokio::task::spawn_local(async move { vault.credential(0).await.err() })
+                })
+                .collect();
+            let (number, _) = parent.order().await;
+            parent.ended(number, Err("its helper took too long".into())).await;
+            for one in all {
+                assert!(matches!(one.await.unwrap(), Some(Trouble::Failed(_))));
+            }
+            let answer = async {
+                let (number, _) = parent.order().await;
+                parent.report(number, Ok(key(1))).await;
+            };
+            let (later, ()) = tokio::join!(vault.credential(0), answer);
+            assert!(later.is_ok());
         });
     }
 
