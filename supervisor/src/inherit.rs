@@ -64,6 +64,9 @@ pub(crate) struct ParentConfig {
     pub(crate) run_dir: String,
     /// Absolute state folder of this container.
     pub(crate) state_dir: String,
+    /// The owner's home, where SSH keys were granted.
+    #[serde(default)]
+    pub(crate) home: String,
     /// The facts.
     pub(crate) facts: HostFacts,
     /// What was chosen at the start.
@@ -89,6 +92,11 @@ impl StoredConfig {
     }
 }
 
+impl From<OwnedFd> for StoredConfig {
+    fn from(config: OwnedFd) -> Self {
+        StoredConfig(config)
+    }
+}
 impl From<StoredConfig> for OwnedFd {
     fn from(config: StoredConfig) -> Self {
         config.0

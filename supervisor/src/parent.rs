@@ -5,6 +5,7 @@ use crate::guard::Guard;
 use crate::inherit::{BirthError, Inherited, Lines, ParentConfig};
 use crate::parent_link::{Ask, LONGEST_QUESTION, Question, Told};
 use crate::remains;
+use crate::trust;
 use crate::vault::{Errands, Means, Order};
 use anyhow::{anyhow, bail};
 use std::fs::File;
@@ -116,12 +117,19 @@ impl Parent {
         let libraries = libraries();
         let mut execute: Vec<BorrowedFd<'_>> = libraries.iter().map(AsFd::as_fd).collect();
         execute.push(self.program.as_fd());
+        let (mut read, mut write) = (crate::resolver_files(self.owner), vec![runs.as_fd(), states.as_fd()]);
+        if let Some(folders) = &self.vault {
+            // For the helpers: the session and what lives with one container lie beside the runtime folders.
+            read.extend(trust::files());
+            write.push(folders.vault.as_fd());
+        }
         let layers = confine(&Confinement {
             keep: &[Kept::NetAdmin],
             files: Allowed {
-                read: crate::resolver_files(self.owner),
-                write: vec![runs.as_fd(), states.as_fd()],
-                remove: vec![],
+                read,
+                write,
+                look: vec![],
+            remove: vec![],
                 execute,
             },
             calls: Filter::Parent,

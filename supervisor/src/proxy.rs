@@ -33,7 +33,8 @@ use terok_policy::audit::Kind;
 use terok_policy::judge::Reason;
 use terok_policy::{Name, name, virt};
 use tokio::net::{TcpListener, TcpStream};
-use upstream::Upstream;
+pub(crate) use dial::dial;
+pub(crate) use upstream::Upstream;
 
 /// Most connections of a container at once.
 const CONNECTIONS: usize = 1024;

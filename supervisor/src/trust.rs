@@ -26,11 +26,16 @@ pub(crate) enum TrustError {
     #[error("no CA certificates on this host (looked for {}); install the package ca-certificates", BUNDLES.join(", "))]
     None,
     /// One that cannot be read, or nothing in it.
-    #[error("{}: {1}; reinstall the package ca-certificates", .0.display())]
-    Unreadable(PathBuf, String),
+    #[error("{}: {reason}; reinstall the package ca-certificates", path.display())]
+    Unreadable {
+        /// The bundle.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The protocol's own settings.
     #[error("TLS: {0}")]
-    Tls(#[from] rustls::Error),
+    Tls(#[source] rustls::Error),
 }
 
 /// The bundle's path and its text, PEM.
@@ -39,7 +44,7 @@ pub(crate) fn bundle() -> Result<(PathBuf, Vec<u8>), TrustError> {
         match std::fs::read(&path) {
             Ok(text) => return Ok((path, text)),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(TrustError::Unreadable(path, error.to_string())),
+            Err(error) => return Err(TrustError::Unreadable { path, reason: error.to_string() }),
         }
     }
     Err(TrustError::None)
@@ -51,9 +56,9 @@ pub(crate) fn client() -> Result<ClientConfig, TrustError> {
     let mut roots = RootCertStore::empty();
     // A bundle may hold one that is no root; what is no certificate at all ends the list like a torn file.
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-    let certificates = certificates.map_err(|error| TrustError::Unreadable(path.clone(), error.to_string()))?;
+    let certificates = certificates.map_err(|error| TrustError::Unreadable { path: path.clone(), reason: error.to_string() })?;
     if roots.add_parsable_certificates(certificates).0 == 0 {
-        return Err(TrustError::Unreadable(path, "holds no certificate".into()));
+        return Err(TrustError::Unreadable { path, reason: "holds no certificate".into() });
     }
     client_trusting(roots)
 }
@@ -61,8 +66,8 @@ pub(crate) fn client() -> Result<ClientConfig, TrustError> {
 /// The same with other roots.
 pub(crate) fn client_trusting(roots: RootCertStore) -> Result<ClientConfig, TrustError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    Ok(config.map_err(TrustError::Tls)?.with_root_certificates(roots).with_no_client_auth())
 }
 
 /// The files to be read, for Landlock: there a link is followed, so what it leads to is readable too.

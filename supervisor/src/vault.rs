@@ -4,13 +4,21 @@
 
 mod errands;
 mod fetch;
+mod helper;
+mod reach;
+mod reader;
+mod renewal;
 mod stamp;
+mod token;
 
 pub(crate) use errands::{Errands, Means};
 pub(crate) use fetch::Vault;
+pub(crate) use helper::run;
+pub(crate) use reader::revoked;
 pub(crate) use stamp::Stamp;
 
 use serde::{Deserialize, Serialize};
+use terok_policy::policy::SshGrant;
 use terok_policy::provider::CredentialType;
 use zeroize::Zeroizing;
 
@@ -38,6 +46,11 @@ pub(crate) enum Errand {
         /// Flags of SSH_AGENTC_SIGN_REQUEST.
         flags: u32,
     },
+}
+
+/// What `terok vault revoke` calls an SSH grant; no provider's name has a colon.
+pub(crate) fn ssh_name(grant: &SshGrant) -> String {
+    format!("ssh:{}", grant.key)
 }
 
 /// What a helper finds from descriptor 3 on: the configuration, the vault's folder, the runtime base folder, the container's state folder, the vault line,

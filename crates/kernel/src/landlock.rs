@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 pub struct Allowed<'a> {
     /// Files and folders to read; one that does not exist is left out.
     pub read: Vec<PathBuf>,
+    /// Folders to read in.
+    pub look: Vec<std::os::fd::BorrowedFd<'a>>,
     /// Folders to read and write in.
     pub write: Vec<std::os::fd::BorrowedFd<'a>>,
     /// Folders from which empty folders may be removed.
@@ -70,6 +72,9 @@ fn apply(allowed: &Allowed<'_>) -> Result<RestrictionStatus, RulesetError> {
     for path in &allowed.read {
         let Ok(file) = PathFd::new(path) else { continue };
         rules = rules.add_rule(PathBeneath::new(file, readable(path, read)))?;
+    }
+    for folder in &allowed.look {
+        rules = rules.add_rule(PathBeneath::new(folder.as_fd(), read))?;
     }
     for folder in &allowed.write {
         rules = rules.add_rule(PathBeneath::new(folder.as_fd(), write))?;

@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(6);
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Connects to the first of `addresses` that answers. To be called within a `LocalSet`.
-pub(super) async fn dial(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+pub(crate) async fn dial(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
     timeout(DEADLINE, race(addresses, PATIENCE)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 

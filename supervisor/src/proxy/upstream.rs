@@ -25,14 +25,14 @@ const FIELDS: usize = 64;
 const WORDS: usize = 80;
 
 /// The proxy, and what is dialled without it.
-pub(super) struct Upstream {
+pub(crate) struct Upstream {
     settings: settings::Upstream,
     except: Vec<rule::Target>,
 }
 
 /// Why a connection could not be made through it.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     /// Its own name has no address.
     #[error("upstream_proxy: {0}")]
     Unresolved(String),
@@ -69,14 +69,14 @@ impl From<io::Error> for Failure {
 
 impl Upstream {
     /// As the settings say.
-    pub(super) fn new(settings: settings::Upstream) -> Self {
+    pub(crate) fn new(settings: settings::Upstream) -> Self {
         let except = settings.except.iter().filter_map(|text| text.parse::<Rule>().ok());
         let except = except.map(|rule| rule.target).collect();
         Upstream { settings, except }
     }
 
     /// Whether connections to `host` go through it. The host's own ports never do.
-    pub(super) fn carries(&self, host: &Host) -> bool {
+    pub(crate) fn carries(&self, host: &Host) -> bool {
         let excepted = |target: &rule::Target| match (target, host) {
             (rule::Target::Any, _) => true,
             (rule::Target::Name(name), Host::Name(host)) => name == host,
@@ -88,7 +88,7 @@ impl Upstream {
     }
 
     /// A connection to `target`, whose next byte is the server's first.
-    pub(super) async fn connect(&self, resolver: &Resolver, target: &Target) -> Result<TcpStream, Failure> {
+    pub(crate) async fn connect(&self, resolver: &Resolver, target: &Target) -> Result<TcpStream, Failure> {
         let mut stream = dial(&self.addresses(resolver).await?).await?;
         let _ = stream.set_nodelay(true);
         let asked = async {
