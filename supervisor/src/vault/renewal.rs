@@ -153,7 +153,7 @@ fn renewed(
             let reason = rejected.to_string();
             let text = format!("{} was not renewed: {reason}; {}", record.words(), remedy(&record));
             // Without a note the next process asks again: a nuisance, no more.
-            //let _ = store.set_problem(&record, &Problem { at: now, reason });
+            let _ = store.set_problem(&record, &Problem { at: now, reason });
             Err(Trouble::Failed(text))
         }
     }
