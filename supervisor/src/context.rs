@@ -5,7 +5,7 @@ use crate::flows::Flows;
 use crate::hold::{Answer, Hold};
 use crate::names::NameTable;
 use crate::parent_link::{News, ParentLink};
-use crate::vault::Vault;
+use crate::vault::{Standings, Vault};
 use std::cell::{Cell, Ref, RefCell};
 use std::fs::File;
 use std::io;
@@ -40,6 +40,8 @@ pub(crate) struct Context {
     pub(crate) parent: Rc<ParentLink>,
     /// Granted credentials and signatures.
     pub(crate) vault: Vault,
+    /// How the grants stand.
+    pub(crate) standings: Standings,
     live: RefCell<Live>,
     cards: RefCell<Vec<Card>>,
     tampered: RefCell<Option<String>>,
@@ -70,6 +72,7 @@ impl Context {
             state_dir,
             parent,
             vault,
+            standings: Standings::default(),
             live: RefCell::new(live),
             tampered: RefCell::default(),
             cut_off: Cell::new(false),

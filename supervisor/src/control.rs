@@ -124,6 +124,15 @@ struct NewState {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct Revoked {
+    #[serde(default)]
+    grants: Vec<String>,
+    #[serde(default)]
+    undo: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Word {
     id: u64,
     allow: bool,
@@ -185,6 +194,11 @@ impl Caller {
                 let NewState { state, seconds } = read(parameters)?;
                 self.change(Change::State(state, seconds)).await?
             }
+            (INTERFACE, "Revoke") => {
+                let Revoked { grants, undo } = read(parameters)?;
+                let change = if undo { Change::Return(grants) } else { Change::Revoke(grants) };
+                self.change(change).await?
+            }
             (INTERFACE, "Waiting") => json!({ "waiting": self.desk.context.hold.waiting() }),
             (INTERFACE, "Verdict") => self.verdict(read(parameters)?).await?,
             (INTERFACE, "Subscribe") if call.more() => return Ok(Answer::Many(self.desk.events())),
@@ -244,7 +258,7 @@ impl Desk {
             allowed: context.audit.allowed(),
             refused: context.audit.refused(),
             waiting: context.hold.waiting(),
-            credentials: Vec::new(),
+            credentials: context.credentials(),
             tampered: context.tampered(),
             restarts: self.restarts,
             confinement: self.confinement.clone(),

@@ -6,6 +6,7 @@ use crate::context::{Context, unix_seconds};
 use crate::hold::Answer;
 use crate::names::NameTableError;
 use crate::parent_link::RefusedByParent;
+use crate::vault::ssh_name;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -42,6 +43,10 @@ pub(crate) enum Change {
     Forget(Vec<Rule>),
     /// Another state, `down` for a number of seconds or until further notice.
     State(Shield, Option<u64>),
+    /// Take granted credentials back from this container: providers by name, SSH keys as `ssh:KEY`; all where none is named.
+    Revoke(Vec<String>),
+    /// Give them back.
+    Return(Vec<String>),
 }
 
 /// Why a change is not, or not wholly, in force.
@@ -60,6 +65,14 @@ pub(crate) enum ChangeError {
         rule: String,
         /// The deny rule and its source.
         by: String,
+    },
+    /// Not one of its grants.
+    #[error("this container was not granted {name}{}", match granted.is_empty() { true => ", nor anything else of the vault".to_owned(), false => format!("; it has {granted}") })]
+    NotGranted {
+        /// What was named.
+        name: String,
+        /// What there is.
+        granted: String,
     },
     /// Nothing waits under this number.
     #[error("no connection waits under {0}; `terok status` lists those that do")]
@@ -279,14 +292,16 @@ impl Change {
             Change::Deny(_) => "deny",
             Change::Forget(_) => "forget",
             Change::State(..) => "state",
+            Change::Revoke(_) => "revoke",
+            Change::Return(_) => "return",
         }
     }
 
     /// Whether it may let through what was refused under `state`. Forgetting can: a live deny may go.
     fn opens(&self, state: Shield) -> bool {
         match self {
-            Change::Allow(_) | Change::Forget(_) => true,
-            Change::Deny(_) => false,
+            Change::Allow(_) | Change::Forget(_) | Change::Return(_) => true,
+            Change::Deny(_) | Change::Revoke(_) => false,
             Change::State(wanted, _) => match wanted {
                 Shield::Block => false,
                 Shield::Up => state == Shield::Block,
@@ -344,6 +359,22 @@ fn apply(
                 }
             }
         }
+        Change::Revoke(names) => {
+            for name in grants(policy, names)? {
+                if !after.revoked.contains(&name) {
+                    after.revoked.push(name.clone());
+                    changed.push(name);
+                }
+            }
+        }
+        Change::Return(names) => {
+            for name in grants(policy, names)? {
+                if after.revoked.contains(&name) {
+                    after.revoked.retain(|other| *other != name);
+                    changed.push(name);
+                }
+            }
+        }
         Change::State(state, seconds) => {
             let until = match (state, seconds) {
                 (Shield::Down, Some(seconds)) if (1..=LONGEST_DOWN).contains(seconds) => Some(now + seconds),
@@ -363,6 +394,16 @@ fn apply(
         }
     }
     Ok((after, changed))
+}
+
+/// The grants that `names` mean: all of them where it is empty.
+fn grants(policy: &Policy, names: &[String]) -> Result<Vec<String>, ChangeError> {
+    let providers = policy.vault.iter().map(|grant| grant.provider.name.clone());
+    let granted: Vec<String> = providers.chain(policy.ssh.iter().map(ssh_name)).collect();
+    if let Some(name) = names.iter().find(|name| !granted.contains(name)) {
+        return Err(ChangeError::NotGranted { name: name.clone(), granted: granted.join(" ") });
+    }
+    Ok(if names.is_empty() { granted } else { names.to_vec() })
 }
 
 /// The live allows and denies with the target of `rule`, which are all that a change by it can touch.

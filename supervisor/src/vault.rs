@@ -4,6 +4,7 @@
 
 mod errands;
 mod fetch;
+mod granted;
 mod helper;
 mod reach;
 mod reader;
@@ -13,8 +14,8 @@ mod token;
 
 pub(crate) use errands::{Errands, Means};
 pub(crate) use fetch::Vault;
+pub(crate) use granted::{Granted, Standings};
 pub(crate) use helper::run;
-pub(crate) use reader::revoked;
 pub(crate) use stamp::Stamp;
 
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,12 @@ pub(crate) enum Errand {
 /// What `terok vault revoke` calls an SSH grant; no provider's name has a colon.
 pub(crate) fn ssh_name(grant: &SshGrant) -> String {
     format!("ssh:{}", grant.key)
+}
+
+/// In words for a person: `name` was taken back.
+pub(crate) fn revoked(name: &str, container: &str) -> String {
+    let short = container.get(..12).unwrap_or(container);
+    format!("{name} was taken back from this container; `terok vault revoke {short} {name} --undo` gives it back")
 }
 
 /// What a helper finds from descriptor 3 on: the configuration, the vault's folder, the runtime base folder, the container's state folder, the vault line,

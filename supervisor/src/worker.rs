@@ -15,7 +15,7 @@ use crate::readiness::readable;
 use crate::resolve::{Files, Peers, Resolver};
 use crate::ssh::Signer;
 use crate::vault::Vault;
-use crate::{control, nflog, remains, trust};
+use crate::{control, nflog, remains};
 use anyhow::{Context as _, bail};
 use std::net::{TcpListener as StdTcpListener, UdpSocket as StdUdpSocket};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -61,18 +61,11 @@ pub(crate) fn run(turn: &Turn) -> anyhow::Result<()> {
     let state_dir = inherited.folder(Fd::StateDir, &config.state_dir)?;
     let authority = authority(&inherited, &config, &run_dir)?;
     let around = std::fs::File::open(run_dir.path().parent().unwrap_or(run_dir.path()))?;
-    // What the container sees at its start of its own broker: certificates.
-    let inside = inherited.share(Fd::Birth).ok();
-    let (mut read, mut write) = (crate::resolver_files(turn.owner), vec![run_dir.as_fd(), state_dir.as_fd()]);
-    write.extend(inside.as_ref().map(|inside| inside.as_fd()));
-    if !config.policy.vault.is_empty() {
-        read.extend(trust::files());
-    }
     let layers = confine(&Confinement {
         keep: &[],
         files: Allowed {
-            read,
-            write,
+            read: crate::resolver_files(turn.owner),
+            write: vec![run_dir.as_fd(), state_dir.as_fd()],
             look: vec![],
             remove: vec![around.as_fd()],
             execute: vec![],

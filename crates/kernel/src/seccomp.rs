@@ -190,6 +190,7 @@ const WORKER: &[Call] = &[
 
 /// What of the worker's it takes to ask a name server and a service.
 const RENEWER: &[Call] = &[
+    Call { name: "socketpair", number: socketpair, rules: UNIX },
     Call { name: "socket", number: socket, rules: SOCKETS },
     Call { name: "connect", number: connect, rules: &[] },
     Call { name: "bind", number: bind, rules: &[] },

@@ -102,7 +102,7 @@ impl Reader {
         let granted = self.grants.policy.vault.get(grant).ok_or_else(not_granted)?;
         let provider = &granted.provider;
         if self.live()?.revoked.contains(&provider.name) {
-            return Err(Trouble::Revoked(revoked(&provider.name, &self.grants.id)));
+            return Err(Trouble::Revoked(super::revoked(&provider.name, &self.grants.id)));
         }
         if is_ephemeral(granted) {
             return self.ephemeral(granted);
@@ -234,12 +234,6 @@ fn absent(store: &Store, granted: &VaultGrant) -> Trouble {
     };
     let wanted = if name == VaultGrant::DEFAULT { provider.clone() } else { format!("{provider} {name}") };
     Trouble::Missing(format!("no credential {name} of {provider} in the vault{others}; run `terok vault add {wanted}`"))
-}
-
-/// In words for a person: `name` was taken back.
-pub(crate) fn revoked(name: &str, container: &str) -> String {
-    let short = container.get(..12).unwrap_or(container);
-    format!("{name} was taken back from this container; `terok vault revoke {short} {name} --undo` gives it back")
 }
 
 fn not_granted() -> Trouble {
