@@ -10,9 +10,9 @@ use crate::vault::{Errands, Means, Order};
 use anyhow::{anyhow, bail};
 use std::fs::File;
 use std::io::{ErrorKind, Write as _};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use terok_kernel::capabilities::Kept;
 use terok_kernel::confine::{Confinement, confine};
@@ -25,6 +25,7 @@ use terok_kernel::statedir::Dir;
 use terok_kernel::userns::{Owner, owner};
 use terok_policy::layout;
 use terok_policy::plan::Fd;
+use terok_vault::known_hosts;
 
 /// Wait before a restart: doubled at each, back to the first after a worker that lived [`LIVED`].
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(2));
@@ -81,8 +82,9 @@ struct Parent {
 struct Folders {
     /// The configuration's memfd.
     config: OwnedFd,
-    /// The vault's.
+    /// The vault's, and where it is.
     vault: OwnedFd,
+    path: PathBuf,
     /// The runtime base folder, with the vault's session.
     session: OwnedFd,
 }
@@ -92,12 +94,9 @@ impl Folders {
         if !inherited.has(Fd::Vault) {
             return Ok(None);
         }
-        let config = inherited.stored_config()?.into();
-        Ok(Some(Folders {
-            config,
-            vault: inherited.share(Fd::Vault)?,
-            session: inherited.share(Fd::Session)?,
-        }))
+        let (config, vault) = (inherited.stored_config()?.into(), inherited.share(Fd::Vault)?);
+        let path = std::fs::read_link(format!("/proc/self/fd/{}", vault.as_raw_fd()))?;
+        Ok(Some(Folders { config, vault, path, session: inherited.share(Fd::Session)? }))
     }
 }
 
@@ -121,17 +120,12 @@ impl Parent {
         if let Some(folders) = &self.vault {
             // For the helpers: the session and what lives with one container lie beside the runtime folders.
             read.extend(trust::files());
+            read.extend(known_hosts::files(&folders.path, Path::new(&self.config.home)));
             write.push(folders.vault.as_fd());
         }
         let layers = confine(&Confinement {
             keep: &[Kept::NetAdmin],
-            files: Allowed {
-                read,
-                write,
-                look: vec![],
-            remove: vec![],
-                execute,
-            },
+            files: Allowed { read, write, look: vec![], remove: vec![], execute },
             calls: Filter::Parent,
         });
         crate::report(&layers)
@@ -271,7 +265,7 @@ impl Parent {
 
     /// Starts helpers for what the worker has asked of the vault, and tells it of those that have ended.
     fn run_errands(&mut self, worker: &Worker) -> anyhow::Result<()> {
-        let Some(Folders { config, vault, session }) = &self.vault else { return Ok(()) };
+        let Some(Folders { config, vault, session, .. }) = &self.vault else { return Ok(()) };
         let means = Means {
             program: &self.program,
             owner: self.owner,

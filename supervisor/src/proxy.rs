@@ -20,6 +20,7 @@ use crate::broker::Broker;
 use crate::context::Context;
 use crate::flows::{Host, Target};
 use crate::resolve::{Files, Resolver};
+pub(crate) use dial::dial;
 pub(crate) use publish::{Insides, publish};
 use relay::{Relay, Socket};
 use std::cell::Cell;
@@ -33,7 +34,6 @@ use terok_policy::audit::Kind;
 use terok_policy::judge::Reason;
 use terok_policy::{Name, name, virt};
 use tokio::net::{TcpListener, TcpStream};
-pub(crate) use dial::dial;
 pub(crate) use upstream::Upstream;
 
 /// Most connections of a container at once.

@@ -179,8 +179,7 @@ impl Signer {
     ) -> Result<(Purpose, Vec<u8>), String> {
         let purpose = judge(grant, &granted.users, key, &bound.bindings, data, flags)
             .map_err(|refusal: Refusal| refusal.to_string())?;
-        let signed =
-            self.context.vault.sign(granted.grant, bound.raw.clone(), STANDARD.encode(data), flags).await;
+        let signed = self.context.sign(granted.grant, bound.raw.clone(), STANDARD.encode(data), flags).await;
         let signature = signed.map_err(|trouble: Trouble| trouble.to_string())?;
         let signature =
             STANDARD.decode(signature).map_err(|_| "the vault's answer cannot be read".to_owned())?;

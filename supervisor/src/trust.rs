@@ -56,7 +56,8 @@ pub(crate) fn client() -> Result<ClientConfig, TrustError> {
     let mut roots = RootCertStore::empty();
     // A bundle may hold one that is no root; what is no certificate at all ends the list like a torn file.
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-    let certificates = certificates.map_err(|error| TrustError::Unreadable { path: path.clone(), reason: error.to_string() })?;
+    let certificates = certificates
+        .map_err(|error| TrustError::Unreadable { path: path.clone(), reason: error.to_string() })?;
     if roots.add_parsable_certificates(certificates).0 == 0 {
         return Err(TrustError::Unreadable { path, reason: "holds no certificate".into() });
     }

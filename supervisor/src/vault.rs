@@ -57,7 +57,9 @@ pub(crate) fn ssh_name(grant: &SshGrant) -> String {
 /// In words for a person: `name` was taken back.
 pub(crate) fn revoked(name: &str, container: &str) -> String {
     let short = container.get(..12).unwrap_or(container);
-    format!("{name} was taken back from this container; `terok vault revoke {short} {name} --undo` gives it back")
+    format!(
+        "{name} was taken back from this container; `terok vault revoke {short} {name} --undo` gives it back"
+    )
 }
 
 /// What a helper finds from descriptor 3 on: the configuration, the vault's folder, the runtime base folder, the container's state folder, the vault line,

@@ -37,8 +37,10 @@ const ID: &str = "c0ffee";
 const REFERENCE: &str = "0123456789abcdef0123456789abcdef";
 
 fn provider(name: &str, types: &[&str], token_url: &str) -> Value {
-    let sent: serde_json::Map<_, _> =
-        types.iter().map(|kind| ((*kind).to_owned(), json!({ "header": "authorization", "prefix": "Bearer " }))).collect();
+    let sent: serde_json::Map<_, _> = types
+        .iter()
+        .map(|kind| ((*kind).to_owned(), json!({ "header": "authorization", "prefix": "Bearer " })))
+        .collect();
     let mut provider = json!({
         "name": name, "title": name, "upstream": "https://api.example", "token": { "length": 60 }, "credential": sent,
     });
@@ -88,9 +90,11 @@ impl Bench {
         ];
         let spawning = SPAWNING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let above: Vec<i32> = fds.iter().map(|fd| fcntl(fd, FcntlArg::F_DUPFD(200)).unwrap()).collect();
-        let moves: String = above.iter().enumerate().map(|(n, fd)| format!("exec {}<&{fd} {fd}<&-; ", n + 3)).collect();
+        let moves: String =
+            above.iter().enumerate().map(|(n, fd)| format!("exec {}<&{fd} {fd}<&-; ", n + 3)).collect();
         let program = env!("CARGO_BIN_EXE_terok-supervisor");
-        let log = std::fs::File::options().create(true).append(true).open(self.root.path().join("log")).unwrap();
+        let log =
+            std::fs::File::options().create(true).append(true).open(self.root.path().join("log")).unwrap();
         let child = Command::new("bash")
             .args(["-c", &format!("{moves} exec {program} vault 0")])
             .env_clear()
@@ -134,7 +138,14 @@ impl Bench {
     }
 }
 
-fn add(store: &mut Store, key: &MasterKey, provider: &str, name: &str, secret: Secret, expires: Option<u64>) -> Record {
+fn add(
+    store: &mut Store,
+    key: &MasterKey,
+    provider: &str,
+    name: &str,
+    secret: Secret,
+    expires: Option<u64>,
+) -> Record {
     store.add(key, &New { provider, name, secret: &secret, expires, ssh: None }, now()).unwrap()
 }
 
@@ -203,7 +214,10 @@ fn answer(mut stream: TcpStream, status: u16, body: &Value, slow: Duration, tell
     let _ = tell.send(String::from_utf8(form).unwrap());
     std::thread::sleep(slow);
     let body = body.to_string();
-    let head = format!("HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
+    let head = format!(
+        "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
     // A helper that was killed does not hear it.
     let _ = stream.write_all(format!("{head}{body}").as_bytes());
 }
@@ -231,7 +245,10 @@ fn a_container_gets_what_it_was_granted_and_nothing_else() {
     store.replace_secret(&master, &record, &basic, None, now()).unwrap();
     let done = bench.credential(0);
     let credential = &done["Ok"]["credential"];
-    assert_eq!((secret(&done), &credential["user"], &credential["revision"]), ("hunter22", &json!("ann"), &json!(2)));
+    assert_eq!(
+        (secret(&done), &credential["user"], &credential["revision"]),
+        ("hunter22", &json!("ann"), &json!(2))
+    );
 }
 
 #[test]
@@ -241,7 +258,8 @@ fn each_trouble_says_what_to_do() {
     // Nothing was made for somebody who has no vault.
     assert_eq!(bench.dir("vault").list().unwrap(), []);
 
-    let (mut store, master) = Store::create(&bench.dir("vault"), "correct horse", Cost::LEAST, now()).unwrap();
+    let (mut store, master) =
+        Store::create(&bench.dir("vault"), "correct horse", Cost::LEAST, now()).unwrap();
     assert!(trouble(&bench.credential(0), "locked").contains("`terok vault unlock`"));
     session::write(&bench.dir("run"), &master, now() - 1).unwrap();
     assert!(trouble(&bench.credential(0), "locked").contains("ended"));
@@ -250,7 +268,10 @@ fn each_trouble_says_what_to_do() {
     add(&mut store, &master, "github", "private", key("ghp_private"), None);
     let missing = bench.credential(0);
     let missing = trouble(&missing, "missing");
-    assert!(missing.contains("`terok vault add github work`") && missing.contains("(there: private)"), "{missing}");
+    assert!(
+        missing.contains("`terok vault add github work`") && missing.contains("(there: private)"),
+        "{missing}"
+    );
 
     let record = add(&mut store, &master, "github", "work", oauth("a", "r"), None);
     assert!(trouble(&bench.credential(0), "failed").contains("`terok provider show github`"));
@@ -303,7 +324,13 @@ fn public_keys_are_told_although_the_vault_is_locked() {
     for name in ["work", "taken", "other"] {
         let made = SshKey::generate(KeyKind::Ed25519, name).unwrap();
         let ssh = SshPublic { public: made.public(), users: vec!["git".into()] };
-        let new = New { provider: "", name, secret: &Secret::Ssh(made.to_pem().unwrap()), expires: None, ssh: Some(&ssh) };
+        let new = New {
+            provider: "",
+            name,
+            secret: &Secret::Ssh(made.to_pem().unwrap()),
+            expires: None,
+            ssh: Some(&ssh),
+        };
         store.add(&master, &new, now()).unwrap();
         blobs.push(made.blob());
     }
@@ -323,13 +350,14 @@ fn two_hundred_that_ask_at_once_renew_a_token_once() {
     let bench = Bench::new(&[grant(provider("claude", &["oauth"], &endpoint.url), "default")], &[]);
     let (mut store, master) = bench.unlocked();
     add(&mut store, &master, "claude", "default", oauth("access-1", "refresh-1"), Some(now()));
-    let all: Vec<_> = (0..200).map(|_| bench.start(&json!({ "credential": { "grant": 0, "refused": null } }))).collect();
+    let all: Vec<_> =
+        (0..200).map(|_| bench.start(&json!({ "credential": { "grant": 0, "refused": null } }))).collect();
     for (child, line) in all {
         let done = bench.report(child, &line);
         assert_eq!((secret(&done), &done["Ok"]["credential"]["revision"]), ("access-2", &json!(2)));
     }
     assert_eq!(endpoint.asked(), 1);
-    let form = endpoint.seen.recv().unwrap();
+    let form = endpoint.seen.recv_timeout(Duration::from_secs(20)).unwrap();
     assert_eq!(form, "grant_type=refresh_token&refresh_token=refresh-1&client_id=app");
     let record = store.credential("claude", "default").unwrap();
     assert!(store.open_secret(&master, &record).unwrap() == oauth("access-2", "refresh-2"));
@@ -381,13 +409,18 @@ fn a_token_in_its_last_minutes_serves_while_the_service_is_down() {
     let url = format!("http://host:{nobody}/token");
     let bench = Bench::new(&[grant(provider("claude", &["oauth"], &url), "default")], &[]);
     let (mut store, master) = bench.unlocked();
-    let record = add(&mut store, &master, "claude", "default", oauth("access-1", "refresh-1"), Some(now() + 3600));
+    let record =
+        add(&mut store, &master, "claude", "default", oauth("access-1", "refresh-1"), Some(now() + 3600));
     // Long ago it was given for an hour.
-    let old = store.replace_secret(&master, &record, &oauth("access-1", "refresh-1"), Some(now() + 60), now() - 3540).unwrap();
+    let old = store
+        .replace_secret(&master, &record, &oauth("access-1", "refresh-1"), Some(now() + 60), now() - 3540)
+        .unwrap();
     let done = bench.credential(0);
     assert_eq!(secret(&done), "access-1");
     assert!(done["Ok"]["credential"]["until"].as_u64().unwrap() <= now() + 60);
-    store.replace_secret(&master, &old, &oauth("access-1", "refresh-1"), Some(now() - 1), now() - 3600).unwrap();
+    store
+        .replace_secret(&master, &old, &oauth("access-1", "refresh-1"), Some(now() - 1), now() - 3600)
+        .unwrap();
     assert!(trouble(&bench.credential(0), "failed").contains("tried again"));
     assert_eq!(store.credential("claude", "default").unwrap().problem, None);
 }
@@ -400,7 +433,7 @@ fn a_helper_killed_in_the_middle_holds_up_nobody() {
     add(&mut store, &master, "claude", "default", oauth("access-1", "refresh-1"), Some(now()));
     let ask = json!({ "credential": { "grant": 0, "refused": null } });
     let (mut first, _line) = bench.start(&ask);
-    endpoint.seen.recv().unwrap();
+    endpoint.seen.recv_timeout(Duration::from_secs(20)).unwrap();
     // It has the turn and waits for the service; a second one waits for the turn.
     let (second, line) = bench.start(&ask);
     std::thread::sleep(Duration::from_millis(100));
@@ -409,5 +442,8 @@ fn a_helper_killed_in_the_middle_holds_up_nobody() {
     let done = bench.report(second, &line);
     assert_eq!(secret(&done), "access-2");
     assert_eq!(endpoint.asked(), 2);
-    assert_eq!(endpoint.seen.recv().unwrap(), "grant_type=refresh_token&refresh_token=refresh-1&client_id=app");
+    assert_eq!(
+        endpoint.seen.recv_timeout(Duration::from_secs(20)).unwrap(),
+        "grant_type=refresh_token&refresh_token=refresh-1&client_id=app"
+    );
 }

@@ -43,12 +43,34 @@ impl Context {
     }
 
     /// Another one for a grant whose `revision` the provider has refused ([`super::Vault::refused`]).
-    pub(crate) async fn credential_refused(&self, grant: usize, revision: u64) -> Result<Rc<Credential>, Trouble> {
+    pub(crate) async fn credential_refused(
+        &self,
+        grant: usize,
+        revision: u64,
+    ) -> Result<Rc<Credential>, Trouble> {
         let fetched = match self.taken_back(Granted::Credential(grant)) {
             Some(trouble) => Err(trouble),
             None => self.vault.refused(grant, revision).await,
         };
         self.heed(grant, fetched)
+    }
+
+    /// A signature with the key of an SSH grant ([`super::Vault::sign`]), unless it was taken back.
+    pub(crate) async fn sign(
+        &self,
+        grant: usize,
+        bindings: Vec<String>,
+        data: String,
+        flags: u32,
+    ) -> Result<String, Trouble> {
+        let granted = Granted::Key(grant);
+        let signed = match self.taken_back(granted) {
+            Some(trouble) => Err(trouble),
+            None => self.vault.sign(grant, bindings, data, flags).await,
+        };
+        self.stand(granted, signed.as_ref().err());
+        self.count(granted, signed.is_ok());
+        signed
     }
 
     /// Whether an operator took a grant back, in words.
@@ -107,7 +129,9 @@ impl Context {
                 Some(trouble) => (CredentialState::Revoked, trouble.to_string()),
                 // It was given back since.
                 None => match standing.map(|standing| (standing.state, &standing.reason)) {
-                    Some((Some(state), reason)) if state != CredentialState::Revoked => (state, reason.clone()),
+                    Some((Some(state), reason)) if state != CredentialState::Revoked => {
+                        (state, reason.clone())
+                    }
                     _ => (CredentialState::Unused, String::new()),
                 },
             };
@@ -117,7 +141,11 @@ impl Context {
         .collect()
     }
 
-    fn heed(&self, grant: usize, fetched: Result<Rc<Credential>, Trouble>) -> Result<Rc<Credential>, Trouble> {
+    fn heed(
+        &self,
+        grant: usize,
+        fetched: Result<Rc<Credential>, Trouble>,
+    ) -> Result<Rc<Credential>, Trouble> {
         let granted = Granted::Credential(grant);
         self.stand(granted, fetched.as_ref().err());
         if let Ok(credential) = &fetched {

@@ -37,9 +37,14 @@ pub(crate) fn run(owner: u32) -> anyhow::Result<()> {
         read.extend(crate::resolver_files(owner));
         read.extend(trust::files());
     }
+    let reader = Reader { vault, base, state, grants };
+    if matches!(errand, Errand::Sign { .. }) {
+        read.extend(reader.known_hosts());
+    }
+    let Reader { vault, base, state, .. } = &reader;
     // Read only: the session, ephemeral credentials and what an operator took back.
     let beside = [base.private(layout::SESSION)?, base.private(layout::EPHEMERAL)?];
-    let look = beside.iter().flatten().chain([&state]).map(Dir::as_fd).collect();
+    let look = beside.iter().flatten().chain([state]).map(Dir::as_fd).collect();
     let layers = confine(&Confinement {
         keep: &[],
         files: Allowed { read, look, write: vec![vault.as_fd()], ..Allowed::default() },
@@ -47,7 +52,6 @@ pub(crate) fn run(owner: u32) -> anyhow::Result<()> {
     });
     crate::report(&layers)?;
 
-    let reader = Reader { vault, base, state, grants };
     let (stamp, done) = (reader.stamp(&errand), reader.run(&errand));
     let text = Zeroizing::new(serde_json::to_vec(&Report { number, stamp, done })?);
     line.send(&text)?;

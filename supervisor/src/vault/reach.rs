@@ -31,7 +31,8 @@ pub(super) async fn post(
     refresh: &str,
     upstream: Option<&settings::Upstream>,
 ) -> anyhow::Result<(u16, Zeroizing<Vec<u8>>)> {
-    let endpoint = Endpoint::parse(&oauth.token_url).map_err(|reason| anyhow::anyhow!("token_url: {reason}"))?;
+    let endpoint =
+        Endpoint::parse(&oauth.token_url).map_err(|reason| anyhow::anyhow!("token_url: {reason}"))?;
     let (kind, body) = token::request(oauth, refresh);
     let request = Request::post(if endpoint.path.is_empty() { "/" } else { &endpoint.path })
         .header(header::HOST, endpoint.authority())

@@ -3,10 +3,11 @@
 use super::renewal::{self, Wanted};
 use super::{AgentKey, Credential, Errand, Fetched, Stamp, Trouble};
 use crate::context::unix_seconds;
+use crate::ssh::errand;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use terok_kernel::statedir::Dir;
 use terok_policy::layout;
 use terok_policy::live::Live;
@@ -14,6 +15,7 @@ use terok_policy::policy::{SshGrant, VaultGrant};
 use terok_policy::provider::{CredentialType, Provider};
 use terok_policy::settings::Upstream;
 use terok_vault::ephemeral::{self, Ephemeral};
+use terok_vault::known_hosts::{self, KnownHosts};
 use terok_vault::session::{self, Session};
 use terok_vault::{Error, Kind, MasterKey, Record, Secret, SshPublic, Store, ssh_key};
 use zeroize::Zeroizing;
@@ -61,7 +63,10 @@ pub(crate) struct Reader {
 impl Grants {
     /// Whether this grant's credential may have to be renewed.
     pub(crate) fn renews(&self, grant: usize) -> bool {
-        self.policy.vault.get(grant).is_some_and(|grant| grant.provider.oauth.is_some() && !is_ephemeral(grant))
+        self.policy
+            .vault
+            .get(grant)
+            .is_some_and(|grant| grant.provider.oauth.is_some() && !is_ephemeral(grant))
     }
 }
 
@@ -77,16 +82,23 @@ impl Reader {
     /// Runs an errand.
     pub(crate) fn run(&self, errand: &Errand) -> Result<Fetched, Trouble> {
         match errand {
-            Errand::Credential { grant, refused } => self.credential(*grant, *refused).map(Fetched::Credential),
+            Errand::Credential { grant, refused } => {
+                self.credential(*grant, *refused).map(Fetched::Credential)
+            }
             Errand::Keys => self.keys().map(Fetched::Keys),
-            Errand::Sign { .. } => Err(Trouble::Failed("nothing is signed by this version".into())),
+            Errand::Sign { grant, bindings, data, flags } => {
+                let wanted = errand::Wanted { bindings, data, flags: *flags };
+                self.sign(*grant, &wanted).map(Fetched::Signature)
+            }
         }
     }
 
     /// How the files are that the errand's result comes from.
     pub(crate) fn stamp(&self, errand: &Errand) -> Stamp {
         let granted = match errand {
-            Errand::Credential { grant, .. } => self.grants.policy.vault.get(*grant).filter(|grant| is_ephemeral(grant)),
+            Errand::Credential { grant, .. } => {
+                self.grants.policy.vault.get(*grant).filter(|grant| is_ephemeral(grant))
+            }
             _ => None,
         };
         Stamp::take(&match granted.and_then(|grant| self.claimed(grant)) {
@@ -115,7 +127,8 @@ impl Reader {
         let credential = match &record.kind {
             Kind::Credential(CredentialType::OAuth) => {
                 let Opened { store, key, .. } = &mut opened;
-                let wanted = Wanted { dir: &self.vault, provider, upstream: self.grants.upstream.as_ref(), refused };
+                let wanted =
+                    Wanted { dir: &self.vault, provider, upstream: self.grants.upstream.as_ref(), refused };
                 renewal::current(store, key, record, &wanted)?
             }
             _ => plain(&opened, &record)?,
@@ -170,7 +183,8 @@ impl Reader {
     /// What an operator took back. An unreadable file gives nothing.
     fn live(&self) -> Result<Live, Trouble> {
         match self.state.read(layout::LIVE, LIVE_LIMIT).map_err(failed)? {
-            Some(text) => serde_json::from_slice(&text).map_err(|error| Trouble::Failed(format!("{}: {error}", layout::LIVE))),
+            Some(text) => serde_json::from_slice(&text)
+                .map_err(|error| Trouble::Failed(format!("{}: {error}", layout::LIVE))),
             None => Ok(Live::default()),
         }
     }
@@ -194,6 +208,41 @@ impl Reader {
         }
         Ok(keys)
     }
+
+    /// A signature, once the request is judged.
+    fn sign(&self, grant: usize, wanted: &errand::Wanted<'_>) -> Result<String, Trouble> {
+        let granted = self.grants.policy.ssh.get(grant).ok_or_else(not_granted)?;
+        let name = super::ssh_name(granted);
+        if self.live()?.revoked.contains(&name) {
+            return Err(Trouble::Revoked(super::revoked(&name, &self.grants.id)));
+        }
+        let Opened { store, key, .. } = self.open()?;
+        let record = match store.ssh_key(&granted.key) {
+            Err(Error::Absent { .. }) => {
+                let key = &granted.key;
+                return Err(Trouble::Missing(format!(
+                    "no SSH key {key} in the vault; `terok ssh new {key}` or `terok ssh import` puts one there"
+                )));
+            }
+            record => record.map_err(failed)?,
+        };
+        let words = record.words();
+        let public = record.ssh.as_ref().ok_or_else(|| failed(format!("{words} has no public key")))?;
+        let known = KnownHosts::read(&self.known_hosts());
+        errand::sign(wanted, granted, public, &known, || {
+            match store.open_secret(&key, &record).map_err(failed)? {
+                Secret::Ssh(pem) => Ok(pem),
+                Secret::Key(_) | Secret::Basic { .. } | Secret::OAuth { .. } => {
+                    Err(failed(format!("{words} is no SSH key")))
+                }
+            }
+        })
+    }
+
+    /// Files with hosts' keys.
+    pub(crate) fn known_hosts(&self) -> Vec<PathBuf> {
+        known_hosts::files(self.vault.path(), Path::new(&self.grants.home))
+    }
 }
 
 /// A key or a password.
@@ -202,7 +251,10 @@ fn plain(opened: &Opened, record: &Record) -> Result<Credential, Trouble> {
         Secret::Key(secret) => (CredentialType::Key, String::new(), secret),
         Secret::Basic { user, password } => (CredentialType::Basic, user, password),
         Secret::OAuth { .. } | Secret::Ssh(_) => {
-            return Err(Trouble::Failed(format!("{} holds something else than its type; add it again", record.words())));
+            return Err(Trouble::Failed(format!(
+                "{} holds something else than its type; add it again",
+                record.words()
+            )));
         }
     };
     Ok(Credential { kind, user, secret, revision: record.revision, until: None })
@@ -226,14 +278,19 @@ fn is_ephemeral(grant: &VaultGrant) -> bool {
 fn absent(store: &Store, granted: &VaultGrant) -> Trouble {
     let (provider, name) = (&granted.provider.name, &granted.credential);
     let records = store.records().unwrap_or_default();
-    let names: Vec<&str> =
-        records.iter().filter(|record| record.provider == *provider).map(|record| record.name.as_str()).collect();
+    let names: Vec<&str> = records
+        .iter()
+        .filter(|record| record.provider == *provider)
+        .map(|record| record.name.as_str())
+        .collect();
     let others = match names.is_empty() {
         true => String::new(),
         false => format!(" (there: {})", names.join(", ")),
     };
     let wanted = if name == VaultGrant::DEFAULT { provider.clone() } else { format!("{provider} {name}") };
-    Trouble::Missing(format!("no credential {name} of {provider} in the vault{others}; run `terok vault add {wanted}`"))
+    Trouble::Missing(format!(
+        "no credential {name} of {provider} in the vault{others}; run `terok vault add {wanted}`"
+    ))
 }
 
 fn not_granted() -> Trouble {

@@ -51,11 +51,19 @@ pub(super) fn current(
     let Some(wish) = wish(&record, wanted.refused, now) else {
         return Ok(credential(&record, tokens, Some(margin_before_end(&record))));
     };
-    let renewable = wanted.provider.oauth.as_ref().filter(|oauth| tokens.refresh.is_some() && !oauth.token_url.is_empty());
+    let renewable = wanted
+        .provider
+        .oauth
+        .as_ref()
+        .filter(|oauth| tokens.refresh.is_some() && !oauth.token_url.is_empty());
     let Some(oauth) = renewable else {
         return match wish {
             Wish::Margin if !is_over(&record, now) => Ok(credential(&record, tokens, record.expires)),
-            _ => Err(Trouble::Failed(format!("{} and cannot be renewed; {}", wish.words(&record, now), remedy(&record)))),
+            _ => Err(Trouble::Failed(format!(
+                "{} and cannot be renewed; {}",
+                wish.words(&record, now),
+                remedy(&record)
+            ))),
         };
     };
     match renewed(store, key, &record, oauth, wanted) {
@@ -135,7 +143,8 @@ fn renewed(
     };
     match ask(oauth, &refresh, wanted.upstream) {
         Ok(grant) => {
-            let secret = Secret::OAuth { access: grant.access, refresh: Some(grant.refresh.unwrap_or(refresh)) };
+            let secret =
+                Secret::OAuth { access: grant.access, refresh: Some(grant.refresh.unwrap_or(refresh)) };
             let now = unix_seconds();
             let expires = grant.lasts.map(|lasts| now.saturating_add(lasts));
             let record = match store.replace_secret(key, &record, &secret, expires, now) {
@@ -173,7 +182,13 @@ fn ask(oauth: &OAuth, refresh: &str, upstream: Option<&Upstream>) -> Result<Gran
     let runtime = runtime.map_err(|error| unreachable(&error))?;
     tokio::task::LocalSet::new().block_on(&runtime, async {
         let answer = tokio::time::timeout(EXCHANGE, reach::post(oauth, refresh, upstream)).await;
-        let late = |_| Asked::Unreachable(format!("no answer from {} within {} seconds", oauth.token_url, EXCHANGE.as_secs()));
+        let late = |_| {
+            Asked::Unreachable(format!(
+                "no answer from {} within {} seconds",
+                oauth.token_url,
+                EXCHANGE.as_secs()
+            ))
+        };
         let (status, body) = answer.map_err(late)?.map_err(|error| unreachable(&error))?;
         Grant::read(status, &body).map_err(Asked::Rejected)
     })
@@ -182,9 +197,11 @@ fn ask(oauth: &OAuth, refresh: &str, upstream: Option<&Upstream>) -> Result<Gran
 fn open(store: &Store, key: &MasterKey, record: &Record) -> Result<Tokens, Trouble> {
     match store.open_secret(key, record).map_err(failed)? {
         Secret::OAuth { access, refresh } => Ok(Tokens { access, refresh }),
-        Secret::Key(_) | Secret::Basic { .. } | Secret::Ssh(_) => {
-            Err(Trouble::Failed(format!("{} holds something else than its type; {}", record.words(), remedy(record))))
-        }
+        Secret::Key(_) | Secret::Basic { .. } | Secret::Ssh(_) => Err(Trouble::Failed(format!(
+            "{} holds something else than its type; {}",
+            record.words(),
+            remedy(record)
+        ))),
     }
 }
 
@@ -200,7 +217,10 @@ fn credential(record: &Record, tokens: Tokens, until: Option<u64>) -> Credential
 
 /// What a person does about it.
 fn remedy(record: &Record) -> String {
-    format!("log in again with the service's own client, then run `terok vault add {} {} --oauth FILE --replace`", record.provider, record.name)
+    format!(
+        "log in again with the service's own client, then run `terok vault add {} {} --oauth FILE --replace`",
+        record.provider, record.name
+    )
 }
 
 fn failed(error: impl std::fmt::Display) -> Trouble {

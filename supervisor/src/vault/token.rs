@@ -61,11 +61,14 @@ impl Grant {
         if status != 200 {
             let code = serde_json::from_slice::<Failure>(body).ok().map(|failure| failure.error);
             // A code of the RFC's, not whatever a service writes there: it might be the token.
-            let plain = code.filter(|code| code.len() <= 40 && code.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'));
+            let plain = code
+                .filter(|code| code.len() <= 40 && code.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'));
             return Err(plain.map_or(Rejected::Status(status), |code| Rejected::Error(status, code)));
         }
         let answer: Answer = serde_json::from_slice(body).map_err(|_| Rejected::Nothing)?;
-        let usable = |token: &str| !token.is_empty() && token.len() <= TOKEN && token.bytes().all(|b| b.is_ascii_graphic());
+        let usable = |token: &str| {
+            !token.is_empty() && token.len() <= TOKEN && token.bytes().all(|b| b.is_ascii_graphic())
+        };
         let refresh = answer.refresh_token.filter(|token| !token.is_empty());
         if !usable(&answer.access_token) || !refresh.as_ref().is_none_or(|token| usable(token)) {
             return Err(Rejected::Nothing);
@@ -81,7 +84,8 @@ impl Grant {
 
 /// The body of a request, and its type.
 pub(super) fn request(oauth: &OAuth, refresh: &str) -> (&'static str, Zeroizing<Vec<u8>>) {
-    let fields = [("grant_type", "refresh_token"), ("refresh_token", refresh), ("client_id", &oauth.client_id)];
+    let fields =
+        [("grant_type", "refresh_token"), ("refresh_token", refresh), ("client_id", &oauth.client_id)];
     let fields = fields.iter().filter(|(_, value)| !value.is_empty());
     // Room for all of it, escaped, so that no shorter copy stays in memory.
     let mut body = Zeroizing::new(Vec::with_capacity(256 + 6 * (refresh.len() + oauth.client_id.len())));
@@ -161,13 +165,23 @@ mod tests {
 
     #[test]
     fn what_grants_nothing_is_rejected_and_never_cited() {
-        for body in ["", "{}", "<html>", r#"{"access_token":""}"#, r#"{"access_token":"a\r\nX: 1"}"#, r#"{"access_token":7}"#] {
+        for body in [
+            "",
+            "{}",
+            "<html>",
+            r#"{"access_token":""}"#,
+            r#"{"access_token":"a\r\nX: 1"}"#,
+            r#"{"access_token":7}"#,
+        ] {
             assert_eq!(grant(body), Err(Rejected::Nothing), "{body}");
         }
         let long = format!(r#"{{"access_token":"{}"}}"#, "a".repeat(TOKEN + 1));
         assert_eq!(grant(&long), Err(Rejected::Nothing));
         let read = |status, body: &str| Grant::read(status, body.as_bytes()).err().unwrap();
-        assert_eq!(read(400, r#"{"error":"invalid_grant","error_description":"rt-secret"}"#).to_string(), "the service says invalid_grant (400)");
+        assert_eq!(
+            read(400, r#"{"error":"invalid_grant","error_description":"rt-secret"}"#).to_string(),
+            "the service says invalid_grant (400)"
+        );
         assert_eq!(read(400, r#"{"error":"rt-Secret-1"}"#), Rejected::Status(400));
         assert_eq!(read(503, "down"), Rejected::Status(503));
         // A redirect is no grant, whatever its body says.
