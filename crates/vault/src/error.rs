@@ -124,12 +124,12 @@ pub enum Error {
     #[error("{0}")]
     System(String),
     /// What SQLite says beside all that.
-    #[error("{path}: {error}")]
+    #[error("{path}: {reason}")]
     Database {
         /// The file.
         path: String,
         /// SQLite's answer.
-        error: rusqlite::Error,
+        reason: String,
     },
 }
 
@@ -138,10 +138,10 @@ impl Error {
     pub(crate) fn database(path: &str) -> impl Fn(rusqlite::Error) -> Error + '_ {
         move |error| {
             let path = path.to_owned();
-            let rusqlite::Error::SqliteFailure(failure, text) = &error else {
-                return Error::Database { path, error };
+            let reason = one_line(&error.to_string());
+            let rusqlite::Error::SqliteFailure(failure, _) = &error else {
+                return Error::Database { path, reason };
             };
-            let reason = text.clone().unwrap_or_else(|| failure.to_string());
             match failure.code {
                 ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => Error::Busy { path },
                 ErrorCode::DiskFull => Error::Full { path },
@@ -149,7 +149,7 @@ impl Error {
                 ErrorCode::SystemIoFailure if is_write(failure.extended_code) => Error::Full { path },
                 ErrorCode::DatabaseCorrupt => Error::Broken { path, reason },
                 ErrorCode::NotADatabase => Error::Foreign { path, reason },
-                _ => Error::Database { path, error },
+                _ => Error::Database { path, reason },
             }
         }
     }
@@ -164,6 +164,11 @@ impl Error {
             _ => Error::File { action, path: path.to_string(), error },
         }
     }
+}
+
+/// `text` as the end of one line: what stands in a damaged file must not move a terminal's cursor.
+pub(crate) fn one_line(text: &str) -> String {
+    text.chars().take(500).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 fn is_write(extended: i32) -> bool {

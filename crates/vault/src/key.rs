@@ -66,7 +66,7 @@ impl Cost {
     pub const LEAST: Cost = Cost { memory: 8, passes: 1, lanes: 1 };
 
     /// A file that asks for more than this is not ours, and must not take the machine's memory.
-    const MOST: Cost = Cost { memory: 4 * 1024 * 1024, passes: 1000, lanes: 64 };
+    const MOST: Cost = Cost { memory: 1024 * 1024, passes: 100, lanes: 16 };
 
     fn parameters(self) -> Result<Params> {
         let unfit = || Error::System(format!("the vault's key cannot be stretched with {self:?}"));

@@ -1,6 +1,6 @@
 //! Rows of the database as values: what the vault says of itself, and its records.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, one_line};
 use crate::key::{Cost, MasterKey, Wrapped};
 use crate::record::{self, Kind, Problem, Record, SshPublic};
 use rusqlite::{Connection, Row, params};
@@ -47,7 +47,9 @@ pub(crate) fn read_head(connection: &Connection, path: &str) -> Result<Head> {
     });
     match read {
         Err(rusqlite::Error::SqliteFailure(..)) => read.map_err(Error::database(path)),
-        read => read.map_err(|error| Error::Broken { path: path.into(), reason: error.to_string() }),
+        read => {
+            read.map_err(|error| Error::Broken { path: path.into(), reason: one_line(&error.to_string()) })
+        }
     }
 }
 
@@ -56,7 +58,7 @@ pub(crate) fn read_record(row: &Row<'_>) -> Result<Record> {
     let id: i64 = row.get(0).unwrap_or_default();
     let damaged = || Error::Damaged {
         record: match (row.get::<_, String>(2), row.get::<_, String>(3)) {
-            (Ok(provider), Ok(name)) => record::words(&provider, &name),
+            (Ok(provider), Ok(name)) if are_names(&provider, &name) => record::words(&provider, &name),
             _ => format!("record {id}"),
         },
     };
@@ -88,10 +90,22 @@ pub(crate) fn read_record(row: &Row<'_>) -> Result<Record> {
         }))
     };
     let record = read().ok().flatten().ok_or_else(damaged)?;
-    match (record.kind == Kind::Ssh) == record.ssh.is_some() {
-        true => Ok(record),
-        false => Err(damaged()),
-    }
+    let fits = (record.kind == Kind::Ssh) == record.ssh.is_some()
+        && (record.kind == Kind::Ssh) == record.provider.is_empty()
+        && are_names(&record.provider, &record.name)
+        && record.ssh.as_ref().is_none_or(is_plain)
+        && !record.problem.as_ref().is_some_and(|problem| problem.reason.contains(char::is_control));
+    if fits { Ok(record) } else { Err(damaged()) }
+}
+
+fn are_names(provider: &str, name: &str) -> bool {
+    record::check_name(name).is_ok() && (provider.is_empty() || record::check_name(provider).is_ok())
+}
+
+/// Nothing in it moves a terminal's cursor.
+pub(crate) fn is_plain(ssh: &SshPublic) -> bool {
+    let mut texts = ssh.users.iter().chain([&ssh.public]);
+    !texts.any(|text| text.is_empty() || text.contains(char::is_control))
 }
 
 /// As they are stored.

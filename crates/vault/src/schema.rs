@@ -1,6 +1,6 @@
 //! The database: how it is opened, what it must be, and the steps from one schema to the next.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, one_line};
 use crate::files;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
@@ -140,7 +140,7 @@ pub(crate) fn check_whole(connection: &Connection, shown: &str) -> Result<()> {
     let sound: String =
         connection.pragma_query_value(None, "integrity_check", |row| row.get(0)).map_err(&failed)?;
     if sound != "ok" {
-        let reason = sound.lines().next().unwrap_or_default().to_owned();
+        let reason = one_line(&sound);
         return Err(Error::Broken { path: shown.into(), reason });
     }
     let version: i64 =

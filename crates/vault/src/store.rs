@@ -1,6 +1,6 @@
 //! The store: records that anybody with the file may list, secrets that only its master key opens.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, one_line};
 use crate::key::{Cost, MasterKey, Wrapped};
 use crate::record::{self, Kind, Problem, Record, Secret, SshPublic};
 use crate::row::{self, COLUMNS, Head};
@@ -186,6 +186,9 @@ impl Store {
             if !new.provider.is_empty() || new.ssh.is_none() {
                 return Err(Error::Unfit("an SSH key has a public key and no provider".into()));
             }
+            if new.ssh.is_some_and(|ssh| !row::is_plain(ssh)) {
+                return Err(Error::Unfit("a public key and its users are on one line each".into()));
+            }
         } else {
             record::check_name(new.provider)?;
         }
@@ -279,6 +282,9 @@ impl Store {
 
     /// The users whose logins an SSH key signs; any where empty.
     pub fn set_ssh_users(&mut self, record: &Record, users: &[String]) -> Result<()> {
+        if users.iter().any(|user| user.is_empty() || user.contains(char::is_control)) {
+            return Err(Error::Unfit("a user has a name, on one line".into()));
+        }
         let list = row::users(users);
         let done = self.write(|transaction| {
             let update = "UPDATE record SET users = ?1 WHERE id = ?2 AND kind = 'ssh'";
@@ -295,7 +301,7 @@ impl Store {
         self.write(|transaction| {
             transaction.execute(
                 "UPDATE record SET problem_at = ?1, problem = ?2 WHERE id = ?3 AND revision = ?4",
-                params![problem.at as i64, problem.reason, record.id, record.revision as i64],
+                params![problem.at as i64, one_line(&problem.reason), record.id, record.revision as i64],
             )?;
             Ok(())
         })
@@ -327,7 +333,7 @@ impl Store {
         let structure: String =
             self.connection.pragma_query_value(None, "quick_check", |row| row.get(0)).map_err(&failed)?;
         if structure != "ok" {
-            damaged.push(structure.lines().next().unwrap_or_default().to_owned());
+            damaged.push(one_line(&structure));
         }
         let select = format!("SELECT {COLUMNS} FROM record ORDER BY provider, name");
         let mut statement = self.connection.prepare(&select).map_err(&failed)?;

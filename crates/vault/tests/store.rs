@@ -278,6 +278,38 @@ fn a_damaged_record_is_named_and_the_others_stay_usable() {
 }
 
 #[test]
+fn nothing_that_was_put_into_the_file_reaches_a_terminal_unchanged() {
+    let mut vault = Vault::new();
+    vault.add("github", "work", "ghp_1");
+    vault.add_ssh("deploy");
+    let esc = "'a' || char(27) || '[2J' || char(10) || 'b'";
+    let noted = vault.store.credential("github", "work").unwrap();
+    let problem = Problem { at: NOW, reason: "no\u{1b}[2J\nmore".into() };
+    vault.store.set_problem(&noted, &problem).unwrap();
+    let reason = vault.store.credential("github", "work").unwrap().problem.unwrap().reason;
+    assert_eq!(reason, "no [2J more");
+    for (put, back) in [
+        (format!("name = {esc} WHERE provider = 'github'"), "name = 'work' WHERE provider = 'github'"),
+        (format!("provider = {esc} WHERE name = 'work'"), "provider = 'github' WHERE name = 'work'"),
+        (format!("problem = {esc} WHERE name = 'work'"), "problem = NULL WHERE name = 'work'"),
+        (format!("public = {esc} WHERE name = 'deploy'"), "public = 'ssh-ed25519 A' WHERE name = 'deploy'"),
+        (r#"users = '["\u001b"]' WHERE name = 'deploy'"#.into(), "users = '[]' WHERE name = 'deploy'"),
+    ] {
+        vault.tamper(&format!("UPDATE record SET {put}"));
+        assert_eq!(vault.store.records().unwrap().len(), 1, "{put}");
+        let damaged = vault.store.damaged(None).unwrap();
+        assert_eq!(damaged.len(), 1, "{put}");
+        assert!(!damaged[0].contains(char::is_control), "{damaged:?}");
+        vault.tamper(&format!("UPDATE record SET {back}"));
+        assert_eq!(vault.store.records().unwrap().len(), 2, "{back}");
+    }
+    let deploy = vault.store.ssh_key("deploy").unwrap();
+    assert!(vault.store.set_ssh_users(&deploy, &["gi\nt".into()]).is_err());
+    vault.store.set_ssh_users(&deploy, &["git".into(), "gerrit".into()]).unwrap();
+    assert_eq!(vault.store.ssh_key("deploy").unwrap().ssh.unwrap().users, ["git", "gerrit"]);
+}
+
+#[test]
 fn a_damaged_record_can_be_removed_by_name_and_added_again() {
     let mut vault = Vault::new();
     vault.add("github", "work", "ghp_1");
