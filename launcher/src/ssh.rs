@@ -27,7 +27,7 @@ pub(crate) enum Ssh {
         #[arg(long = "type", value_name = "TYPE", default_value = "ed25519", value_parser = kind_of)]
         kind: KeyKind,
         #[command(flatten)]
-        users: Users,
+        users: LoginAs,
     },
     /// Take over a private key that ssh-keygen made
     Import {
@@ -36,7 +36,7 @@ pub(crate) enum Ssh {
         /// The private key's file, or - for standard input; a passphrase is asked for where it has one
         file: PathBuf,
         #[command(flatten)]
-        users: Users,
+        users: LoginAs,
     },
     /// The keys there are
     List(Json),
@@ -50,7 +50,7 @@ pub(crate) enum Ssh {
         /// Its name
         name: String,
         #[command(flatten)]
-        users: Users,
+        users: LoginAs,
     },
     /// Remove a key; containers that were granted it get no signature from then on
     Remove {
@@ -67,7 +67,7 @@ pub(crate) enum Ssh {
 
 /// As whom.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Users {
+pub(crate) struct LoginAs {
     /// A user it may log in as; may be given more than once
     #[arg(long = "user", value_name = "USER", default_value = USER)]
     users: Vec<String>,
@@ -115,8 +115,11 @@ pub(crate) fn ssh(host: &Host, verb: Ssh) -> anyhow::Result<()> {
         }
         Ssh::Users { name, users } => {
             let mut open = Open::new(host)?;
-            let record = open.store.ssh_key(&name)?;
-            Ok(open.store.set_ssh_users(&record, &users.list()?)?)
+            let (record, users) = (open.store.ssh_key(&name)?, users.list()?);
+            open.store.set_ssh_users(&record, &users)?;
+            let users = if users.is_empty() { "anybody".to_owned() } else { users.join(", ") };
+            say!("{} logs in as {users}", show::printable(&name))?;
+            Ok(())
         }
         Ssh::Remove { name, yes } => remove(host, &name, yes),
         Ssh::Hosts(Hosts::List(json)) => list_hosts(host, json),
@@ -138,7 +141,7 @@ fn kind_of(text: &str) -> Result<KeyKind, String> {
     }
 }
 
-impl Users {
+impl LoginAs {
     /// Nobody in particular where it may be anybody.
     fn list(&self) -> anyhow::Result<Vec<String>> {
         if self.any_user {
@@ -181,7 +184,7 @@ fn import(file: &std::path::Path) -> anyhow::Result<SshKey> {
     }
 }
 
-fn add(host: &Host, name: &str, key: &SshKey, users: Users) -> anyhow::Result<()> {
+fn add(host: &Host, name: &str, key: &SshKey, users: LoginAs) -> anyhow::Result<()> {
     let mut open = Open::new(host)?;
     let ssh = SshPublic { public: key.public(), users: users.list()? };
     let secret = Secret::Ssh(key.to_pem()?);
@@ -292,7 +295,7 @@ mod tests {
     use super::*;
 
     fn users(names: &[&str], any_user: bool) -> anyhow::Result<Vec<String>> {
-        Users { users: names.iter().map(|name| (*name).to_owned()).collect(), any_user }.list()
+        LoginAs { users: names.iter().map(|name| (*name).to_owned()).collect(), any_user }.list()
     }
 
     #[test]
