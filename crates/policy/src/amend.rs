@@ -41,12 +41,14 @@ pub struct AmendError {
     pub reason: String,
 }
 
-/// Adds what every protected container gets: the seccomp rules of L9, and with `terok.restricted` no-new-privileges, no capabilities, a stricter filter.
+/// Adds what every protected container gets: the seccomp rules of L9, and with `terok.restricted` no-new-privileges, no capabilities, a stricter filter,
+/// hidden files of the kernel and a limit of processes.
 pub fn amend(config: Value, policy: &Policy) -> Result<Value, AmendError> {
     let mut config = config;
     refuse_orders(&config)?;
     if policy.restricted {
         restricted::process(object(&mut config, &["process"])?);
+        restricted::surroundings(&mut config)?;
     }
     let raw_sockets = grants_raw_sockets(&config);
     let linux = object(&mut config, &["linux"])?;
@@ -61,6 +63,14 @@ pub fn amend(config: Value, policy: &Policy) -> Result<Value, AmendError> {
     linux.insert("seccomp".to_owned(), filter.into_value());
     object(&mut config, &["annotations"])?.insert(MARK.to_owned(), "1".into());
     Ok(config)
+}
+
+/// Takes the privileges from a further process of a restricted container: `process` is what the engine hands to the runtime's
+/// `exec`. The container's filter holds for it without this.
+pub fn restrict_process(process: Value) -> Result<Value, AmendError> {
+    let mut process = process;
+    restricted::process(object(&mut process, &[])?);
+    Ok(process)
 }
 
 /// Checks that `config` carries the L9 rules (create refuses a container that lacks them).
@@ -111,4 +121,17 @@ fn object<'a>(config: &'a mut Value, path: &[&str]) -> Result<&'a mut Map<String
         Value::Object(map) => Ok(map),
         _ => Err(AmendError { place, reason: "is not an object".into() }),
     }
+}
+
+/// The list at `key`, made where it is missing.
+fn list<'a>(
+    object: &'a mut Map<String, Value>,
+    key: &str,
+    place: &str,
+) -> Result<&'a mut Vec<Value>, AmendError> {
+    let value = object.entry(key).or_insert_with(|| Value::Array(Vec::new()));
+    if value.is_null() {
+        *value = Value::Array(Vec::new());
+    }
+    value.as_array_mut().ok_or_else(|| AmendError { place: place.to_owned(), reason: "is not a list".into() })
 }

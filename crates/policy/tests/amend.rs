@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use serde_json::{Value, json};
-use terok_policy::amend::{MARK, amend, is_amended};
+use terok_policy::amend::{MARK, amend, is_amended, restrict_process};
 use terok_policy::policy::Policy;
 
 fn fixtures() -> Vec<(String, Value)> {
@@ -199,6 +199,62 @@ fn restricted_takes_privileges_and_capabilities() {
             assert_eq!(amended["process"]["capabilities"][set], json!([]), "{name} {set}");
         }
     }
+}
+
+#[test]
+fn restricted_hides_files_of_the_kernel_beside_those_the_engine_hides() {
+    for (name, config) in fixtures() {
+        let amended = amend(config.clone(), &policies()[1]).unwrap();
+        for (key, paths) in
+            [("maskedPaths", ["/proc/kcore", "/sys/firmware"]), ("readonlyPaths", ["/proc/sys", "/proc/bus"])]
+        {
+            let listed = amended["linux"][key].as_array().unwrap();
+            let had = config["linux"][key].as_array().cloned().unwrap_or_default();
+            assert!(listed.starts_with(&had), "{name} {key}");
+            for path in paths {
+                assert_eq!(listed.iter().filter(|listed| *listed == path).count(), 1, "{name} {key} {path}");
+            }
+        }
+        let unrestricted = amend(config.clone(), &policies()[0]).unwrap();
+        assert_eq!(unrestricted["linux"]["maskedPaths"], config["linux"]["maskedPaths"], "{name}");
+    }
+}
+
+#[test]
+fn restricted_limits_processes_where_nobody_did_and_control_groups_are_in_use() {
+    for (engine, path, pids, limited) in [
+        ("", "/docker/c1", json!(null), json!({ "limit": 2048 })),
+        ("", "/docker/c1", json!({ "limit": -1 }), json!({ "limit": 2048 })),
+        ("", "/docker/c1", json!({ "limit": 0, "x": 1 }), json!({ "limit": 2048, "x": 1 })),
+        ("", "/docker/c1", json!({ "limit": 9 }), json!({ "limit": 9 })),
+        ("", "", json!(null), json!(null)),
+        ("libpod", "user.slice:libpod:c1", json!(null), json!(null)),
+        ("libpod", "user.slice:libpod:c1", json!({ "limit": 0 }), json!({ "limit": 2048 })),
+    ] {
+        let mut config = filtered("SCMP_ACT_ERRNO", json!([]));
+        config["annotations"]["io.container.manager"] = engine.into();
+        config["linux"]["cgroupsPath"] = path.into();
+        config["linux"]["resources"]["pids"] = pids.clone();
+        let amended = amend(config.clone(), &policies()[1]).unwrap();
+        assert_eq!(amended["linux"]["resources"]["pids"], limited, "{engine} {path} {pids}");
+        assert_eq!(amend(config, &policies()[0]).unwrap()["linux"]["resources"]["pids"], pids);
+    }
+}
+
+#[test]
+fn a_further_process_of_a_restricted_container_gets_what_its_first_one_has() {
+    let config = amend(fixture("podman-4.3-rootful-privileged"), &policies()[1]).unwrap();
+    let further = json!({ "args": ["sh"], "cwd": "/", "env": ["A=1"], "noNewPrivileges": false,
+        "capabilities": { "effective": ["CAP_SYS_ADMIN"], "bounding": ["CAP_SYS_ADMIN"] } });
+    let restricted = restrict_process(further.clone()).unwrap();
+    for key in ["noNewPrivileges", "capabilities"] {
+        assert_eq!(restricted[key], config["process"][key]);
+    }
+    for key in ["args", "cwd", "env"] {
+        assert_eq!(restricted[key], further[key]);
+    }
+    assert_eq!(restrict_process(restricted.clone()).unwrap(), restricted);
+    assert!(restrict_process(json!([])).is_err());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What a container of the vault or the signer is given: one mount and variables.
 
-use super::{AmendError, object};
+use super::{AmendError, list, object};
 use crate::provision::{INSIDE, Provision};
 use serde_json::{Map, Value, json};
 
@@ -122,17 +122,4 @@ fn find<'a>(env: &'a [Value], variable: &str) -> Option<&'a str> {
 
 fn is(entry: &Value, variable: &str) -> bool {
     entry.as_str().and_then(|entry| entry.split_once('=')).is_some_and(|(name, _)| name == variable)
-}
-
-/// The list at `key`, made where it is missing.
-fn list<'a>(
-    object: &'a mut Map<String, Value>,
-    key: &str,
-    place: &str,
-) -> Result<&'a mut Vec<Value>, AmendError> {
-    let value = object.entry(key).or_insert_with(|| Value::Array(Vec::new()));
-    if value.is_null() {
-        *value = Value::Array(Vec::new());
-    }
-    value.as_array_mut().ok_or_else(|| AmendError { place: place.to_owned(), reason: "is not a list".into() })
 }
