@@ -423,7 +423,7 @@ impl Visit {
         parts.headers = HeaderMap::new();
         let Some(mut entry) = entry.take() else { return Err(bad_gateway("no audit entry")) };
         entry.status(parts.status);
-        entry.covered(covered);
+        entry.covered_above(covered);
         Ok(head(parts.status, headers, Relayed::upstream(body, reader, patterns, flow, entry, busy)))
     }
 }

@@ -23,7 +23,8 @@ pub(super) struct Entry {
     status: Option<StatusCode>,
     up: Rc<Cell<u64>>,
     down: u64,
-    covered: u64,
+    /// Secrets covered: in the answer's fields, in its body.
+    covered: (u64, u64),
     started: Instant,
     open: bool,
     /// Requests under way.
@@ -68,7 +69,7 @@ impl Entry {
             status: None,
             up: Rc::default(),
             down: 0,
-            covered: 0,
+            covered: (0, 0),
             started: Instant::now(),
             open: true,
             _place: place,
@@ -100,9 +101,14 @@ impl Entry {
         self.down += octets as u64;
     }
 
-    /// So often the credential was covered in the answer.
+    /// So often the credential was covered in the answer's fields.
+    pub(super) fn covered_above(&mut self, count: u64) {
+        self.covered.0 = count;
+    }
+
+    /// So often in its body until now.
     pub(super) fn covered(&mut self, count: u64) {
-        self.covered = self.covered.max(count);
+        self.covered.1 = count;
     }
 
     /// Whether a line about it could be written now: where the last one failed, one is, before anything is forwarded.
@@ -146,8 +152,8 @@ impl Entry {
         let milliseconds = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let line = self.line(action).with("bytes_up", self.up.get()).with("bytes_down", self.down);
         let mut line = line.with("ms", milliseconds);
-        if self.covered > 0 {
-            line = line.with("redacted", self.covered);
+        if self.covered != (0, 0) {
+            line = line.with("redacted", self.covered.0 + self.covered.1);
         }
         // The octets have flowed: a full disk refuses the next request, not this one's past.
         let _ = self.context.audit.record(also(line));

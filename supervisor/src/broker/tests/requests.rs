@@ -25,7 +25,7 @@ async fn locked_is_a_503_with_the_command_and_unlocked_the_next_one_passes() {
         let answer = rig.ask(&rig.get("/plain/v1", "")).await;
         assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
         assert!(answer.contains(r#""message":"terok: plain: the vault is locked; run: terok vault unlock""#), "{answer}");
-        rig.vault.replace(unlocked);
+        *rig.vault.borrow_mut() = unlocked;
         assert!(rig.ask(&rig.get("/plain/v1", "")).await.starts_with("HTTP/1.1 200"));
         assert_eq!(seen.borrow().len(), 1);
     }
