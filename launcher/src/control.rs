@@ -63,7 +63,7 @@ trait Supervisor {
         state: Shield,
         seconds: Option<u64>,
     ) -> zlink::Result<Result<AppliedReply, Fault>>;
-    async fn revoke(&mut self, provider: &str, undo: bool) -> zlink::Result<Result<AppliedReply, Fault>>;
+    async fn revoke(&mut self, grants: &[String], undo: bool) -> zlink::Result<Result<AppliedReply, Fault>>;
     async fn verdict(
         &mut self,
         id: u64,
@@ -87,8 +87,8 @@ pub(crate) enum Order<'a> {
     Forget(&'a [String]),
     /// A state, and for how long.
     State(Shield, Option<Duration>),
-    /// Takes a granted provider back, or with `true` gives it again.
-    Revoke(&'a str, bool),
+    /// Takes granted credentials back, all where none is named, or with `true` gives them again.
+    Revoke(&'a [String], bool),
 }
 
 impl Fault {
@@ -144,7 +144,7 @@ pub(crate) async fn give(known: &Known, order: Order<'_>) -> anyhow::Result<Appl
             Order::Allow(rules) => connection.allow(rules).await?,
             Order::Deny(rules) => connection.deny(rules).await?,
             Order::Forget(rules) => connection.forget(rules).await?,
-            Order::Revoke(provider, undo) => connection.revoke(provider, undo).await?,
+            Order::Revoke(grants, undo) => connection.revoke(grants, undo).await?,
             Order::State(state, time) => connection.set_state(state, time.map(|time| time.as_secs())).await?,
         };
         Ok(reply.map_err(Fault::into_error)?.applied)
@@ -254,14 +254,15 @@ mod tests {
     }
 
     #[test]
-    fn a_revocation_names_its_provider() {
+    fn a_revocation_names_what_it_takes_back() {
         let (known, server, _folder) =
             answering(r#"{"parameters":{"applied":{"changed":["anthropic"],"cut":1}}}"#);
-        let applied = block_on(give(&known, Order::Revoke("anthropic", false))).unwrap().unwrap();
+        let applied =
+            block_on(give(&known, Order::Revoke(&["anthropic".to_owned()], false))).unwrap().unwrap();
         assert_eq!((applied.changed.len(), applied.cut), (1, 1));
         let call = server.join().unwrap();
         assert_eq!(call["method"], format!("{}.Revoke", terok_policy::control::INTERFACE));
-        assert_eq!(call["parameters"], serde_json::json!({"provider": "anthropic", "undo": false}));
+        assert_eq!(call["parameters"], serde_json::json!({"grants": ["anthropic"], "undo": false}));
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub(crate) mod ephemeral;
 pub(crate) mod prompt;
 mod records;
 mod session;
+mod test;
 mod tiers;
 
 use crate::{cli::Json, containers, control, show};
@@ -79,12 +80,20 @@ pub(crate) enum Vault {
         #[arg(long)]
         yes: bool,
     },
+    /// Send one real request to the provider, over verified TLS, and say how it was answered
+    Test {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        json: Json,
+    },
     /// Take granted providers back from a running container: its tokens answer 401 from now on
     Revoke {
         /// Name, id or the beginning of one
         container: String,
-        /// Provider names; all that it was granted where none is given
-        providers: Vec<String>,
+        /// Provider names, and SSH keys as ssh:KEY; all that it was granted where none is given
+        #[arg(value_name = "PROVIDER")]
+        grants: Vec<String>,
         /// Give them again
         #[arg(long)]
         undo: bool,
@@ -133,8 +142,9 @@ pub(crate) fn vault(host: &Host, verb: Vault) -> anyhow::Result<ExitCode> {
         Vault::List(json) => records::list(host, json)?,
         Vault::Show { which, json } => records::show(host, &which, json)?,
         Vault::Remove { which, yes } => records::remove(host, &which, yes)?,
-        Vault::Revoke { container, providers, undo, json } => {
-            revoke(host, &container, &providers, undo, json)?;
+        Vault::Test { which, json } => return test::test(host, &which, json),
+        Vault::Revoke { container, grants, undo, json } => {
+            revoke(host, &container, &grants, undo, json)?;
         }
         Vault::Clean(args) => return clean::clean(host, &args),
     }
@@ -201,40 +211,23 @@ fn base(host: &Host, make: bool) -> anyhow::Result<Option<Dir>> {
 }
 
 /// `terok vault revoke`
-fn revoke(host: &Host, container: &str, providers: &[String], undo: bool, json: Json) -> anyhow::Result<()> {
+fn revoke(host: &Host, container: &str, grants: &[String], undo: bool, json: Json) -> anyhow::Result<()> {
     let known = containers::find_running(host, container)?;
-    let granted: Vec<String> = if providers.is_empty() {
-        let status = control::block_on(control::status(&known))??;
-        let names = status.credentials.iter().filter(|status| !status.grant.starts_with("ssh "));
-        names.map(|status| status.grant.split('=').next().unwrap_or_default().to_owned()).collect()
-    } else {
-        providers.to_vec()
-    };
-    if granted.is_empty() {
-        bail!("container {} was granted no provider", known.name());
-    }
-    let mut all = Vec::new();
-    for provider in &granted {
-        let applied = control::block_on(control::give(&known, control::Order::Revoke(provider, undo)))??;
-        let name = known.name();
-        if json.json {
-            all.push(serde_json::json!({"provider": provider, "applied": applied}));
-        } else {
-            let what = match (undo, applied.changed.is_empty()) {
-                (false, false) => "revoked",
-                (false, true) => "was revoked already",
-                (true, false) => "granted again",
-                (true, true) => "was not revoked",
-            };
-            let cut = match applied.cut {
-                0 => String::new(),
-                n => format!("; cut {n} requests"),
-            };
-            say!("{}: {} {what}{cut}", show::printable(name), show::printable(provider))?;
-        }
-    }
+    let applied = control::block_on(control::give(&known, control::Order::Revoke(grants, undo)))??;
     if json.json {
-        say!("{}", serde_json::to_string(&all)?)?;
+        say!("{}", serde_json::to_string(&applied)?)?;
+        return Ok(());
     }
+    let what = match (undo, applied.changed.is_empty()) {
+        (false, false) => format!("revoked {}", applied.changed.join(", ")),
+        (false, true) => "was revoked already".to_owned(),
+        (true, false) => format!("granted again {}", applied.changed.join(", ")),
+        (true, true) => "was not revoked".to_owned(),
+    };
+    let cut = match applied.cut {
+        0 => String::new(),
+        n => format!("; cut {n} requests"),
+    };
+    say!("{}: {}{cut}", show::printable(known.name()), show::printable(&what))?;
     Ok(())
 }

@@ -5,7 +5,7 @@ mod body;
 mod ca;
 mod door;
 mod forward;
-mod headers;
+pub(crate) mod headers;
 mod ledger;
 mod redact;
 mod refusal;

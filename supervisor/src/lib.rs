@@ -49,6 +49,7 @@ fn run() -> anyhow::Result<()> {
             worker::run(&worker::Turn { restarts: restarts.parse()?, owner: owner.parse()?, why: why.into() })
         }
         ["vault", owner] => vault::run(owner.parse()?),
+        [terok_vault::attempt::ATTEMPT] => vault::attempt::run(),
         ["--version"] => {
             println!("{} {}", layout::SUPERVISOR, env!("CARGO_PKG_VERSION"));
             Ok(())

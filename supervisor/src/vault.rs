@@ -2,6 +2,7 @@
 //! of its own, so that no secret passes through the parent and none but the granted ones reaches the worker (design §8).
 #![allow(dead_code, reason = "the broker and the signer call it")]
 
+pub(crate) mod attempt;
 mod errands;
 mod fetch;
 mod granted;

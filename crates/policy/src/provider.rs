@@ -95,6 +95,20 @@ pub struct Provider {
     /// Files in which the service's own clients keep credentials, below a home directory: `terok vault clean` looks for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<String>,
+    /// What `terok vault test` asks for: something cheap that only a good credential gets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test: Option<TestRequest>,
+}
+
+/// A GET that shows whether a credential is good.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TestRequest {
+    /// Path below the upstream's own, `/v1/models`.
+    pub path: String,
+    /// Headers that the service wants.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, String>,
 }
 
 /// Another upstream below a path.

@@ -5,6 +5,7 @@
 //!
 //! Paths, folders and the time of day are the caller's: nothing here looks at the environment or a clock.
 
+pub mod attempt;
 mod copies;
 pub mod ephemeral;
 mod error;

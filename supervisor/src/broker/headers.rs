@@ -52,7 +52,7 @@ pub(super) fn onward(provider: &Provider, from: &HeaderMap) -> HeaderMap {
 }
 
 /// Puts the real credential in.
-pub(super) fn send(headers: &mut HeaderMap, sent: &Sent, credential: &Credential) -> Result<(), http::Error> {
+pub(crate) fn send(headers: &mut HeaderMap, sent: &Sent, credential: &Credential) -> Result<(), http::Error> {
     let name = HeaderName::try_from(sent.header.as_str())?;
     let login = |user: &str| {
         let plain = Zeroizing::new([user, ":", &credential.secret].concat());

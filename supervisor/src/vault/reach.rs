@@ -40,7 +40,16 @@ pub(super) async fn post(
         .header(header::ACCEPT, "application/json")
         .header(header::USER_AGENT, concat!("terok/", env!("CARGO_PKG_VERSION")))
         .body(Full::new(Bytes::copy_from_slice(&body)))?;
-    let stream = connect(&endpoint, upstream).await?;
+    send(&endpoint, request, upstream).await
+}
+
+/// Sends `request` to `endpoint`; status and body of the answer.
+pub(super) async fn send(
+    endpoint: &Endpoint,
+    request: Request<Full<Bytes>>,
+    upstream: Option<&settings::Upstream>,
+) -> anyhow::Result<(u16, Zeroizing<Vec<u8>>)> {
+    let stream = connect(endpoint, upstream).await?;
     if !endpoint.tls {
         return exchange(stream, request).await;
     }

@@ -4,7 +4,7 @@ use super::endpoint::{self, Endpoint};
 use super::request;
 use super::{
     BUNDLED, BaseUrl, Carrier, CredentialType, Errors, FRAMING, OAuth, Provider, ProviderError, RequestRule,
-    Route, Sent, Token, is_provider_name,
+    Route, Sent, TestRequest, Token, is_provider_name,
 };
 use crate::name::Name;
 use crate::phantom::{LEAST, MOST};
@@ -174,6 +174,7 @@ struct Written {
     errors: Errors,
     #[serde(default)]
     files: Vec<String>,
+    test: Option<TestRequest>,
 }
 
 #[derive(Deserialize)]
@@ -215,6 +216,7 @@ fn settle(name: &str, written: Written) -> Result<Definition, Wrong> {
     }
     check_texts(&written.env, &written.restricted_env, &written.git, &written.errors)?;
     check_files(&written.files)?;
+    check_test(written.test.as_ref())?;
     let Some(upstream) = written.upstream else {
         return Ok(Definition::Template(Template { title, token }));
     };
@@ -263,6 +265,7 @@ fn settle(name: &str, written: Written) -> Result<Definition, Wrong> {
         restricted_env: written.restricted_env,
         errors: written.errors,
         files: written.files,
+        test: written.test,
     })))
 }
 
@@ -426,6 +429,23 @@ fn check_texts(
         provision::check_template(text).or_else(|reason| wrong(&["git", key], reason))?;
     }
     errors.challenge.as_ref().map_or(Ok(()), |challenge| check_value(&["errors", "challenge"], challenge))
+}
+
+fn check_test(test: Option<&TestRequest>) -> Result<(), Wrong> {
+    let Some(test) = test else { return Ok(()) };
+    if !test.path.starts_with('/')
+        || !test.path.bytes().all(|b| b.is_ascii_graphic())
+        || test.path.contains('#')
+    {
+        return wrong(&["test", "path"], "write the path of a GET, /v1/models");
+    }
+    for (name, value) in &test.headers {
+        let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        if name.is_empty() || !name.bytes().all(fits) || !value.bytes().all(|b| matches!(b, b' '..=b'~')) {
+            return wrong(&["test", "headers", name], "write a lower-case header name and its value");
+        }
+    }
+    Ok(())
 }
 
 fn check_files(files: &[String]) -> Result<(), Wrong> {
