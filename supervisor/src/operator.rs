@@ -437,7 +437,7 @@ fn denied(policy: &Policy, live: &Live, rule: &Rule) -> Option<Sourced> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use terok_policy::policy::Source;
+    use terok_policy::policy::{Source, SshGrant};
 
     fn rules(texts: &[&str]) -> Vec<Rule> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
@@ -541,5 +541,25 @@ mod tests {
         }
         let free: Rule = "example.com".parse().unwrap();
         assert_eq!(denied(&policy, &Live { allow: vec![free.clone()], ..Live::default() }, &free), None);
+    }
+
+    #[test]
+    fn grants_are_taken_back_by_name_or_all_together_and_given_again() {
+        let work = SshGrant { key: "work".into(), host: None };
+        let home = SshGrant { key: "home".into(), host: None };
+        let policy = Policy { ssh: vec![work, home], ..Policy::default() };
+        let made = |live: &Live, change: Change| apply(&policy, live, &change, 0);
+        let (one, changed) = made(&Live::default(), Change::Revoke(vec!["ssh:work".into()])).unwrap();
+        assert_eq!((&one.revoked, changed), (&vec!["ssh:work".to_owned()], vec!["ssh:work".to_owned()]));
+        assert!(made(&one, Change::Revoke(vec!["ssh:work".into()])).unwrap().1.is_empty());
+        let (all, changed) = made(&one, Change::Revoke(vec![])).unwrap();
+        assert_eq!((all.revoked.len(), changed), (2, vec!["ssh:home".to_owned()]));
+        let (one, _) = made(&all, Change::Return(vec!["ssh:work".into()])).unwrap();
+        assert_eq!(one.revoked, ["ssh:home"]);
+        assert_eq!(made(&one, Change::Return(vec![])).unwrap().0, Live::default());
+        let unknown = made(&one, Change::Revoke(vec!["github".into()])).unwrap_err().to_string();
+        assert_eq!(unknown, "this container was not granted github; it has ssh:work ssh:home");
+        // Taking back never opens, giving back does: it is on disk before it is in force.
+        assert!(!Change::Revoke(vec![]).opens(Shield::Up) && Change::Return(vec![]).opens(Shield::Up));
     }
 }

@@ -295,9 +295,11 @@ impl Parent {
             self.restarts += 1;
             see_off(self.start(&describe(exit))?)?;
         }
+        let inside = self.inherited.folder(Fd::Birth, layout::INSIDE).ok();
+        let given = remains::clear_given(&self.run, inside.as_ref(), &self.config.id);
         let cleared = remains::clear(&self.run, &self.state, &self.config.id);
         let pruned = remains::prune(&self.run, &self.state);
-        Ok(cleared.and(pruned)?)
+        Ok(given.and(cleared).and(pruned)?)
     }
 }
 

@@ -25,6 +25,37 @@ pub(crate) fn clear(run: &Dir, state: &Dir, id: &str) -> Result<(), terok_kernel
     kept.and(members).and(remove(run, id))
 }
 
+/// Removes what the container was given at its start: its birth folder, if `inside` is still the folder in it, and credentials that lived with this
+/// container alone. To be called before [`clear`]; where a newer start has taken this one's place, what is there is that one's.
+pub(crate) fn clear_given(
+    run: &Dir,
+    inside: Option<&Dir>,
+    id: &str,
+) -> Result<(), terok_kernel::error::Error> {
+    if !run.is_still_at_its_path() {
+        return Ok(());
+    }
+    let base = Dir::base(run.path().parent().unwrap_or(Path::new("/")))?;
+    let birth = (|| {
+        let Some(births) = base.private(layout::BIRTH)? else { return Ok(()) };
+        match inside {
+            Some(inside) if inside.is_at(&births.path().join(id).join(layout::INSIDE)) => {
+                births.remove_tree(id)
+            }
+            _ => Ok(()),
+        }
+    })();
+    let ephemeral = (|| {
+        let Some(folder) = base.private(layout::EPHEMERAL)? else { return Ok(()) };
+        let claimed = |name: &str| name.split_once('.').is_some_and(|(_, by)| by == id);
+        for entry in folder.list()?.iter().filter(|entry| !entry.folder && claimed(&entry.name)) {
+            folder.remove(&entry.name)?;
+        }
+        Ok(())
+    })();
+    birth.and(ephemeral)
+}
+
 /// The folders of other containers of the same network, which this supervisor served: the network is gone with them.
 fn remove_members(run: &Dir, id: &str) -> Result<(), terok_kernel::error::Error> {
     let runs = Dir::base(run.path().parent().unwrap_or(Path::new("/")))?;
@@ -105,6 +136,37 @@ mod tests {
         clear(&run, &state, "c1").unwrap();
         assert!(!root.path().join("run/c1").exists());
         assert_eq!(state.read(layout::CONTAINER, 1000).unwrap().unwrap(), container("c1", root.path()));
+    }
+
+    #[test]
+    fn what_a_container_was_given_goes_with_it_and_nobody_elses() {
+        let root = tempfile::tempdir().unwrap();
+        let (run, _) = folders(root.path(), "c1");
+        let base = Dir::base(root.path()).unwrap().private("run").unwrap().unwrap();
+        let give = |id: &str| {
+            let birth = base.make_private(layout::BIRTH).unwrap().make_private(id).unwrap();
+            birth.write(layout::GRANTED, b"{}").unwrap();
+            let inside = birth.make_private(layout::INSIDE).unwrap();
+            inside.write("env", b"").unwrap();
+            inside
+        };
+        let reference = "0123456789abcdef0123456789abcdef";
+        let ephemeral = base.make_private(layout::EPHEMERAL).unwrap();
+        for name in [format!("{reference}.c1"), format!("{reference}.c12"), reference.to_owned()] {
+            ephemeral.write(&name, b"{}").unwrap();
+        }
+        let (inside, _other) = (give("c1"), give("c12"));
+        // A newer start of the same container.
+        let births = root.path().join("run").join(layout::BIRTH);
+        std::fs::rename(births.join("c1"), root.path().join("older")).unwrap();
+        let newer = give("c1");
+        clear_given(&run, Some(&inside), "c1").unwrap();
+        assert!(births.join("c1/inside/env").exists());
+        clear_given(&run, Some(&newer), "c1").unwrap();
+        assert!(!births.join("c1").exists() && births.join("c12/inside/env").exists());
+        let mut left: Vec<_> = ephemeral.list().unwrap().into_iter().map(|entry| entry.name).collect();
+        left.sort();
+        assert_eq!(left, [reference.to_owned(), format!("{reference}.c12")]);
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! What the worker learns of the vault: it names a grant of its container's policy, the parent starts a helper for it, and the helper answers on a line
 //! of its own, so that no secret passes through the parent and none but the granted ones reaches the worker (design §8).
-#![allow(dead_code, reason = "the broker and the signer call it")]
 
 pub(crate) mod attempt;
 mod errands;

@@ -130,8 +130,13 @@ impl Dir {
 
     /// Whether the path this folder was opened at still leads to it: a newer one may have taken its place.
     pub fn is_still_at_its_path(&self) -> bool {
+        self.is_at(&self.path)
+    }
+
+    /// Whether `path` leads to this folder.
+    pub fn is_at(&self, path: &Path) -> bool {
         let same = |a: FileStat, b: FileStat| a.st_dev == b.st_dev && a.st_ino == b.st_ino;
-        match (fstat(&self.fd), nix::sys::stat::lstat(&self.path)) {
+        match (fstat(&self.fd), nix::sys::stat::lstat(path)) {
             (Ok(own), Ok(there)) => same(own, there),
             _ => false,
         }

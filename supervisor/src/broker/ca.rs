@@ -1,5 +1,6 @@
 //! A certificate authority for one container: nobody else trusts it, and it can speak for the brokered hosts and the broker alone (V2).
 
+use crate::trust;
 use anyhow::Context as _;
 use rcgen::{
     BasicConstraints, CertificateParams, CidrSubnet, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa,
@@ -21,7 +22,6 @@ use zeroize::Zeroizing;
 /// In the runtime folder: key and certificate, PEM.
 pub(crate) const FILE: &str = "ca.pem";
 const FILE_LIMIT: u64 = 64 << 10;
-const BUNDLE_LIMIT: u64 = 16 << 20;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// A container may run for years.
@@ -29,18 +29,6 @@ const CA_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 const LEAF_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
 /// A leaf is made anew before it ends.
 const LEAF_USE: Duration = Duration::from_secs(30 * 24 * 3600);
-
-/// Where distributions keep the CA certificates of the host.
-const HOST_BUNDLES: [&str; 8] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/pki/tls/cacert.pem",
-    "/etc/ca-certificates/extracted/tls-ca-bundle.pem",
-    "/etc/ssl/certs/ca-bundle.crt",
-    "/etc/ssl/cert.pem",
-];
 
 /// The authority of this container.
 pub(crate) struct Ca {
@@ -142,17 +130,9 @@ fn authority(id: &str, hosts: &[Name]) -> CertificateParams {
     params
 }
 
-/// The host's CA certificates, PEM: those of the first file that is there; none where there is none.
+/// The host's CA certificates, PEM; none where there are none.
 pub(crate) fn host_bundle() -> Vec<u8> {
-    use std::io::Read as _;
-    for path in HOST_BUNDLES {
-        let mut pem = Vec::new();
-        let read = std::fs::File::open(path).and_then(|file| file.take(BUNDLE_LIMIT).read_to_end(&mut pem));
-        if read.is_ok_and(|length| length > 0) {
-            return pem;
-        }
-    }
-    Vec::new()
+    trust::bundle().map(|(_, pem)| pem).unwrap_or_default()
 }
 
 #[cfg(test)]

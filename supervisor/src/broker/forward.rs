@@ -14,7 +14,7 @@ use super::{AT_ONCE, Broker, Entrance, Outward};
 use crate::audit::{Facts as _, event};
 use crate::flows::{FlowGuard, Grounds, Target};
 use crate::proxy::http;
-use crate::vault::{Credential, Trouble};
+use crate::vault::{Credential, Granted, Trouble};
 use ::http::request::Parts;
 use ::http::uri::PathAndQuery;
 use ::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
@@ -309,8 +309,10 @@ impl Visit {
         body: Incoming,
         entry: &mut Option<Entry>,
     ) -> Result<Answered, Refusal> {
-        let vault = &self.broker.context.vault;
-        let credential = vault.credential(way.grant).await.map_err(trouble)?;
+        let context = &self.broker.context;
+        let credential = context.credential(way.grant).await;
+        context.count(Granted::Credential(way.grant), credential.is_ok());
+        let credential = credential.map_err(trouble)?;
         let upgrade = parts.headers.contains_key(header::UPGRADE);
         let renewable = credential.kind == CredentialType::OAuth;
         let up = entry.as_ref().map(Entry::up).unwrap_or_default();
@@ -362,7 +364,7 @@ impl Visit {
             return Ok(Answered { response, credential, switched: None });
         }
         // The upstream's own answer stands where there is no newer token.
-        let renewed = vault.refused(way.grant, credential.revision).await;
+        let renewed = context.credential_refused(way.grant, credential.revision).await;
         match (renewed, held) {
             (Ok(renewed), Some(held)) if renewed.secret != credential.secret => {
                 let body = Outgoing::Held(Some(held).filter(|held| !held.is_empty()));

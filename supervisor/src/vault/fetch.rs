@@ -40,8 +40,11 @@ enum Source {
         waiting: RefCell<HashMap<u64, oneshot::Sender<Report>>>,
     },
     #[cfg(test)]
-    Double(Box<dyn Fn(&Errand) -> Result<Fetched, Trouble>>),
+    Double(Box<Answer>),
 }
+
+#[cfg(test)]
+type Answer = dyn Fn(&Errand) -> Result<Fetched, Trouble>;
 
 /// What is known of one thing, and whose turn it is to ask.
 struct Slot<T> {
