@@ -19,7 +19,7 @@ use crate::context::Context;
 use crate::flows::{Host, Target};
 use crate::vault::Credential;
 use base64::Engine as _;
-pub(crate) use ca::{Ca, host_bundle};
+pub(crate) use ca::Ca;
 use redact::Patterns;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;

@@ -2,7 +2,7 @@
 //! until the container has ended, and may be killed at any moment: its parent starts another (L5).
 
 use crate::audit::{Audit, Facts as _, LogFile, event, open_file};
-use crate::broker::{self, Broker, Ca};
+use crate::broker::{Broker, Ca};
 use crate::context::{Context, unix_seconds};
 use crate::control::Desk;
 use crate::dns::Dns;
@@ -15,7 +15,7 @@ use crate::readiness::readable;
 use crate::resolve::{Files, Peers, Resolver};
 use crate::ssh::Signer;
 use crate::vault::Vault;
-use crate::{control, nflog, remains};
+use crate::{control, nflog, remains, trust};
 use anyhow::{Context as _, bail};
 use std::net::{TcpListener as StdTcpListener, UdpSocket as StdUdpSocket};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -165,7 +165,14 @@ fn authority(
     let inside = Dir::from_fd(inherited.share(Fd::Birth)?, layout::INSIDE);
     let hosts: Vec<_> =
         config.policy.vault.iter().flat_map(|grant| grant.provider.hosts().to_vec()).collect();
-    let bundle = broker::host_bundle();
+    let bundle = match trust::bundle() {
+        Ok((_, pem)) => pem,
+        // Providers on this very host need none.
+        Err(error) => {
+            eprintln!("{}: {error}", layout::SUPERVISOR);
+            Vec::new()
+        }
+    };
     let ca = Ca::open(run_dir, &inside, &config.id, &hosts, &bundle)
         .context("the container's certificate authority")?;
     Ok(Some(Authority { ca, bundle }))

@@ -1,6 +1,5 @@
 //! A certificate authority for one container: nobody else trusts it, and it can speak for the brokered hosts and the broker alone (V2).
 
-use crate::trust;
 use anyhow::Context as _;
 use rcgen::{
     BasicConstraints, CertificateParams, CidrSubnet, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa,
@@ -128,11 +127,6 @@ fn authority(id: &str, hosts: &[Name]) -> CertificateParams {
     (params.not_before, params.not_after) =
         ((SystemTime::now() - DAY).into(), (SystemTime::now() + CA_LIFE).into());
     params
-}
-
-/// The host's CA certificates, PEM; none where there are none.
-pub(crate) fn host_bundle() -> Vec<u8> {
-    trust::bundle().map(|(_, pem)| pem).unwrap_or_default()
 }
 
 #[cfg(test)]
