@@ -41,8 +41,11 @@ pub(crate) struct Broker {
     /// Requests under way.
     open: Rc<Cell<usize>>,
     /// What is looked for in answers, by grant, for the credential it was made of.
-    patterns: RefCell<HashMap<usize, (Rc<Credential>, Rc<Patterns>)>>,
+    patterns: RefCell<HashMap<usize, Sought>>,
 }
+
+/// The forms of a credential.
+type Sought = (Rc<Credential>, Rc<Patterns>);
 
 /// How the container came in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,10 +132,6 @@ impl Broker {
 
     fn token(&self, index: usize) -> Option<&str> {
         self.context.config.issued.as_ref()?.tokens.get(index).map(String::as_str)
-    }
-
-    fn is_revoked(&self, provider: &str) -> bool {
-        self.context.live().revoked.iter().any(|revoked| revoked == provider)
     }
 
     /// What must not come back in an answer to a request with `credential`.

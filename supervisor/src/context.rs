@@ -5,7 +5,7 @@ use crate::flows::Flows;
 use crate::hold::{Answer, Hold};
 use crate::names::NameTable;
 use crate::parent_link::{News, ParentLink};
-use crate::vault::{Standings, Vault};
+use crate::vault::{Granted, Standings, Vault};
 use std::cell::{Cell, Ref, RefCell};
 use std::fs::File;
 use std::io;
@@ -136,11 +136,7 @@ impl Context {
                 let _ = self.audit.record(line.verdict(&verdict).with("id", id));
             }
         }
-        let live = self.live.borrow();
-        let revoked = |grant: usize| {
-            let grant = self.config.policy.vault.get(grant);
-            grant.is_some_and(|grant| live.revoked.contains(&grant.provider.name))
-        };
+        let revoked = |grant: usize| self.taken_back(Granted::Credential(grant)).is_some();
         let cut = self.flows.recheck(|query| self.judge(query)) + self.flows.cut_brokered(revoked);
         cut as u64
     }

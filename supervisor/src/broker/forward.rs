@@ -135,6 +135,9 @@ impl Visit {
                 if let Some(mut entry) = entry {
                     entry.refuse(&refusal);
                 }
+                if let Some(grant) = grant {
+                    self.broker.context.count(Granted::Credential(grant), false);
+                }
                 let grant = grant.and_then(|grant| self.broker.grant(grant));
                 refusal.answer(grant.map(|grant| &grant.provider))
             }
@@ -175,7 +178,7 @@ impl Visit {
         let under_way = self.exchange(grant, &way, &path, parts, body, entry);
         let answered = tokio::select! {
             biased;
-            () = flow.cut() => Err(self.cut(grant)),
+            () = flow.cut() => Err(self.cut(index)),
             answered = under_way => answered,
         };
         let Answered { response, credential, switched } = answered.map_err(denied)?;
@@ -249,13 +252,10 @@ impl Visit {
         let base = matches!(self.entrance, Entrance::Base { .. });
         let where_from = "the container's own token, in the variables that terok set at its start";
         match standing(&provider.token, token, &parts.headers, query) {
-            Standing::Ours if self.broker.is_revoked(&provider.name) => {
-                let command = format!("terok vault revoke --undo CONTAINER {}", provider.name);
-                let what =
-                    format!("its credential was taken back from this container; on the host: {command}");
-                Err(Refusal::new(StatusCode::UNAUTHORIZED, Reason::Revoked, what))
-            }
-            Standing::Ours => Ok(()),
+            Standing::Ours => match self.broker.context.taken_back(Granted::Credential(index)) {
+                Some(taken) => Err(trouble(taken)),
+                None => Ok(()),
+            },
             Standing::Nothing => {
                 refused(StatusCode::UNAUTHORIZED, format!("no credential; send {where_from}"))
             }
@@ -291,12 +291,13 @@ impl Visit {
     }
 
     /// Why a request was cut while it waited for its answer.
-    fn cut(&self, grant: &VaultGrant) -> Refusal {
-        if self.broker.is_revoked(&grant.provider.name) {
-            let what = "its credential was taken back from this container";
-            return Refusal::new(StatusCode::UNAUTHORIZED, Reason::Revoked, what);
+    fn cut(&self, grant: usize) -> Refusal {
+        match self.broker.context.taken_back(Granted::Credential(grant)) {
+            Some(taken) => trouble(taken),
+            None => {
+                Refusal::new(StatusCode::FORBIDDEN, Reason::Denied, "it was cut off: what allowed it is gone")
+            }
         }
-        Refusal::new(StatusCode::FORBIDDEN, Reason::Denied, "it was cut off: what allowed it is gone")
     }
 
     /// Sends the request with the real credential; once more with a renewed one, where the first was refused and nothing is lost by it.
@@ -310,9 +311,7 @@ impl Visit {
         entry: &mut Option<Entry>,
     ) -> Result<Answered, Refusal> {
         let context = &self.broker.context;
-        let credential = context.credential(way.grant).await;
-        context.count(Granted::Credential(way.grant), credential.is_ok());
-        let credential = credential.map_err(trouble)?;
+        let credential = context.credential(way.grant).await.map_err(trouble)?;
         let upgrade = parts.headers.contains_key(header::UPGRADE);
         let renewable = credential.kind == CredentialType::OAuth;
         let up = entry.as_ref().map(Entry::up).unwrap_or_default();
@@ -388,6 +387,7 @@ impl Visit {
         entry: &mut Option<Entry>,
         busy: Busy,
     ) -> Result<Response<Relayed>, Refusal> {
+        self.broker.context.count(Granted::Credential(grant), true);
         let patterns = self.broker.patterns(grant, credential);
         let (mut parts, body) = response.into_parts();
         let (mut headers, covered) = headers::back(&parts.headers, &patterns);

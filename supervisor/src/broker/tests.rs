@@ -83,13 +83,15 @@ macro_rules! local {
 }
 pub(super) use local;
 
+type Stored = Result<(CredentialType, u64, String), Trouble>;
+
 /// A broker without a container around it.
 pub(super) struct Rig {
     pub(super) broker: Rc<Broker>,
     pub(super) context: Rc<Context>,
     pub(super) tokens: Vec<String>,
     /// Revision and secret in the vault, or why there is none.
-    pub(super) vault: Rc<RefCell<Result<(CredentialType, u64, String), Trouble>>>,
+    pub(super) vault: Rc<RefCell<Stored>>,
     /// What the vault was asked for.
     pub(super) errands: Rc<RefCell<Vec<Errand>>>,
     outward: Rc<Out>,
