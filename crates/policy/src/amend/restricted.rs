@@ -108,7 +108,7 @@ pub(super) fn surroundings(config: &mut Value) -> Result<(), AmendError> {
     let limit = linux.get("resources").and_then(|resources| resources.pointer("/pids/limit"));
     // Podman sets a limit by itself wherever it can.
     let possible = grouped && (limit.is_some() || !libpod);
-    if possible && !limit.and_then(Value::as_i64).is_some_and(|limit| limit > 0) {
+    if possible && limit.and_then(Value::as_i64).is_none_or(|limit| limit <= 0) {
         object(config, &["linux", "resources", "pids"])?.insert("limit".into(), PROCESSES.into());
     }
     Ok(())

@@ -158,10 +158,8 @@ fn json(name: Option<&str>, value: &serde_json::Value, found: &mut Vec<String>) 
                 json(name, value, found);
             }
         }
-        serde_json::Value::String(text) => {
-            if name.is_some_and(is_secret_name) || has_known_prefix(text) {
-                found.extend(value_of(text));
-            }
+        serde_json::Value::String(text) if name.is_some_and(is_secret_name) || has_known_prefix(text) => {
+            found.extend(value_of(text));
         }
         _ => {}
     }
