@@ -88,7 +88,8 @@ fn every_link_and_folder_of_the_documents_exists() {
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             let path = link.split('#').next().unwrap();
             if !path.is_empty() && !path.contains("://") {
-                assert!(workspace().join(path).exists(), "{name}: {link}");
+                let folder = workspace().join(name).parent().unwrap().to_path_buf();
+                assert!(folder.join(path).exists(), "{name}: {link}");
             }
         }
         for word in quoted(&text) {
