@@ -284,7 +284,8 @@ async fn a_flood_is_held_to_its_rate_and_nothing_is_signed_unrecorded_or_in_bloc
             assert_eq!(rig.say(&[sign_git(&key)]).await[0], [5]);
             rig.context.set_live(Live::default());
             // What is refused costs no signature, so that a slow machine floods as well.
-            let flood: Vec<Vec<u8>> = (0..500).map(|_| request(13, &[&key, &sshsig("file")], &[0; 4])).collect();
+            let flood: Vec<Vec<u8>> =
+                (0..500).map(|_| request(13, &[&key, &sshsig("file")], &[0; 4])).collect();
             let answers = rig.say(&flood).await;
             assert!(answers.len() == 500 && answers.iter().all(|answer| answer == &[5]));
             assert_eq!(rig.context.audit.refused(), 502);
