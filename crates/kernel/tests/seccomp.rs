@@ -126,7 +126,7 @@ fn the_reference_library_judges_every_call_alike() {
                 allowed += usize::from(a == ALLOW);
             }
         }
-        assert!(allowed > calls.len());
+        assert!(allowed >= calls.len());
     }
 }
 
