@@ -24,7 +24,8 @@ use terok_kernel::{memfd, nflog, nft, rtnl, socket};
 use terok_policy::grants::Grants;
 use terok_policy::live::Live;
 use terok_policy::plan::{Fd, HostFacts, Now, Plan, SupervisorConfig, Wiring};
-use terok_policy::policy::{Policy, Publish, Source, Sourced};
+use terok_policy::policy::{Policy, Publish, Source, Sourced, VaultGrant};
+use terok_policy::provision::Issued;
 use terok_policy::settings::{Scheme, Upstream};
 use terok_policy::{Rule, layout};
 
@@ -72,6 +73,8 @@ pub(crate) struct Wish {
     pub(crate) upstream: Option<u16>,
     /// With a network card ([`card`]).
     pub(crate) card: bool,
+    /// Providers with the token that was issued for each; the vault is in `vault` of the root folder.
+    pub(crate) vault: Vec<(VaultGrant, &'static str)>,
 }
 
 impl Wish {
@@ -84,10 +87,16 @@ impl Wish {
             let rules = rules.iter().map(|rule| rule.parse::<Rule>().unwrap());
             rules.map(|rule| Sourced { rule, source: Source::Annotation }).collect()
         };
+        let mut allow: Vec<Sourced> = sourced(&self.allow);
+        if !self.vault.is_empty() {
+            let rule = Rule::try_from(terok_policy::name::VAULT.to_owned()).unwrap();
+            allow.push(Sourced { rule, source: Source::Provider("plain".into()) });
+        }
         Policy {
-            allow: sourced(&self.allow),
+            allow,
             deny: sourced(&self.deny),
             hold: self.hold,
+            vault: self.vault.iter().map(|(grant, _)| grant.clone()).collect(),
             ..Policy::default()
         }
     }
@@ -148,13 +157,23 @@ impl Rig {
         fds.extend(inside.fds);
         fds.extend((0u16..).zip(listeners).map(|(n, listener)| (Fd::Publish(n), listener.into())));
         fds.push((Fd::Control, control.into()));
+        if !wish.vault.is_empty() {
+            let runs = base.make_private("run").unwrap();
+            let births = runs.make_private(layout::BIRTH).unwrap();
+            let inside = births.make_private("c1").unwrap().make_private(layout::INSIDE).unwrap();
+            fds.push((Fd::Birth, inside.into()));
+            fds.push((Fd::Vault, base.make_private("vault").unwrap().into()));
+            fds.push((Fd::Session, runs.into()));
+        }
         let config = SupervisorConfig {
             id: "c1".into(),
             policy,
             facts: inside.facts,
             wiring: inside.wiring,
             upstream: wish.upstream(),
-            issued: None,
+            issued: (!wish.vault.is_empty()).then(|| Issued {
+                tokens: wish.vault.iter().map(|(_, token)| (*token).to_owned()).collect(),
+            }),
             home: String::new(),
             sockets: Vec::new(),
             missing: Vec::new(),
