@@ -111,7 +111,7 @@ def serve(h, log):
         try: chunks(h, iter(lambda: b"data: still here\n\n", None), [("Content-Type", "text/event-stream")], pause=0.05)
         except OSError: log(proto="gone", **where); h.close_connection = True
         return True
-    known = path.startswith(("/reflect/", "/sse/", "/malformed/", "/v1/", "/seen", "/need", "/trailers", "/redirect-to", "/oauth/api"))
+    known = path.startswith(("/reflect/", "/sse/", "/malformed/", "/v1/", "/user", "/seen", "/need", "/trailers", "/redirect-to", "/oauth/api"))
     if not known: return False
     body = b"".join(pieces(h))
     def answer(value, code=200, headers=()): h.reply(json.dumps(value).encode(), code, "application/json", headers)

@@ -24,9 +24,19 @@ pub struct Ended {
 impl Ended {
     /// Runs `command` to its end.
     pub fn of(command: &mut Command) -> Self {
-        use std::os::unix::process::ExitStatusExt;
         let what = format!("{command:?}");
         let output = command.output().unwrap_or_else(|error| panic!("starting {what}: {error}"));
+        Self::with(output, what)
+    }
+
+    /// Waits for a program that runs; `what` is for messages.
+    pub fn awaited(child: Child, what: &str) -> Self {
+        let output = child.wait_with_output().unwrap_or_else(|error| panic!("waiting for {what}: {error}"));
+        Self::with(output, what.to_owned())
+    }
+
+    fn with(output: std::process::Output, what: String) -> Self {
+        use std::os::unix::process::ExitStatusExt;
         let code = output.status.code().or_else(|| output.status.signal().map(|signal| 128 + signal));
         Ended {
             code: code.unwrap_or(-1),

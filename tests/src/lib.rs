@@ -4,12 +4,14 @@
 mod container;
 mod engine;
 mod inet;
+mod vault;
 
 pub use container::{Container, Ended, Pod, Recipe, Running};
 pub use engine::{Mode, Net, major, networks};
 pub use inet::{
     Site, bad_addresses, bad_blocks, host_port, on_the_host, outside, queries, seen, seen_at, site,
 };
+pub use vault::{Answer, PASSPHRASE, Service, Vault, headers, secret};
 
 use std::sync::{OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
@@ -106,6 +108,28 @@ macro_rules! both_modes {
             #[test]
             fn rootful() {
                 let Some(_lab) = $crate::Lab::open() else { return };
+                test($crate::Mode::Rootful);
+            }
+        }
+    )*};
+}
+
+/// Writes one test as two, `NAME::rootless` and `NAME::rootful`, which have the lab for themselves.
+#[macro_export]
+macro_rules! both_modes_alone {
+    ($($(#[$doc:meta])* fn $name:ident($mode:ident: $kind:ty) $body:block)*) => {$(
+        $(#[$doc])*
+        mod $name {
+            use super::*;
+            fn test($mode: $kind) $body
+            #[test]
+            fn rootless() {
+                let Some(_lab) = $crate::Lab::alone() else { return };
+                test($crate::Mode::Rootless);
+            }
+            #[test]
+            fn rootful() {
+                let Some(_lab) = $crate::Lab::alone() else { return };
                 test($crate::Mode::Rootful);
             }
         }

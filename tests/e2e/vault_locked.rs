@@ -1,0 +1,224 @@
+//! Locked is a state and no error; what an operator does to the vault takes effect with the next request of containers that run.
+
+use crate::expect::terok;
+use std::time::Duration;
+use terok_tests::{
+    Answer, Container, Mode, PASSPHRASE, Service, Vault, both_modes, both_modes_alone, secret, within,
+};
+
+#[track_caller]
+fn ask(container: &Container) -> Answer {
+    container.curl("$LAB_BASE_URL/v1/x -H \"Authorization: Bearer $LAB_TOKEN\"")
+}
+
+#[track_caller]
+fn works(container: &Container) {
+    let answer = ask(container);
+    assert_eq!(answer.status, 200, "{answer:?}");
+}
+
+/// Refused with this status and a word of what to do.
+#[track_caller]
+fn says(container: &Container, status: u16, word: &str) {
+    let answer = ask(container);
+    assert_eq!(answer.status, status, "{answer:?}");
+    assert!(answer.body.contains(word), "not {word}: {answer:?}");
+}
+
+/// A request that goes on until it is cut.
+struct Live(std::process::Child);
+
+impl Live {
+    #[track_caller]
+    fn of(service: &Service, container: &Container) -> Self {
+        let mut command = container.mode.command("podman");
+        command.args([
+            "exec",
+            &container.name,
+            "sh",
+            "-c",
+            ". /run/terok/env; exec curl -sSN $LAB_BASE_URL/live -H \"Authorization: Bearer $LAB_TOKEN\"",
+        ]);
+        let live = Live(command.stdout(std::process::Stdio::null()).spawn().expect("podman starts"));
+        within(Duration::from_secs(10), "it arrives", || !service.requests("/live").is_empty());
+        live
+    }
+
+    fn has_ended(&mut self) -> bool {
+        self.0.try_wait().ok().flatten().is_some()
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+both_modes_alone! {
+    fn locked_says_the_command_and_unlocked_works_in_the_same_container(mode: Mode) {
+        let (vault, service) = (Vault::open(mode), Service::new(mode));
+        let container = service.sealed();
+        works(&container);
+        let mut live = Live::of(&service, &container);
+        vault.lock();
+        for _ in 0..2 {
+            says(&container, 503, "terok vault unlock");
+        }
+        assert!(!live.has_ended(), "a stream under way goes on");
+        let born_locked = service.sealed();
+        says(&born_locked, 503, "terok vault unlock");
+        vault.unlock();
+        works(&container);
+        works(&born_locked);
+        // A wrong passphrase opens nothing and shuts nothing.
+        vault.says(&["unlock", "--passphrase-stdin"], "wrong horse").failed();
+        works(&container);
+        container.audited("vault", "locked", "");
+    }
+
+    fn a_session_ends_by_itself(mode: Mode) {
+        let (vault, service) = (Vault::open(mode), Service::new(mode));
+        let container = service.sealed();
+        vault.says(&["unlock", "--for", "3s", "--passphrase-stdin"], PASSPHRASE).succeeded();
+        works(&container);
+        within(Duration::from_secs(10), "the session ends", || ask(&container).status == 503);
+        vault.unlock();
+        works(&container);
+    }
+
+    fn another_passphrase_changes_nothing_for_what_runs(mode: Mode) {
+        let (vault, service) = (Vault::open(mode), Service::new(mode));
+        let container = service.sealed();
+        let other = "another passphrase";
+        vault.says(&["passphrase", "change", "--passphrase-stdin"], &format!("{PASSPHRASE}\n{other}\n")).succeeded();
+        works(&container);
+        vault.lock();
+        vault.says(&["unlock", "--passphrase-stdin"], PASSPHRASE).failed();
+        vault.says(&["unlock", "--passphrase-stdin"], other).succeeded();
+        works(&container);
+        vault.says(&["passphrase", "change", "--passphrase-stdin"], &format!("{other}\n{PASSPHRASE}\n")).succeeded();
+    }
+
+    fn another_database_in_its_place_is_used_at_once(mode: Mode) {
+        let (vault, service) = (Vault::open(mode), Service::new(mode));
+        let container = service.sealed();
+        works(&container);
+        let copy = format!("{}/{}.backup", if mode == Mode::Rootful { "/root" } else { "/run/home/tester" }, service.provider);
+        vault.says(&["backup", &copy], "").succeeded();
+        let newer = secret("lab-");
+        vault.add(&service.provider, "default", &newer);
+        works(&container);
+        vault.says(&["restore", &copy, "--passphrase-stdin"], PASSPHRASE).succeeded();
+        vault.unlock();
+        works(&container);
+        let sent: Vec<String> = service.requests("/v1/x").iter().flat_map(|request| terok_tests::headers(request, "authorization")).collect();
+        let bearer = |secret: &str| format!("Bearer {secret}");
+        assert_eq!(sent, [bearer(&service.secret), bearer(&newer), bearer(&service.secret)]);
+        // No vault at all, and then another one, which this session does not open.
+        let folder = vault.folder();
+        let aside = folder.with_extension("aside");
+        std::fs::rename(&folder, &aside).expect("it is there");
+        let without = ask(&container);
+        assert_eq!(without.status, 503, "{without:?}");
+        std::fs::rename(&aside, &folder).expect("nothing took its place");
+        works(&container);
+    }
+}
+
+both_modes! {
+    /// Revoked for one container: 401 at once, what is under way is cut, others go on; and it can be given again.
+    fn what_is_revoked_is_refused_and_cut(mode: Mode) {
+        let service = Service::new(mode);
+        let (container, other) = (service.sealed(), service.sealed());
+        works(&container);
+        let mut live = Live::of(&service, &container);
+        terok_vault(mode, &["revoke", &container.name, &service.provider]);
+        within(Duration::from_secs(1), "what is under way is cut", || live.has_ended());
+        says(&container, 401, &service.provider);
+        works(&other);
+        // It is remembered.
+        container.podman(&["stop", "--time=0"]).succeeded();
+        container.is_left_alone();
+        container.podman(&["start"]).succeeded();
+        assert_eq!(ask(&container).status, 401);
+        terok_vault(mode, &["revoke", &container.name, &service.provider, "--undo"]);
+        works(&container);
+    }
+
+    fn what_is_removed_is_missing_until_it_is_added_again(mode: Mode) {
+        let service = Service::new(mode);
+        let container = service.sealed();
+        works(&container);
+        terok_vault(mode, &["remove", &service.provider, "--yes"]);
+        says(&container, 503, &format!("terok vault add {}", service.provider));
+        let newer = secret("lab-");
+        service.vault.add(&service.provider, "default", &newer);
+        works(&container);
+        let last = service.requests("/v1/x").pop().unwrap_or_default();
+        assert_eq!(terok_tests::headers(&last, "authorization"), [format!("Bearer {newer}")]);
+    }
+
+    fn an_operators_word_holds_for_the_broker(mode: Mode) {
+        let service = Service::new(mode);
+        let container = service.sealed();
+        works(&container);
+        let mut live = Live::of(&service, &container);
+        terok(&container, &["deny", &service.site.name]);
+        within(Duration::from_secs(1), "what is under way is cut", || live.has_ended());
+        assert_eq!(ask(&container).status, 403);
+        terok(&container, &["allow", &service.site.name]);
+        let other = service.sealed();
+        let mut live = Live::of(&service, &other);
+        terok(&other, &["block"]);
+        within(Duration::from_secs(1), "block cuts it", || live.has_ended());
+        assert_ne!(ask(&other).status, 200);
+        terok(&other, &["up"]);
+        works(&other);
+    }
+
+    fn a_worker_that_died_has_a_successor_with_the_same_tokens_and_authority(mode: Mode) {
+        let service = Service::new(mode);
+        let container = service.sealed();
+        let authority = container.sh("cat /run/terok/ca.crt").succeeded();
+        works(&container);
+        let [parent, worker] = container.supervisors()[..] else { panic!("{:?}", container.supervisors()) };
+        Mode::Rootful.run("kill", &["-9", &worker.to_string()]).succeeded();
+        within(Duration::from_secs(5), "it has a successor", || matches!(container.supervisors()[..], [p, w] if p == parent && w != worker));
+        works(&container);
+        let own = container.curl(&format!("https://{}/v1/x -H \"Authorization: Bearer $LAB_TOKEN\"", service.site.name));
+        assert_eq!(own.status, 200, "{own:?}");
+        assert_eq!(container.sh("cat /run/terok/ca.crt").succeeded(), authority);
+    }
+
+    fn without_its_supervisor_nothing_is_sent(mode: Mode) {
+        let service = Service::new(mode);
+        let container = service.sealed();
+        works(&container);
+        for pid in container.supervisors() {
+            Mode::Rootful.run("kill", &["-9", &pid.to_string()]).succeeded();
+        }
+        within(Duration::from_secs(5), "both are gone", || container.supervisors().is_empty());
+        assert_eq!(ask(&container).status, 0);
+        assert_eq!(service.requests("/v1/x").len(), 1);
+    }
+
+    fn stop_and_start_make_everything_anew_and_leave_nothing(mode: Mode) {
+        let service = Service::new(mode);
+        let container = service.sealed();
+        let birth = container.mode.runtime(".birth").join(&container.id);
+        assert!(birth.join("inside/ca-bundle.crt").exists());
+        works(&container);
+        container.podman(&["stop", "--time=0"]).succeeded();
+        container.is_left_alone();
+        assert!(!birth.exists(), "its birth folder is left");
+        container.podman(&["start"]).succeeded();
+        works(&container);
+    }
+}
+
+#[track_caller]
+fn terok_vault(mode: Mode, arguments: &[&str]) {
+    Vault(mode).says(arguments, "").succeeded();
+}
