@@ -16,12 +16,12 @@ pub(crate) struct Options {
     /// On Debian 13 with Podman 5, instead of this machine's Podman
     #[arg(long)]
     podman5: bool,
-    /// Only these parts: start, hooks, footprint, network, dns, growth, crowd, filtered, card, rules
+    /// Only these parts: start, hooks, footprint, network, dns, growth, crowd, filtered, card, rules, broker
     only: Vec<String>,
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
-    let lab = Lab { podman5: options.podman5, ..Default::default() };
+    let lab = Lab { podman5: options.podman5, bench: true, ..Default::default() };
     lab.prepare()?;
     eprintln!("Building terok …");
     let bin = staged()?;

@@ -24,7 +24,8 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
-    let lab = Lab { podman5: options.podman5, rootless: options.rootless, image: options.image };
+    let lab =
+        Lab { podman5: options.podman5, rootless: options.rootless, image: options.image, bench: false };
     lab.prepare()?;
     let bin = dist::build_here()?;
     let shell = vec!["bash".to_owned()];
@@ -41,6 +42,8 @@ pub(crate) struct Lab {
     pub(crate) rootless: bool,
     /// With the workload image.
     pub(crate) image: bool,
+    /// With what terok is measured against.
+    pub(crate) bench: bool,
 }
 
 impl Lab {
@@ -48,6 +51,7 @@ impl Lab {
     pub(crate) fn prepare(self) -> anyhow::Result<()> {
         let mut command = as_root(&script("prepare.sh"), &[("TEROK_LAB_HOME", &home()?)])?;
         command.args(self.image.then_some("--image")).args(self.podman5.then_some("--podman5"));
+        command.args(self.bench.then_some("--bench"));
         must(&mut command)
     }
 

@@ -92,7 +92,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
 
-    let lab = Lab { podman5: false, rootless: false, image: true };
+    let lab = Lab { podman5: false, rootless: false, image: true, bench: false };
     lab.prepare()?;
     let folder = target().join("mutants");
     let tree = copy(&folder)?;

@@ -31,7 +31,7 @@ impl Options {
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
-    let lab = Lab { podman5: options.podman5, rootless: false, image: true };
+    let lab = Lab { podman5: options.podman5, rootless: false, image: true, bench: false };
     lab.prepare()?;
     let mut worst = ExitCode::SUCCESS;
     if !options.e2e {

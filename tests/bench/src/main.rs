@@ -2,6 +2,7 @@
 //! Everything is interleaved, so that a busy machine slows all alike; ratios and differences count, not single numbers.
 //! Standard output: one line of JSON, then the table. Progress goes to standard error.
 
+mod broker;
 mod filtered;
 mod footprint;
 mod hooks;
@@ -19,7 +20,7 @@ use terok_tests::Mode;
 /// A part of the run: its name and what measures it.
 type Section = (&'static str, fn(&mut Report) -> anyhow::Result<()>);
 
-const SECTIONS: [Section; 10] = [
+const SECTIONS: [Section; 11] = [
     ("start", start::phases),
     ("hooks", start::hooks_alone),
     ("footprint", footprint::measure),
@@ -30,6 +31,7 @@ const SECTIONS: [Section; 10] = [
     ("filtered", filtered::phases),
     ("card", filtered::throughput),
     ("rules", filtered::rules),
+    ("broker", broker::measure),
 ];
 
 fn main() -> ExitCode {

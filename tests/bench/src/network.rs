@@ -63,6 +63,11 @@ impl Client {
         Ok(ended.stdout)
     }
 
+    /// What a step of the probe prints.
+    pub(crate) fn step(&self, step: &str) -> anyhow::Result<String> {
+        self.run(PROBE, &[step])
+    }
+
     /// One number of the line that a step of the probe prints.
     pub(crate) fn probe(&self, step: &str, field: &str) -> anyhow::Result<f64> {
         let text = self.run(PROBE, &[step])?;

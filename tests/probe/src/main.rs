@@ -35,6 +35,7 @@ io_uring                      set up a ring
 burst COUNT HOST PORT …       COUNT connects at once, to each target in turn
 bulk HOST PORT PATH           GET PATH, bytes a second
 rate SECONDS THREADS HOST PORT PATH   connections a second, each with one GET
+requests SECONDS CONNECTIONS HOST PORT PATH HEADER:VALUE   GETs on connections that stay, their number a second, p50 and p99
 asks COUNT SERVER PORT NAME   COUNT questions one after the other, their p50 and p99
 sleep                         sleep for ever";
 
@@ -87,6 +88,9 @@ fn run(words: &[&str]) -> Value {
         ["io_uring"] => odd::io_uring(),
         ["bulk", host, port, path] => speed::bulk(host, port, path),
         ["rate", seconds, threads, host, port, path] => speed::rate(seconds, threads, host, port, path),
+        ["requests", seconds, connections, host, port, path, header] => {
+            speed::requests(seconds, connections, host, port, path, header)
+        }
         ["asks", count, server, port, name] => speed::asks(count, server, port, name),
         ["sleep"] => loop {
             std::thread::park();

@@ -55,6 +55,75 @@ pub(crate) fn rate(seconds: &str, threads: &str, host: &str, port: &str, path: &
     attempt().unwrap_or_else(|error| failed(&error))
 }
 
+/// For `seconds`, so many connections ask for `path` again and again, each as soon as the last answer was there; `header` is `name:value`.
+pub(crate) fn requests(
+    seconds: &str,
+    connections: &str,
+    host: &str,
+    port: &str,
+    path: &str,
+    header: &str,
+) -> Value {
+    let attempt = || -> io::Result<Value> {
+        let target = SocketAddr::new(net::resolve(host)?, net::number(port)?);
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n{header}\r\n\r\n").into_bytes();
+        let started = Instant::now();
+        let end = started + Duration::from_secs(seconds.parse().unwrap_or(1));
+        let workers: Vec<_> = (0..connections.parse().unwrap_or(1))
+            .map(|_| {
+                let request = request.clone();
+                std::thread::spawn(move || again(target, &request, end))
+            })
+            .collect();
+        let mut taken = Vec::new();
+        for worker in workers {
+            taken.extend(worker.join().map_err(|_| io::Error::other("a thread panicked"))??);
+        }
+        let per_second = taken.len() as f64 / started.elapsed().as_secs_f64();
+        taken.sort_by(f64::total_cmp);
+        let quantile = |q: f64| taken.get(((taken.len().max(1) - 1) as f64 * q) as usize);
+        let (p50, p99) = (quantile(0.5), quantile(0.99));
+        Ok(
+            json!({"ok": true, "errno": 0, "done": taken.len(), "per_second": per_second, "p50": p50, "p99": p99}),
+        )
+    };
+    attempt().unwrap_or_else(|error| failed(&error))
+}
+
+/// Milliseconds of each request on one connection; the answers say their length.
+fn again(target: SocketAddr, request: &[u8], end: Instant) -> io::Result<Vec<f64>> {
+    let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(3))?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let (mut taken, mut got) = (Vec::new(), Vec::new());
+    while Instant::now() < end {
+        let started = Instant::now();
+        stream.write_all(request)?;
+        got.clear();
+        let mut block = [0; 4096];
+        while !is_whole(&got)? {
+            match stream.read(&mut block)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                n => got.extend_from_slice(&block[..n]),
+            }
+        }
+        taken.push(started.elapsed().as_secs_f64() * 1e3);
+    }
+    Ok(taken)
+}
+
+/// Whether head and body of a 200 with a length have come.
+fn is_whole(got: &[u8]) -> io::Result<bool> {
+    let invalid = || io::Error::new(io::ErrorKind::InvalidData, String::from_utf8_lossy(got).into_owned());
+    let Some(end) = got.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(false) };
+    let head = String::from_utf8_lossy(&got[..end]).to_lowercase();
+    if !head.starts_with("http/1.1 200 ") {
+        return Err(invalid());
+    }
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length:")).ok_or_else(invalid)?;
+    Ok(got.len() >= end + 4 + length.trim().parse::<usize>().map_err(|_| invalid())?)
+}
+
 /// Asks for the IPv4 address of `name`, `count` times, one question after the other on one socket.
 pub(crate) fn asks(count: &str, server: &str, port: &str, name: &str) -> Value {
     let attempt = || -> io::Result<Value> {
