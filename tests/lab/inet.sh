@@ -55,7 +55,7 @@ cat > nginx.conf <<X
 worker_processes 1; daemon off; error_log $I/nginx.log; pid $I/nginx.pid;
 events { worker_connections 2048; }
 http {
-  access_log off; sendfile on; keepalive_requests 100000; client_body_temp_path $I; proxy_temp_path $I; fastcgi_temp_path $I; uwsgi_temp_path $I; scgi_temp_path $I;
+  access_log off; sendfile on; keepalive_requests 100000000; client_body_temp_path $I; proxy_temp_path $I; fastcgi_temp_path $I; uwsgi_temp_path $I; scgi_temp_path $I;
   server { listen 8081; listen [::]:8081; listen 8444 ssl; listen [::]:8444 ssl; ssl_certificate $I/server.pem; ssl_certificate_key $I/server.key; root $I/www/static;
     location = /small { default_type text/plain; return 200 "ok\n"; } }
   # The same services over HTTP/2.
