@@ -133,7 +133,7 @@ both_modes! {
             let out = ended.succeeded();
             assert!(out.contains("hello from the lab") && out.contains(&format!("{branch}-{kind}")), "{kind}: {out}");
             assert!(out.contains("\n4\n"), "ssh itself: {out}");
-            container.audited("ssh", "allow", "");
+            container.audited("ssh", "sign", "");
         }
     }
 
@@ -146,7 +146,7 @@ both_modes! {
         let (container, ended) = with_key(Net::sealed(mode), &key).run(&["sh", "-ec", script]);
         let out = ended.succeeded();
         assert!(out.contains("Good \"git\" signature for a@b"), "{out}");
-        container.audited("ssh", "allow", "");
+        container.audited("ssh", "sign", "");
     }
 
     /// One container that used an API key, a git token and an SSH key; then every place it, Podman and terok leave anything is searched.

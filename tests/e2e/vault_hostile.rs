@@ -2,7 +2,7 @@
 
 use crate::vault_bytes::python;
 use serde_json::Value;
-use terok_tests::{Mode, Net, Service, bad_addresses, both_modes, seen, seen_at};
+use terok_tests::{Mode, Net, Service, bad_addresses, both_modes, secret, seen, seen_at};
 
 /// Requests of which two readers could see different things; `{H}` is the host, `{P}` the prefix, `{T}` the token. Each carries `/v1/smuggled`.
 const SMUGGLED: [(&str, &str); 19] = [
@@ -153,7 +153,9 @@ for host, prefix, tls in WAYS:
     }
 
     fn a_key_that_the_service_gives_back_arrives_as_stars(mode: Mode) {
-        let service = Service::new(mode);
+        // With characters that base64 for addresses and percent-encoding write in their own way.
+        let service = Service { secret: secret("lab/+?>~"), ..Service::new(mode) };
+        service.vault.add(&service.provider, "default", &service.secret);
         let container = service.sealed();
         let list = serde_json::to_string(&DRESSES).expect("strings");
         let out = python(&container, &service, &format!(r"
@@ -182,6 +184,7 @@ for host, prefix, tls in WAYS:
             for form in forms(&service.secret) {
                 assert!(!got.contains(&form), "{dress}: {form} in {got}");
             }
+            // Sessions that a service opens are not passed on at all.
             let whole = DRESSES.iter().any(|(name, whole)| *name == dress && *whole);
             assert!(!whole || got.contains("********"), "{dress}: nothing was given back at all: {got}");
             lines += 1;
@@ -240,7 +243,7 @@ for host, prefix, tls in WAYS:
 
     /// A15: endpoints of GitHub that make keys and tokens are not offered.
     fn tokens_are_not_minted_through_the_broker(mode: Mode) {
-        let (name, token) = (format!("t{}", terok_tests::site().number), terok_tests::secret("ghp_"));
+        let (name, token) = (format!("t{}", terok_tests::site().number), secret("ghp_"));
         terok_tests::Vault::open(mode).add("github", &name, &token);
         let container = terok_tests::Recipe::on(Net::sealed(mode), "").image("localhost/wl").annotate("vault", &format!("github={name}")).idle();
         let own = "-H \"Authorization: Bearer $GITHUB_TOKEN\"";
@@ -264,6 +267,6 @@ fn forms(secret: &str) -> Vec<String> {
         let inner = &text[if before == 0 { 0 } else { 4 }..text.len() - 4];
         forms.extend([inner.to_owned(), url(inner)]);
     }
-    forms.push(secret.bytes().map(|octet| format!("%{octet:02X}")).collect());
+    forms.push(secret.replace('/', "%2F").replace('+', "%2B").replace('?', "%3F").replace('>', "%3E"));
     forms
 }

