@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::Barrier;
-use terok_tests::{Answer, Container, Mode, Net, Service, Vault, both_modes, eventually, seen, site};
+use std::time::Duration;
+use terok_tests::{Answer, Container, Mode, Net, Service, Vault, both_modes, eventually, seen, site, within};
 
 /// Containers at once, each of which asks five times at once.
 const CROWD: usize = 24;
@@ -52,14 +53,18 @@ both_modes! {
     }
 
     fn a_login_is_renewed_before_its_end_and_what_it_became_is_kept(mode: Mode) {
-        let (service, account) = login(mode, "at-REAL-@-0", 120);
-        assert_eq!(ask(&service.sealed()).status, 200);
-        assert_eq!(renewals(&account), (1, 0));
+        let (service, account) = login(mode, "at-REAL-@-0", 6);
+        let container = service.sealed();
+        within(Duration::from_secs(15), "it is renewed", || {
+            let answer = ask(&container);
+            assert_eq!(answer.status, 200, "{answer:?}");
+            renewals(&account) == (1, 0)
+        });
         // The next container gets what was stored.
         assert_eq!(ask(&service.sealed()).status, 200);
         assert_eq!(renewals(&account), (1, 0));
         let tokens: Vec<String> = service.requests("/oauth/api").iter().flat_map(|request| terok_tests::headers(request, "authorization")).collect();
-        assert_eq!(tokens, vec![format!("Bearer at-REAL-{account}-1"); 2]);
+        assert_eq!(tokens.last(), Some(&format!("Bearer at-REAL-{account}-1")));
     }
 
     fn a_login_that_has_time_left_is_not_renewed(mode: Mode) {
@@ -95,7 +100,7 @@ both_modes! {
         }
         assert_eq!(renewals(&account), (1, 1));
         assert!(vault.says(&["status"], "").stdout.contains(&service.provider));
-        eventually("the failure is in the audit log", || container.audit().iter().any(|line| line["kind"] == "vault" && line.to_string().contains(&service.provider)));
+        eventually("the failure is in the audit log", || container.audit().iter().any(|line| line.to_string().contains("was not renewed")));
         let log: String = container.audit().iter().map(ToString::to_string).collect();
         assert!(!log.contains("rt-REAL") && !log.contains("at-REAL"), "{log}");
         // Logging in again repairs it at once.
