@@ -18,17 +18,26 @@ def head(s):
         if not c: return got
         got += c
     return got
+def take(s, n):
+    got = b''
+    while len(got) < n and (part := s.recv(n - len(got))): got += part
+    return got
+def line(s):
+    got = b''
+    while not got.endswith(b'\n') and (c := s.recv(1)): got += c
+    return got
 def answer(s):
     lines = head(s).decode('latin-1').split('\r\n')
     if not lines[0]: return 0, [], b''
     status = int(lines[0].split(' ')[1]); fields = [tuple(l.split(': ', 1)) for l in lines[1:] if ': ' in l]; named = {k.lower(): v for k, v in fields}
     if status in (204, 304) or 100 <= status < 200: return status, fields, b''
-    f, body = s.makefile('rb'), b''
+    body = b''
     if named.get('transfer-encoding') == 'chunked':
-        while n := int(f.readline().split(b';')[0], 16): body += f.read(n); f.readline()
-        while (l := f.readline()) not in (b'\r\n', b''): fields.append(tuple(l.decode('latin-1').strip().split(': ', 1)))
-    elif 'content-length' in named: body = f.read(int(named['content-length']))
-    else: body = f.read()
+        while n := int(line(s).split(b';')[0], 16): body += take(s, n); line(s)
+        while (l := line(s)) not in (b'\r\n', b''): fields.append(tuple(l.decode('latin-1').strip().split(': ', 1)))
+    elif 'content-length' in named: body = take(s, int(named['content-length']))
+    else:
+        while part := s.recv(65536): body += part
     return status, fields, body
 "#;
 
@@ -58,7 +67,7 @@ const TARGETS: [&str; 18] = [
     "/seen/(paren)'quote'!*,",
     "/seen/@at:colon$dollar&amp=",
     "/seen?redirect=https://evil.example.net/?x=y#nofragment",
-    "/seen?json={\"a\":[1,2]}",
+    "/seen?json={'a':[1,2]}",
     "/seen?empty=&=value&&",
     "/seen?pipe=a|b^c`d",
     "/seen?long=xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
@@ -133,7 +142,7 @@ for host, prefix, tls in WAYS:
                 curl -sS {token} -H 'Expect: 100-continue' --data-binary @/tmp/f {way}/echo | sha256sum | cut -d' ' -f1")).succeeded();
             let sums: Vec<&str> = sums.lines().collect();
             assert!(sums.len() == 4 && sums.iter().all(|sum| *sum == sums[0]), "{way}: {sums:?}");
-            let answer = container.curl(&format!("-i {token} {way}/trailers"));
+            let answer = container.curl(&format!("-i --http1.1 {token} -H 'TE: trailers' {way}/trailers"));
             assert!(answer.body.to_lowercase().contains("x-sum: d9a4c6676a62"), "{way}: {answer:?}");
             let answer = container.curl(&format!("{token} -H 'Expect: 100-continue' --data-binary @/tmp/f {way}/no-continue"));
             assert_eq!(answer.status, 417, "{way}: {answer:?}");

@@ -43,14 +43,14 @@ def login(user, session=b'\x07' * 32): return text(session) + b'\x32' + text(use
 ";
 
 both_modes! {
-    /// The key is in the keys that server knows, so only the signer stands before it.
+    /// Both servers would let the key in, as either user: only the signer stands before it.
     fn a_login_elsewhere_or_as_somebody_else_is_not_signed(mode: Mode) {
         let (key, _) = key(mode, "ed25519");
         let container = idle(mode, &key);
         container.sh("ssh -o BatchMode=yes git@github.com \"git-upload-pack 'lab/repo.git'\" </dev/null | head -c 1 | wc -c").succeeded();
         let (refused, _) = signatures(&container);
         assert_eq!(refused, 0);
-        for target in ["git@ssh2.example.com", "root@github.com"] {
+        for target in ["git@ssh2.example.com", "deploy@github.com"] {
             let said = container.sh(&format!("ssh -o BatchMode=yes -o PreferredAuthentications=publickey {target} true")).failed();
             assert!(said.contains("Permission denied"), "{target}: {said}");
         }
@@ -102,12 +102,13 @@ for name, got in tries.items():
         let program = format!("{AGENT}{}", r"
 import hashlib
 data = b'SSHSIG' + text(b'git') + text(b'') + text(b'sha512') + text(hashlib.sha512(b'x').digest())
-print(sum(1 for n in range(200) if (sign(data) or b'\x05')[0] == 14))
+from concurrent.futures import ThreadPoolExecutor
+with ThreadPoolExecutor(24) as pool: print(sum(1 for got in pool.map(lambda n: sign(data), range(240)) if got and got[0] == 14))
 ");
         let started = std::time::Instant::now();
         let signed: u64 = container.python(&program).succeeded().trim().parse().expect("a number");
         let most = 31 + 10 * started.elapsed().as_secs().saturating_add(1);
-        assert!((10..=most).contains(&signed) && signed < 200, "{signed} in {:?}", started.elapsed());
+        assert!((10..=most).contains(&signed) && signed < 240, "{signed} in {:?}", started.elapsed());
     }
 
     fn only_granted_keys_are_there_and_only_where_granted(mode: Mode) {
@@ -116,7 +117,7 @@ print(sum(1 for n in range(200) if (sign(data) or b'\x05')[0] == 14))
         assert!(listed.contains(&mine) && !listed.contains(&other) && listed.lines().count() == 1, "{listed}");
         let without = Recipe::sealed(mode, "github.com:22").image("localhost/wl").idle();
         let said = mode.podman(&["exec", &without.name, "sh", "-c", "ls /run/terok; echo agent: $SSH_AUTH_SOCK"]);
-        assert!(said.stdout.ends_with("agent: \n") && !said.stdout.contains("sock"), "{said:?}");
+        assert!(said.stdout.ends_with("agent:\n") && !said.stdout.contains("sock"), "{said:?}");
     }
 
     /// A user of the container's own, and after the worker died: the socket is the same.

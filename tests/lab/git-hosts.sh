@@ -1,6 +1,6 @@
 #!/bin/bash
-# git-hosts.sh FOLDER: two real sshd in the fake internet, github.com and ssh2.example.com, each with a host key of its own. The user is git,
-# whose home FOLDER/home-git has lab/repo.git (the same that https://github.com serves); keys in FOLDER/git_keys may log in.
+# git-hosts.sh FOLDER: two real sshd in the fake internet, github.com and ssh2.example.com, each with a host key of its own. The user is git
+# (or deploy), whose home FOLDER/home-git has lab/repo.git (the same that https://github.com serves); keys in FOLDER/git_keys may log in.
 # The host keys are in the known_hosts of both users of the lab and, for containers, in FOLDER/git_hosts.
 set -e
 I=$1; H=$I/home-git; cd "$I"
@@ -22,7 +22,7 @@ PasswordAuthentication no
 KbdInteractiveAuthentication no
 StrictModes no
 AuthorizedKeysFile $I/git_keys
-AllowUsers git
+AllowUsers git deploy
 LogLevel VERBOSE
 MaxStartups 200
 C

@@ -9,8 +9,9 @@ for f in passwd group shadow; do sed -i -e '/^tester:/d' -e '/^[^:]*:[^:]*:1001:
 echo 'tester:x:1001:1001::/run/home/tester:/bin/bash' >> /etc/passwd
 echo 'tester:x:1001:' >> /etc/group
 echo 'tester:*:19000:0:99999:7:::' >> /etc/shadow
-# Whom git logs in as, at the fake github.com.
-for f in passwd group shadow; do sed -i -e '/^git:/d' /etc/$f; done
+# Whom git logs in as, at the fake github.com, and somebody else with the same rights there.
+for f in passwd group shadow; do sed -i -e '/^git:/d' -e '/^deploy:/d' /etc/$f; done
+echo 'deploy:x:1004:1003::/run/inet/home-git:/usr/bin/git-shell' >> /etc/passwd; echo 'deploy:*:19000:0:99999:7:::' >> /etc/shadow
 echo 'git:x:1003:1003::/run/inet/home-git:/usr/bin/git-shell' >> /etc/passwd; echo 'git:x:1003:' >> /etc/group; echo 'git:*:19000:0:99999:7:::' >> /etc/shadow
 echo 'tester:100000:65536' | tee /etc/subuid > /etc/subgid
 

@@ -56,7 +56,7 @@ def renew(h, log, query):
     body = b"".join(pieces(h)); kind = h.headers.get("Content-Type", "")
     asked = json.loads(body) if "json" in kind else {k: v[0] for k, v in urllib.parse.parse_qs(body.decode()).items()}
     account, _, number = asked.get("refresh_token", "")[8:].rpartition("-")
-    time.sleep(float(query.get("delay", "0.3")))
+    time.sleep(float(query.get("delay", "0.5")))
     with lock:
         fits = asked.get("refresh_token") == f"rt-REAL-{account}-{rotation.get(account, 0)}" and asked.get("grant_type") == "refresh_token"
         if fits: rotation[account] = int(number) + 1

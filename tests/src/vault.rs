@@ -159,7 +159,7 @@ prefix = "Bearer "
 header = "authorization"
 prefix = "Bearer "
 [oauth]
-token_url = "https://{name}/oauth/token?expires=3600&delay=0.5"
+token_url = "https://{name}/oauth/token"
 client_id = "lab-client"
 [oauth.import]
 access = "/access"
