@@ -111,7 +111,7 @@ both_modes_alone! {
         let newer = secret("lab-");
         vault.add(&service.provider, "default", &newer);
         works(&container);
-        vault.says(&["restore", &copy, "--passphrase-stdin"], PASSPHRASE).succeeded();
+        vault.says(&["restore", &copy, "--yes", "--passphrase-stdin"], PASSPHRASE).succeeded();
         vault.unlock();
         works(&container);
         let sent: Vec<String> = service.requests("/v1/x").iter().flat_map(|request| terok_tests::headers(request, "authorization")).collect();

@@ -93,7 +93,7 @@ both_modes! {
         for folder in [store.as_str(), &session, home] {
             let (_gone, ended) = Recipe::sealed(mode, "api.example.com").option(&format!("--volume={folder}:/mnt")).run(&["true"]);
             let said = ended.failed();
-            assert!(said.contains("vault"), "{folder}: {said}");
+            assert!(said.contains("terok's"), "{folder}: {said}");
         }
     }
 

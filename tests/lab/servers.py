@@ -17,7 +17,7 @@ def ends(sock, peer):
     own = sock.getsockname(); return {"dst": plain(own[0]), "port": own[1], "src": plain(peer[0]), "sport": peer[1]}
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"; timeout = 60
+    protocol_version = "HTTP/1.1"; timeout = 60; disable_nagle_algorithm = True
     def log_message(self, *_): pass
     def reply(self, body, code=200, kind="text/plain", headers=()):
         self.send_response(code); self.send_header("Content-Type", kind); self.send_header("Content-Length", str(len(body)))
@@ -52,9 +52,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         own = self.connection.getsockname()
         self.reply(f"hello from {plain(own[0])}:{own[1]} host={self.headers.get('Host')} path={self.path}\n".encode())
     do_GET = do_POST = do_PUT = do_PATCH = do_HEAD = do_OPTIONS = do_DELETE = do_CONNECT = serve
-    def handle_expect_100(self):
-        if not self.path.startswith("/no-continue"): return super().handle_expect_100()
-        self.close_connection = True; self.reply(b"not now\n", 417); return False
     def file(self, root, path):
         full = os.path.normpath(root + path)
         if os.path.isdir(full): full += "/index.html"
