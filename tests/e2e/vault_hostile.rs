@@ -163,7 +163,7 @@ import base64, zlib
 for host, prefix, tls in WAYS:
     for dress, whole in json.loads('''{list}'''.replace('True', 'true').replace('False', 'false')):
         s = connect(host, tls); s.settimeout(15)
-        s.sendall(f'GET {{prefix}}/reflect/{{dress}} HTTP/1.1\r\nHost: {{host}}\r\nAuthorization: Bearer {{TOKEN}}\r\nAccept-Encoding: gzip, deflate\r\nTE: trailers\r\nConnection: TE, close\r\n\r\n'.encode())
+        s.sendall(f'GET {{prefix}}/reflect/{{dress}} HTTP/1.1\r\nHost: {{host}}\r\nAuthorization: Bearer {{TOKEN}}\r\nAccept-Encoding: gzip, deflate\r\nTE: trailers\r\nConnection: close\r\n\r\n'.encode())
         got = b''
         try:
             while part := s.recv(65536): got += part

@@ -117,13 +117,20 @@ both_modes_alone! {
         let sent: Vec<String> = service.requests("/v1/x").iter().flat_map(|request| terok_tests::headers(request, "authorization")).collect();
         let bearer = |secret: &str| format!("Bearer {secret}");
         assert_eq!(sent, [bearer(&service.secret), bearer(&newer), bearer(&service.secret)]);
-        // No vault at all, and then another one, which this session does not open.
-        let folder = vault.folder();
-        let aside = folder.with_extension("aside");
-        std::fs::rename(&folder, &aside).expect("it is there");
+        // No vault at all, for a moment.
+        let (folder, aside) = (vault.folder(), vault.folder().join("aside"));
+        let moved = |from: &std::path::Path, to: &std::path::Path| {
+            for name in ["vault.db", "vault.db-wal", "vault.db-shm"] {
+                // The last two are there while somebody has the store open.
+                let _ = std::fs::rename(from.join(name), to.join(name));
+            }
+        };
+        std::fs::create_dir(&aside).expect("root may");
+        moved(&folder, &aside);
         let without = ask(&container);
+        moved(&aside, &folder);
+        std::fs::remove_dir(&aside).expect("it is empty");
         assert_eq!(without.status, 503, "{without:?}");
-        std::fs::rename(&aside, &folder).expect("nothing took its place");
         works(&container);
     }
 }
