@@ -124,7 +124,7 @@ for host, prefix, tls in WAYS:
             assert_eq!(headers(&request, "x-latin"), ["caf\u{e9}"]);
             // A session of its own is a credential, too.
             assert!(headers(&request, "cookie").is_empty());
-            assert_eq!(headers(&request, "host"), [service.site.name.clone()]);
+            assert_eq!(headers(&request, "host"), std::slice::from_ref(&service.site.name));
             assert_eq!(headers(&request, "authorization"), [format!("Bearer {}", service.secret)]);
             let ours = names.iter().filter(|name| name.to_lowercase().starts_with("x-forwarded") || name.eq_ignore_ascii_case("via"));
             assert_eq!(ours.count(), 0, "{request}");
