@@ -101,6 +101,11 @@ impl Broker {
         }
     }
 
+    /// Whether `name` is a brokered host, whatever the port: there is no other way to it.
+    pub(crate) fn is_brokered(&self, name: &Name) -> bool {
+        self.grants().iter().any(|grant| grant.provider.is_host(name))
+    }
+
     /// Serves `client`, which came in by `entrance` on its way to `target`, until it ends.
     pub(crate) async fn serve<S>(
         self: &Rc<Self>,

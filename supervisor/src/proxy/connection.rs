@@ -93,6 +93,9 @@ async fn carry(
 ) -> Result<(), Fault> {
     let target = flow.target();
     let mut gate = match &target.host {
+        Host::Name(name) if proxy.broker.as_ref().is_some_and(|broker| broker.is_brokered(name)) => {
+            Some(Gate::for_ssh_alone(name.clone(), target.port))
+        }
         Host::Name(name) => Some(Gate::new(name.clone(), target.port)),
         Host::Literal(_) | Host::Loopback => None,
     };

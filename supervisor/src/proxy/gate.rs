@@ -12,6 +12,8 @@ use terok_policy::judge::Reason;
 pub struct Gate {
     name: Name,
     port: u16,
+    /// Nothing but SSH may pass: what is spoken over TLS and HTTP to this name is the broker's.
+    ssh_alone: bool,
     state: State,
     /// Received and not judged.
     held: Vec<u8>,
@@ -39,7 +41,12 @@ pub enum Refusal {
 impl Gate {
     /// For a connection to `name` on `port`.
     pub fn new(name: Name, port: u16) -> Self {
-        Gate { name, port, state: State::Sniffing, held: Vec::new() }
+        Gate { name, port, ssh_alone: false, state: State::Sniffing, held: Vec::new() }
+    }
+
+    /// For a connection to a brokered host past its broker: SSH, as git has it, and nothing else (V3).
+    pub fn for_ssh_alone(name: Name, port: u16) -> Self {
+        Gate { ssh_alone: true, ..Gate::new(name, port) }
     }
 
     /// Takes the client's next bytes and appends to `out` what may be forwarded. Returns how many bytes were taken: all,
@@ -49,6 +56,10 @@ impl Gate {
             self.held.extend_from_slice(input);
             let Some(protocol) = sniff::protocol(&self.held) else { return Ok(input.len()) };
             self.state = match protocol {
+                Protocol::Tls | Protocol::Http | Protocol::Opaque if self.ssh_alone => {
+                    let what = "a brokered host is spoken to over TLS on port 443; on other ports only SSH passes";
+                    return Err(Refusal::Request(http::Refusal::bad(what)));
+                }
                 Protocol::Tls => State::Hello(Box::default()),
                 Protocol::Http => State::Http(Box::new(Requests::new(self.name.clone(), self.port))),
                 Protocol::Opaque if is_web(self.port) => {
@@ -176,6 +187,26 @@ mod tests {
             assert_eq!(out, bytes);
             assert!(!gate.is_holding());
             assert_eq!(gate.protocol(), Some("tls"));
+        }
+    }
+
+    #[test]
+    fn past_the_broker_ssh_alone_reaches_its_host() {
+        let hello = client_hello(Some("api.example.com"), 9999);
+        for (bytes, passes) in [
+            (&b"SSH-2.0-OpenSSH_9.2p1\r\n"[..], true),
+            (&hello, false),
+            (b"GET / HTTP/1.1\r\nHost: api.example.com\r\n\r\n", false),
+            (b"\r\nGET / HTTP/1.1\r\nHost: api.example.com\r\n\r\n", false),
+            (b"\x00\x01\x02\x03", false),
+        ] {
+            for step in [1, 9999] {
+                let mut gate = Gate::for_ssh_alone("api.example.com".parse().unwrap(), 8443);
+                let mut out = Vec::new();
+                let fed = bytes.chunks(step).try_for_each(|piece| gate.feed(piece, &mut out).map(|_| ()));
+                assert_eq!((fed.is_ok(), out == bytes), (passes, passes), "{bytes:?} {step}");
+                assert!(passes || out.is_empty());
+            }
         }
     }
 

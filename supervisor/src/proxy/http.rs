@@ -51,7 +51,7 @@ impl Refusal {
     fn new(reason: Reason, what: &'static str) -> Self {
         Refusal { reason, what, method: String::new(), path: String::new(), host: String::new() }
     }
-    fn bad(what: &'static str) -> Self {
+    pub(super) fn bad(what: &'static str) -> Self {
         Refusal::new(Reason::BadProtocol, what)
     }
 }
