@@ -17,13 +17,14 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use terok_policy::provider::Token;
 
 /// A request's body.
 pub(super) enum Outgoing {
     /// Held: nothing, or little that may have to be sent again.
     Held(Option<Bytes>),
-    /// As it comes.
-    Streamed(Incoming, Rc<Cell<u64>>),
+    /// As it comes, but for trailers in which credentials stand.
+    Streamed(Incoming, Rc<Cell<u64>>, Rc<Token>),
 }
 
 impl Body for Outgoing {
@@ -36,8 +37,9 @@ impl Body for Outgoing {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
             Outgoing::Held(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Outgoing::Streamed(incoming, count) => {
+            Outgoing::Streamed(incoming, count, shape) => {
                 let frame = ready!(Pin::new(incoming).poll_frame(cx));
+                let frame = frame.map(|frame| frame.map(|frame| onward(frame, shape)));
                 if let Some(data) =
                     frame.as_ref().and_then(|frame| frame.as_ref().ok()).and_then(Frame::data_ref)
                 {
@@ -51,7 +53,7 @@ impl Body for Outgoing {
     fn is_end_stream(&self) -> bool {
         match self {
             Outgoing::Held(bytes) => bytes.is_none(),
-            Outgoing::Streamed(incoming, _) => incoming.is_end_stream(),
+            Outgoing::Streamed(incoming, ..) => incoming.is_end_stream(),
         }
     }
 
@@ -60,8 +62,15 @@ impl Body for Outgoing {
             Outgoing::Held(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
-            Outgoing::Streamed(incoming, _) => incoming.size_hint(),
+            Outgoing::Streamed(incoming, ..) => incoming.size_hint(),
         }
+    }
+}
+
+fn onward(frame: Frame<Bytes>, shape: &Token) -> Frame<Bytes> {
+    match frame.into_trailers() {
+        Ok(trailers) => Frame::trailers(headers::trailers_onward(shape, trailers)),
+        Err(frame) => frame,
     }
 }
 

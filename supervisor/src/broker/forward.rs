@@ -6,7 +6,7 @@ use super::headers;
 use super::ledger::{Entry, Place};
 use super::redact::Redactor;
 use super::refusal::Refusal;
-use super::request::{Standing, standing};
+use super::request::{Standing, overrides_method, spelled, standing};
 use super::strict::Talk;
 use super::upstream::{self, Switched, Way};
 use super::watch::Watch;
@@ -17,7 +17,7 @@ use crate::proxy::http;
 use crate::vault::{Credential, Granted, Trouble};
 use ::http::request::Parts;
 use ::http::uri::PathAndQuery;
-use ::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
@@ -326,7 +326,7 @@ impl Visit {
             held = Some(bytes.clone());
             Outgoing::Held(Some(bytes))
         } else {
-            Outgoing::Streamed(body, up)
+            Outgoing::Streamed(body, up, Rc::new(grant.provider.token.clone()))
         };
         let onward = headers::onward(&grant.provider, &parts.headers);
         let extensions = parts.extensions.clone();
@@ -411,6 +411,8 @@ impl Visit {
         }
         let reader = if body.is_end_stream() {
             Reader::Nothing
+        } else if !headers::is_read_whole(&parts.headers) {
+            return Err(bad_gateway("the answer has a Transfer-Encoding that was not asked for"));
         } else {
             match headers::coding(&parts.headers) {
                 Ok(None) => Reader::Redactor(Redactor::new(patterns.clone())),
@@ -447,10 +449,13 @@ fn head(status: StatusCode, headers: HeaderMap, body: Relayed) -> Response<Relay
 fn check_rules(grant: &VaultGrant, parts: &Parts, host: Option<&Name>, path: &str) -> Result<(), Refusal> {
     let provider = &grant.provider;
     let refused = |what: String| Refusal::new(StatusCode::FORBIDDEN, Reason::RequestRefused, what);
-    if !provider.rule.is_empty()
-        && let Some(name) = OVERRIDES.iter().find(|name| parts.headers.contains_key(**name))
-    {
-        return Err(refused(format!("{name} makes another request of it than the rules were asked about")));
+    if !provider.rule.is_empty() {
+        let overrides = |name: &&HeaderName| OVERRIDES.contains(&&*spelled(name.as_str()));
+        let header = parts.headers.keys().find(overrides).map(HeaderName::as_str);
+        let query = parts.uri.query().unwrap_or_default();
+        if let Some(name) = header.or(overrides_method(query).then_some("_method")) {
+            return Err(refused(format!("{name} makes another request of it than the rules were asked about")));
+        }
     }
     provider.judge(parts.method.as_str(), host, path).map_err(|why| refused(why.to_string()))
 }

@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use std::rc::Rc;
-use terok_policy::provider::{CredentialType, Provider, Sent};
+use terok_policy::provider::{CredentialType, FRAMING, Provider, Sent, Token};
 use zeroize::Zeroizing;
 
 /// Fields between two neighbours.
@@ -106,6 +106,22 @@ pub(super) fn back(from: &HeaderMap, patterns: &Rc<Patterns>) -> (HeaderMap, u64
 /// Trailers likewise.
 pub(super) fn trailers(from: HeaderMap, patterns: &Rc<Patterns>) -> HeaderMap {
     back(&from, patterns).0
+}
+
+/// A request's trailers as they go upstream: what is no header field there, is none behind the body (RFC 9110 §6.5.1).
+pub(super) fn trailers_onward(shape: &Token, from: HeaderMap) -> HeaderMap {
+    let goes = |name: &HeaderName| {
+        let name = name.as_str();
+        !HOP.contains(&name) && !FRAMING.contains(&name) && name != "cookie" && name != "content-range"
+    };
+    let kept = from.iter().filter(|(name, _)| goes(name) && !is_credential(name, shape));
+    kept.map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+/// Whether an answer was sent in no coding but chunks: one beneath would reach the container without a word of it.
+pub(super) fn is_read_whole(headers: &HeaderMap) -> bool {
+    let codings = headers.get_all(header::TRANSFER_ENCODING);
+    codings.iter().all(|value| value.as_bytes().eq_ignore_ascii_case(b"chunked"))
 }
 
 /// How the body is coded; an error names a coding that nobody here can read.

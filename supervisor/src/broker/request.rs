@@ -5,7 +5,8 @@ use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use http::HeaderMap;
-use http::header::{AUTHORIZATION, HeaderName};
+use http::header::{AUTHORIZATION, HeaderName, SEC_WEBSOCKET_PROTOCOL};
+use std::borrow::Cow;
 use subtle::ConstantTimeEq as _;
 use terok_policy::phantom;
 use terok_policy::provider::{Carrier, Token};
@@ -71,9 +72,12 @@ pub fn standing(shape: &Token, token: &str, headers: &HeaderMap, query: &str) ->
     for (name, value) in headers {
         if is_credential(name, shape) {
             found.push(in_header(shape, token, name, value.as_bytes()));
+        } else if *name == SEC_WEBSOCKET_PROTOCOL {
+            found.extend(value.as_bytes().split(|octet| *octet == b',').filter_map(in_subprotocol));
         }
     }
-    found.extend(query.split('&').filter_map(in_query));
+    // Some servers take a semicolon for an ampersand.
+    found.extend(query.split(['&', ';']).filter_map(in_query));
     if found.contains(&Standing::Foreign) {
         return Standing::Foreign;
     }
@@ -86,8 +90,17 @@ pub fn standing(shape: &Token, token: &str, headers: &HeaderMap, query: &str) ->
 
 /// Whether a header is one in which credentials stand: taken out before the real one is put in.
 pub fn is_credential(name: &HeaderName, shape: &Token) -> bool {
-    let carries = |carrier: &Carrier| matches!(carrier, Carrier::Header(header) if *name == header.as_str());
-    HEADERS.contains(&name.as_str()) || shape.carriers.iter().any(carries)
+    let name = spelled(name.as_str());
+    let carries = |carrier: &Carrier| matches!(carrier, Carrier::Header(header) if *name == *spelled(header));
+    HEADERS.contains(&&*name) || shape.carriers.iter().any(carries)
+}
+
+/// A field's name as a server reads it that turns it into a variable: there an underscore is a hyphen.
+pub(super) fn spelled(name: &str) -> Cow<'_, str> {
+    match name.contains('_') {
+        true => Cow::Owned(name.replace('_', "-")),
+        false => Cow::Borrowed(name),
+    }
 }
 
 fn in_header(shape: &Token, token: &str, name: &HeaderName, value: &[u8]) -> Standing {
@@ -140,13 +153,33 @@ fn basic(coded: &str) -> Option<(String, String)> {
 fn in_query(parameter: &str) -> Option<Standing> {
     let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
     let name = decoded(name).to_ascii_lowercase();
+    // `[name]` and `name[]` are `name` to Rack and to PHP.
+    let name = name.trim_start_matches([' ', '[', ']']).split(['[', ']']).next().unwrap_or_default().trim_end();
     let value = decoded(value);
     // Google's are called `key`, as much else is.
-    let named = PARAMETERS.contains(&name.as_str()) || (name == "key" && value.starts_with("AIza"));
+    let named = PARAMETERS.contains(&name) || (name == "key" && value.starts_with("AIza"));
     if phantom::is_marked(&value) {
         return Some(Standing::Phantom);
     }
     (named && !value.is_empty()).then_some(Standing::Foreign)
+}
+
+/// A word of a WebSocket's subprotocols, in which browsers send a key where they can send no header.
+fn in_subprotocol(word: &[u8]) -> Option<Standing> {
+    let word = String::from_utf8_lossy(word).trim().to_ascii_lowercase();
+    if phantom::is_marked(&word) {
+        return Some(Standing::Phantom);
+    }
+    let carries = ["api-key", "apikey", "api_key", "bearer", "authorization", "token"];
+    carries.iter().any(|sign| word.contains(sign)).then_some(Standing::Foreign)
+}
+
+/// Whether a query asks for another method, as frameworks let forms do.
+pub(super) fn overrides_method(query: &str) -> bool {
+    query.split(['&', ';']).any(|parameter| {
+        let name = parameter.split('=').next().unwrap_or_default();
+        decoded(name).trim_start_matches([' ', '[']).to_ascii_lowercase().starts_with("_method")
+    })
 }
 
 /// With percent-encodings and plus signs read, again and again: a server may do so more than once.
@@ -274,6 +307,23 @@ mod tests {
             judged(&[("authorization", &bearer)], "key=cache-key&token_type=x&api_key="),
             Standing::Ours
         );
+    }
+
+    #[test]
+    fn a_key_is_found_however_the_server_behind_may_spell_its_place() {
+        let bearer = format!("Bearer {OURS}");
+        for query in ["a=1;private_token=evil", "[private_token]=evil", "private_token[]=evil", "%5Baccess_token%5D=evil", "+access_token+=evil"] {
+            assert_eq!(judged(&[("authorization", &bearer)], query), Standing::Foreign, "{query}");
+        }
+        for name in ["x_api_key", "private_token", "x_own_key", "proxy_authorization"] {
+            assert_eq!(judged(&[("authorization", &bearer), (name, "evil")], ""), Standing::Foreign, "{name}");
+        }
+        let words = "realtime, openai-insecure-api-key.sk-evil";
+        assert_eq!(judged(&[("authorization", &bearer), ("sec-websocket-protocol", words)], ""), Standing::Foreign);
+        let ours = format!("openai-insecure-api-key.{OURS}");
+        assert_eq!(judged(&[("sec-websocket-protocol", &ours)], ""), Standing::Phantom);
+        let words = "graphql-transport-ws, openai-beta.realtime-v1";
+        assert_eq!(judged(&[("authorization", &bearer), ("sec-websocket-protocol", words)], "a=1;b=2"), Standing::Ours);
     }
 
     #[test]

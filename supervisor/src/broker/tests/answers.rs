@@ -163,3 +163,17 @@ async fn an_upstream_that_cannot_be_reached_is_a_502_that_says_why() {
         assert!(rig.ask(&rig.get("/plain/v1", "")).await.starts_with("HTTP/1.1 502"));
     }
 }
+
+#[tokio::test(flavor = "current_thread")]
+async fn an_answer_in_a_transfer_coding_that_nobody_asked_for_is_a_502() {
+    local! {
+        let coded = gzip(&format!("you sent {SECRET}"));
+        for coding in ["gzip, chunked", "gzip\r\nTransfer-Encoding: chunked"] {
+            let rig = Rig::new();
+            let head = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: {coding}\r\n\r\n{:x}\r\n", coded.len());
+            rig.replies([head.as_bytes(), &coded, b"\r\n0\r\n\r\n"].concat()).await;
+            let answer = raw(&rig, rig.get("/plain/v1", "")).await;
+            assert!(answer.starts_with(b"HTTP/1.1 502"), "{coding}: {}", String::from_utf8_lossy(&answer));
+        }
+    }
+}

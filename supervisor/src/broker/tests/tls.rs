@@ -221,3 +221,39 @@ fn a_brokered_host_is_met_by_the_broker_on_its_web_ports_alone() {
     assert_eq!(meets("vault.terok.internal", 22), Some(Meets::Nobody));
     assert_eq!((meets("api.example", 22), meets("other.example", 443)), (None, None));
 }
+
+#[tokio::test(flavor = "current_thread")]
+async fn no_credential_goes_out_behind_a_body() {
+    local! {
+        let rig = Rig::new();
+        let seen = echo(&rig, &[b"h2"]).await;
+        let stream = shake(&rig, "api.example", "api.example", &[b"h2"]).await.unwrap();
+        let (mut sender, connection) = http2::handshake(Here, TokioIo::new(stream)).await.unwrap();
+        tokio::task::spawn_local(async move { drop(connection.await) });
+        let mut trailers = http::HeaderMap::new();
+        for (name, value) in [("x-sum", "1"), ("x-api-key", "evil"), ("x_api_key", "evil"), ("authorization", "Bearer evil"), ("cookie", "a=b"), ("host", "evil.example")] {
+            trailers.insert(http::HeaderName::from_static(name), value.parse().unwrap());
+        }
+        let frames = [hyper::body::Frame::data(Bytes::from_static(b"hello")), hyper::body::Frame::trailers(trailers)];
+        let mut frames = std::collections::VecDeque::from(frames);
+        let body = Behind(std::iter::from_fn(move || frames.pop_front()));
+        let request = http::Request::post("https://api.example/v1").header("authorization", format!("Bearer {}", rig.tokens[1]));
+        assert_eq!(sender.send_request(request.body(body).unwrap()).await.unwrap().status().as_u16(), 200);
+        assert!(seen.borrow()[0].ends_with(" 5 1"), "{seen:?}");
+    }
+}
+
+/// A body of frames.
+struct Behind<F>(F);
+
+impl<F: Iterator<Item = hyper::body::Frame<Bytes>> + Unpin> hyper::body::Body for Behind<F> {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, std::io::Error>>> {
+        std::task::Poll::Ready(self.get_mut().0.next().map(Ok))
+    }
+}
