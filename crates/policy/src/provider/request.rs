@@ -100,9 +100,11 @@ impl Provider {
     }
 }
 
-/// Whether a rule speaks of a request. `GET` is `HEAD` too. What is refused is refused in capitals as well.
+/// Whether a rule speaks of a request. `GET` is `HEAD` too. What is refused is refused in any case: servers there are that
+/// read `patch` as `PATCH`.
 fn fits(rule: &RequestRule, method: &str, host: Option<&Name>, segments: &[String]) -> bool {
-    let named = |known: &String| known == method || known == "GET" && method == "HEAD";
+    let is = |known: &str, other: &str| known == other || !rule.allow && known.eq_ignore_ascii_case(other);
+    let named = |known: &String| is(known, method) || known == "GET" && is("HEAD", method);
     if !rule.methods.is_empty() && !rule.methods.iter().any(named) {
         return false;
     }
@@ -408,6 +410,20 @@ mod tests {
             ("DELETE", "/v1/a/items", "Unlisted"),
             ("get", "/v1/a/items", "Unlisted"),
             ("GET", "/", "allow"),
+        ] {
+            assert_eq!(ask(&provider, method, path), answer, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn a_method_is_refused_in_any_case_and_allowed_as_it_is_written() {
+        let provider = rules(&[("DELETE GET", "/keys/**", false), ("GET", "/v1", true), ("", "/keys/**", true)]);
+        for (method, path, answer) in [
+            ("delete", "/keys/1", "Rule(0)"),
+            ("Delete", "/keys/1", "Rule(0)"),
+            ("head", "/keys/1", "Rule(0)"),
+            ("POST", "/keys/1", "allow"),
+            ("get", "/v1", "Unlisted"),
         ] {
             assert_eq!(ask(&provider, method, path), answer, "{method} {path}");
         }
