@@ -454,7 +454,9 @@ fn check_rules(grant: &VaultGrant, parts: &Parts, host: Option<&Name>, path: &st
         let header = parts.headers.keys().find(overrides).map(HeaderName::as_str);
         let query = parts.uri.query().unwrap_or_default();
         if let Some(name) = header.or(overrides_method(query).then_some("_method")) {
-            return Err(refused(format!("{name} makes another request of it than the rules were asked about")));
+            return Err(refused(format!(
+                "{name} makes another request of it than the rules were asked about"
+            )));
         }
     }
     provider.judge(parts.method.as_str(), host, path).map_err(|why| refused(why.to_string()))

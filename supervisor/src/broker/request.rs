@@ -154,7 +154,8 @@ fn in_query(parameter: &str) -> Option<Standing> {
     let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
     let name = decoded(name).to_ascii_lowercase();
     // `[name]` and `name[]` are `name` to Rack and to PHP.
-    let name = name.trim_start_matches([' ', '[', ']']).split(['[', ']']).next().unwrap_or_default().trim_end();
+    let name =
+        name.trim_start_matches([' ', '[', ']']).split(['[', ']']).next().unwrap_or_default().trim_end();
     let value = decoded(value);
     // Google's are called `key`, as much else is.
     let named = PARAMETERS.contains(&name) || (name == "key" && value.starts_with("AIza"));
@@ -312,18 +313,34 @@ mod tests {
     #[test]
     fn a_key_is_found_however_the_server_behind_may_spell_its_place() {
         let bearer = format!("Bearer {OURS}");
-        for query in ["a=1;private_token=evil", "[private_token]=evil", "private_token[]=evil", "%5Baccess_token%5D=evil", "+access_token+=evil"] {
+        for query in [
+            "a=1;private_token=evil",
+            "[private_token]=evil",
+            "private_token[]=evil",
+            "%5Baccess_token%5D=evil",
+            "+access_token+=evil",
+        ] {
             assert_eq!(judged(&[("authorization", &bearer)], query), Standing::Foreign, "{query}");
         }
         for name in ["x_api_key", "private_token", "x_own_key", "proxy_authorization"] {
-            assert_eq!(judged(&[("authorization", &bearer), (name, "evil")], ""), Standing::Foreign, "{name}");
+            assert_eq!(
+                judged(&[("authorization", &bearer), (name, "evil")], ""),
+                Standing::Foreign,
+                "{name}"
+            );
         }
         let words = "realtime, openai-insecure-api-key.sk-evil";
-        assert_eq!(judged(&[("authorization", &bearer), ("sec-websocket-protocol", words)], ""), Standing::Foreign);
+        assert_eq!(
+            judged(&[("authorization", &bearer), ("sec-websocket-protocol", words)], ""),
+            Standing::Foreign
+        );
         let ours = format!("openai-insecure-api-key.{OURS}");
         assert_eq!(judged(&[("sec-websocket-protocol", &ours)], ""), Standing::Phantom);
         let words = "graphql-transport-ws, openai-beta.realtime-v1";
-        assert_eq!(judged(&[("authorization", &bearer), ("sec-websocket-protocol", words)], "a=1;b=2"), Standing::Ours);
+        assert_eq!(
+            judged(&[("authorization", &bearer), ("sec-websocket-protocol", words)], "a=1;b=2"),
+            Standing::Ours
+        );
     }
 
     #[test]

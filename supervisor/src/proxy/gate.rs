@@ -57,7 +57,8 @@ impl Gate {
             let Some(protocol) = sniff::protocol(&self.held) else { return Ok(input.len()) };
             self.state = match protocol {
                 Protocol::Tls | Protocol::Http | Protocol::Opaque if self.ssh_alone => {
-                    let what = "a brokered host is spoken to over TLS on port 443; on other ports only SSH passes";
+                    let what =
+                        "a brokered host is spoken to over TLS on port 443; on other ports only SSH passes";
                     return Err(Refusal::Request(http::Refusal::bad(what)));
                 }
                 Protocol::Tls => State::Hello(Box::default()),

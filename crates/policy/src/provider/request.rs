@@ -417,7 +417,8 @@ mod tests {
 
     #[test]
     fn a_method_is_refused_in_any_case_and_allowed_as_it_is_written() {
-        let provider = rules(&[("DELETE GET", "/keys/**", false), ("GET", "/v1", true), ("", "/keys/**", true)]);
+        let provider =
+            rules(&[("DELETE GET", "/keys/**", false), ("GET", "/v1", true), ("", "/keys/**", true)]);
         for (method, path, answer) in [
             ("delete", "/keys/1", "Rule(0)"),
             ("Delete", "/keys/1", "Rule(0)"),
