@@ -28,7 +28,7 @@ pub(crate) fn read(
     container: &Result<Found, String>,
 ) -> Result<Asked, Refusal> {
     let catalog = catalog::read(place.home())?;
-    let settings = settings(&[place.home().join(layout::CONFIG_USER), layout::CONFIG_SYSTEM.into()])?;
+    let settings = settings_of(place)?;
     let own = annotation::parse(ours, &catalog)?;
     if !ours.is_empty() {
         image::check(ours, &own, container)?;
@@ -38,6 +38,19 @@ pub(crate) fn read(
         false => own,
     };
     Ok(Asked { policy, upstream: settings.upstream })
+}
+
+/// The policy alone, for a container that runs: its annotations have been judged.
+pub(crate) fn policy(request: &Request, ours: &Annotations, place: &Place) -> Result<Policy, Refusal> {
+    let catalog = catalog::read(place.home())?;
+    match request.all {
+        true => Ok(tighten::under(&settings_of(place)?.all_containers, ours, &catalog)?),
+        false => Ok(annotation::parse(ours, &catalog)?),
+    }
+}
+
+fn settings_of(place: &Place) -> Result<Settings, Refusal> {
+    settings(&[place.home().join(layout::CONFIG_USER), layout::CONFIG_SYSTEM.into()])
 }
 
 /// The settings of the first file over those of the second.

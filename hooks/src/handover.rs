@@ -113,10 +113,7 @@ pub(crate) fn start(handover: Handover<'_>, inside: &Inside) -> Result<(), Refus
 
 /// The supervisor's program, as installed beside this one.
 pub(crate) fn supervisor() -> Result<Program, Refusal> {
-    Program::sibling(layout::SUPERVISOR).map_err(|error| match error.is_missing() {
-        true => Refusal::NotInstalled(error),
-        false => error.into(),
-    })
+    Program::sibling(layout::SUPERVISOR).map_err(Refusal::missing)
 }
 
 /// The descriptors from 4 on, with what each is.

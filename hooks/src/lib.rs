@@ -1,5 +1,6 @@
 //! The OCI hooks of terok. `create` is where a container gets its protection or does not start; read it first.
 
+mod adapter;
 pub mod argv;
 mod asked;
 mod birth;
@@ -15,6 +16,7 @@ mod place;
 mod precreate;
 mod publish;
 mod refusal;
+pub mod shim;
 mod standing;
 pub mod state;
 mod stop;

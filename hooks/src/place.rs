@@ -62,15 +62,20 @@ impl Place {
 
     /// Refuses folders that [`Place::runtime`] and [`Place::state`] would refuse, and makes none.
     pub(crate) fn check(&self) -> Result<(), Refusal> {
-        match self.login()? {
-            Some(base) => base.private(layout::RUN_USER)?,
-            None => existing(Path::new(layout::RUN_ROOTFUL))?,
-        };
+        self.existing_runtime()?;
         match self.owner {
             Owner::Root => existing(Path::new(layout::STATE_ROOTFUL))?,
             Owner::User(_) => existing(&self.home.join(layout::STATE_USER))?,
         };
         Ok(())
+    }
+
+    /// The folder of runtime folders, where it is there already.
+    pub(crate) fn existing_runtime(&self) -> Result<Option<Dir>, Refusal> {
+        match self.login()? {
+            Some(base) => Ok(base.private(layout::RUN_USER)?),
+            None => existing(Path::new(layout::RUN_ROOTFUL)),
+        }
     }
 
     /// The folder of runtime folders, made where there is none.

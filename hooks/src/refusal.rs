@@ -84,8 +84,16 @@ impl Refusal {
         Refusal::Input { what: what.into(), reason: reason.to_string() }
     }
 
+    /// A program of ours that could not be opened.
+    pub(crate) fn missing(error: terok_kernel::Error) -> Self {
+        match error.is_missing() {
+            true => Refusal::NotInstalled(error),
+            false => error.into(),
+        }
+    }
+
     /// 1: refused; 2: the host cannot; 64: usage.
-    fn exit_code(&self) -> u8 {
+    pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Refusal::Usage(_) => 64,
             Refusal::Kernel(_)
@@ -161,7 +169,7 @@ fn append_to_chain(state: &Dir, event: &Event) -> Option<()> {
 }
 
 /// Control characters, of which a hostile annotation may be full, as escapes.
-fn one_line(text: &str) -> String {
+pub(crate) fn one_line(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut line, c| {
         if c.is_control() {
             let _ = write!(line, "{}", c.escape_default());

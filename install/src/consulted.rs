@@ -100,7 +100,7 @@ pub fn consulted(host: &Host) -> Result<Consulted, NotConsulted> {
         found = Some(consulted_in(host, in_force)?);
     }
     found.ok_or_else(|| NotConsulted::Missing {
-        stage: STAGES[0].stage,
+        stage: STAGES[0].hook.stage,
         dirs: "no directory".to_owned(),
         because: String::new(),
         remedy: "run: terok setup".to_owned(),
@@ -121,7 +121,7 @@ fn consulted_in(host: &Host, in_force: HookDirs) -> Result<Consulted, NotConsult
             let dirs: Vec<_> = in_force.dirs.iter().map(|dir| dir.display().to_string()).collect();
             let set_by = in_force.set_by.as_ref();
             return Err(NotConsulted::Missing {
-                stage: stage.stage,
+                stage: stage.hook.stage,
                 dirs: if dirs.is_empty() {
                     "an empty list of directories".to_owned()
                 } else {
@@ -133,7 +133,7 @@ fn consulted_in(host: &Host, in_force: HookDirs) -> Result<Consulted, NotConsult
         };
         if let Some((second, _, _)) = ours.next() {
             let (first, second) = (path.clone(), second.clone());
-            return Err(NotConsulted::Twice { stage: stage.stage, first, second });
+            return Err(NotConsulted::Twice { stage: stage.hook.stage, first, second });
         }
         check_programs(host, path, &file.hook.path)?;
         bin_dir = file.hook.path.parent().map(Path::to_path_buf).unwrap_or_default();

@@ -5,6 +5,7 @@ use crate::target::{Scope, Target};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use terok_policy::amend::hooks::{self, ALL, ENVIRONMENT, Hook, Installed};
 use terok_policy::{annotation, layout};
 
 /// One of our hooks.
@@ -12,27 +13,17 @@ use terok_policy::{annotation, layout};
 pub struct Stage {
     /// File name in the hooks directory.
     pub file: &'static str,
-    /// Podman's name of the stage.
-    pub stage: &'static str,
-    /// `terok-hook`'s argument.
-    pub verb: &'static str,
-    /// Seconds after which Podman or the runtime kills the hook, which stops the start.
-    pub timeout: u32,
+    /// What runs, and when.
+    pub hook: Hook,
 }
 
 /// In the order they are installed. `create` comes first and goes last: alone it refuses every start, while
 /// `precreate` alone would let a container through without its table.
 pub const STAGES: [Stage; 3] = [
-    Stage { file: "50-terok-create.json", stage: "createRuntime", verb: "create", timeout: 20 },
-    Stage { file: "50-terok-precreate.json", stage: "precreate", verb: "precreate", timeout: 10 },
-    Stage { file: "50-terok-stop.json", stage: "poststop", verb: "stop", timeout: 5 },
+    Stage { file: "50-terok-create.json", hook: hooks::CREATE },
+    Stage { file: "50-terok-precreate.json", hook: hooks::PRECREATE },
+    Stage { file: "50-terok-stop.json", hook: hooks::STOP },
 ];
-
-/// Tells the hook that it is run for every container.
-const ALL: &str = "--all";
-
-/// The whole environment of a hook. It must not be empty: Podman drops an empty list, and the hook would inherit conmon's.
-const ENVIRONMENT: [&str; 1] = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"];
 
 /// A hook file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,37 +77,37 @@ pub enum Containers {
 impl Stage {
     /// The file for an installation at `target`.
     pub fn file_for(&self, target: &Target, containers: Containers) -> HookFile {
-        let mut args = vec![layout::HOOK.to_owned(), self.verb.to_owned()];
-        if let Scope::User { home } = &target.scope {
-            args.push(format!("--home={}", home.display()));
-        }
+        let program = target.bin_dir().join(layout::HOOK);
+        let home = match &target.scope {
+            Scope::User { home } => Some(home.display().to_string()),
+            Scope::System => None,
+        };
+        let all = containers == Containers::All;
+        let installed = Installed { program: program.display().to_string(), home, all };
         let when = match containers {
             Containers::Annotated => {
                 When { annotations: BTreeMap::from([(condition(), ".*".to_owned())]), ..When::default() }
             }
-            Containers::All => {
-                args.push(ALL.to_owned());
-                When { always: Some(true), ..When::default() }
-            }
+            Containers::All => When { always: Some(true), ..When::default() },
         };
         HookFile {
             version: "1.0.0".to_owned(),
             hook: Program {
-                path: target.bin_dir().join(layout::HOOK),
-                args,
+                path: program,
+                args: installed.arguments(&self.hook),
                 env: ENVIRONMENT.map(str::to_owned).to_vec(),
-                timeout: Some(self.timeout),
+                timeout: Some(self.hook.timeout),
             },
             when,
-            stages: vec![self.stage.to_owned()],
+            stages: vec![self.hook.stage.to_owned()],
         }
     }
 
     /// For which containers `file` is this hook, where it is that of some installation of terok.
     pub fn is_in(&self, file: &HookFile) -> Option<Containers> {
         let ours = file.hook.path.file_name().is_some_and(|name| name == layout::HOOK)
-            && file.hook.args.get(1).is_some_and(|verb| verb == self.verb)
-            && file.stages.iter().any(|stage| stage == self.stage);
+            && file.hook.args.get(1).is_some_and(|verb| verb == self.hook.verb)
+            && file.stages.iter().any(|stage| stage == self.hook.stage);
         let all = file.hook.args.iter().any(|word| word == ALL);
         match (&file.when.always, file.when.annotations.get(&condition()).map(String::as_str)) {
             _ if !ours => None,

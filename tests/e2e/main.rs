@@ -16,6 +16,7 @@ mod operator;
 mod published;
 mod rebinding;
 mod shared;
+mod shim;
 mod tools;
 mod vault_bytes;
 mod vault_clean;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// The programs; each is named as its package.
-pub(crate) const PROGRAMS: [&str; 3] = ["terok-hook", "terok-supervisor", "terok"];
+pub(crate) const PROGRAMS: [&str; 4] = ["terok-hook", "terok-shim", "terok-supervisor", "terok"];
 
 /// `cargo xtask dist`.
 #[derive(Debug, clap::Args)]
@@ -57,7 +57,7 @@ fn build(triple: &str) -> anyhow::Result<PathBuf> {
 pub(crate) fn static_program(program: &str, triple: &str, profile: &str) -> anyhow::Result<PathBuf> {
     // An explicit target keeps crt-static away from build scripts and proc macros, which must stay dynamic.
     let mut build = cargo();
-    if program == "terok-hook" {
+    if ["terok-hook", "terok-shim"].contains(&program) {
         // It runs for a millisecond at every start: what counts is how much of it is read and audited.
         build.env("CARGO_PROFILE_DIST_OPT_LEVEL", "z");
     }

@@ -6,6 +6,7 @@ pub mod capabilities;
 pub mod confine;
 pub mod conntrack;
 pub mod error;
+pub mod exec;
 pub mod inherited;
 pub mod landlock;
 pub mod memfd;

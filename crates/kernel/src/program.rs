@@ -197,7 +197,8 @@ pub fn set_name(name: &str) {
     }
 }
 
-fn own_folder() -> Result<PathBuf> {
+/// The folder of this program.
+pub fn own_folder() -> Result<PathBuf> {
     let link = "/proc/self/exe";
     let path = std::fs::read_link(link).map_err(Error::io("readlink", link))?;
     path.parent().filter(|folder| folder.is_absolute()).map(Path::to_owned).ok_or_else(|| Error::Untrusted {

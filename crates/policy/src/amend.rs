@@ -1,5 +1,6 @@
 //! `amend`: the pure edit of an OCI `config.json` that every adapter applies (design §2). Unknown fields survive; applying it twice changes nothing.
 
+pub mod hooks;
 mod provide;
 mod restricted;
 mod seccomp;
@@ -9,11 +10,12 @@ use crate::policy::Policy;
 use seccomp::Filter;
 use serde_json::{Map, Value};
 
-pub use provide::provide;
+pub use provide::{provide, provide_process};
 
-/// Marks an amended configuration for people; [`is_amended`] looks at the filter itself.
+/// Marks an amended configuration for people, `1` or `restricted`; [`is_amended`] looks at the filter itself.
 /// Not under `terok.`, where an unknown key is an error.
 pub const MARK: &str = "io.terok.amended";
+const RESTRICTED: &str = "restricted";
 
 /// Annotations by which crun is told to go around what it is configured to do. Podman 4.3 takes an image's annotations
 /// over, so that its author can give such orders too.
@@ -61,8 +63,17 @@ pub fn amend(config: Value, policy: &Policy) -> Result<Value, AmendError> {
     }
     sockets::limit(&mut filter, raw_sockets);
     linux.insert("seccomp".to_owned(), filter.into_value());
-    object(&mut config, &["annotations"])?.insert(MARK.to_owned(), "1".into());
+    let mark = if policy.restricted { RESTRICTED } else { "1" };
+    object(&mut config, &["annotations"])?.insert(MARK.to_owned(), mark.into());
     Ok(config)
+}
+
+/// Whether [`amend`] made `config` that of a restricted container.
+pub fn is_restricted(config: &Value) -> bool {
+    config
+        .get("annotations")
+        .and_then(|annotations| annotations.get(MARK))
+        .is_some_and(|mark| mark == RESTRICTED)
 }
 
 /// Takes the privileges from a further process of a restricted container: `process` is what the engine hands to the runtime's

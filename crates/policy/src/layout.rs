@@ -21,6 +21,13 @@ pub const PROFILES_SYSTEM: &str = "/etc/terok/profiles";
 pub const CONFIG_USER: &str = ".config/terok/config.toml";
 /// The machine's settings.
 pub const CONFIG_SYSTEM: &str = "/etc/terok/config.toml";
+/// Which runtime the shim stands before, below a user's home directory; it stands over [`SHIM_SYSTEM`].
+pub const SHIM_USER: &str = ".config/terok/shim.toml";
+/// The machine's.
+pub const SHIM_SYSTEM: &str = "/etc/terok/shim.toml";
+/// Where a user's own installation has its programs, below the home directory.
+pub const BIN_USER: &str = ".local/share/terok/bin";
+
 /// Beside the state folders of a user's containers, while the user's `terok panic` is in force: no start is allowed.
 pub const PANIC: &str = ".panic";
 /// Root's, which counts for everybody: outside [`STATE_ROOTFUL`], where users could not see it.
@@ -68,6 +75,8 @@ pub const LOG: &str = "log";
 pub const HOOK: &str = "terok-hook";
 /// The supervisor.
 pub const SUPERVISOR: &str = "terok-supervisor";
+/// The OCI runtime that stands before the real one.
+pub const SHIM: &str = "terok-shim";
 /// The launcher.
 pub const LAUNCHER: &str = "terok";
 

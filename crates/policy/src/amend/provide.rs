@@ -14,7 +14,20 @@ pub fn provide(config: Value, provision: &Provision) -> Result<Value, AmendError
     let mut config = config;
     let Some(folder) = &provision.folder else { return Ok(config) };
     mount(object(&mut config, &[])?, folder)?;
-    let process = object(&mut config, &["process"])?;
+    variables(object(&mut config, &["process"])?, provision)?;
+    Ok(config)
+}
+
+/// Adds the variables to a further process: what the engine hands to the runtime's `exec`.
+pub fn provide_process(process: Value, provision: &Provision) -> Result<Value, AmendError> {
+    let mut process = process;
+    if provision.folder.is_some() {
+        variables(object(&mut process, &[])?, provision)?;
+    }
+    Ok(process)
+}
+
+fn variables(process: &mut Map<String, Value>, provision: &Provision) -> Result<(), AmendError> {
     let env = list(process, "env", "/process/env")?;
     for (variable, value) in &provision.env {
         set(env, variable, value);
@@ -24,8 +37,7 @@ pub fn provide(config: Value, provision: &Provision) -> Result<Value, AmendError
             set(env, variable, value);
         }
     }
-    configure_git(env, &provision.git)?;
-    Ok(config)
+    configure_git(env, &provision.git)
 }
 
 fn mount(config: &mut Map<String, Value>, folder: &str) -> Result<(), AmendError> {

@@ -1,0 +1,111 @@
+//! What both adapters do with a configuration before the runtime gets it: `precreate` for Podman, the shim for any engine. What can
+//! be refused is refused here already, because here the person who started the container still gets to read why.
+
+use crate::argv::Request;
+use crate::birth::{self, Birth};
+use crate::guards::{self, Wanted};
+use crate::image::Found;
+use crate::place::Place;
+use crate::refusal::{self, Refusal};
+use crate::state::Annotations;
+use crate::{asked, handover, publish, standing};
+use serde_json::Value;
+use terok_policy::plan::{HostFacts, Plan};
+use terok_policy::{Policy, amend, layout, provision};
+
+/// Which container it is.
+#[derive(Debug)]
+pub(crate) struct Subject {
+    /// Its id; why it is not known, where it is not.
+    pub(crate) id: Result<String, String>,
+    /// What its engine's store knows of it.
+    pub(crate) container: Result<Found, String>,
+}
+
+/// The configuration as the runtime is to get it, or why the container does not start, left in its logs as well.
+pub(crate) fn amended(
+    request: &Request,
+    config: Value,
+    ours: &Annotations,
+    subject: &Subject,
+) -> Result<Value, Refusal> {
+    let place = Place::find(request)?;
+    judged(request, config, ours, subject, &place).inspect_err(|refusal| {
+        if let Ok(id) = &subject.id
+            && layout::is_container_id(id)
+            && let Ok(state) = place.state().and_then(|base| Ok(base.make_private(id)?))
+        {
+            refusal::record(&state, refusal);
+        }
+    })
+}
+
+fn judged(
+    request: &Request,
+    config: Value,
+    ours: &Annotations,
+    subject: &Subject,
+    place: &Place,
+) -> Result<Value, Refusal> {
+    place.refuse_in_panic()?;
+    let policy = asked::read(request, ours, place, &subject.container)?.policy;
+    // The other adapter may have been here already.
+    let given = match provision::is_wanted(&policy) {
+        true => birth::mounted(&config, &place.runtime()?),
+        false => None,
+    };
+    guards::check(&config, &place.keep(given.as_deref()))?;
+    if let Wanted::Joined { holder } = guards::wanted(&config) {
+        standing::foresee(&config, holder, &policy, ours, &place.runtime()?)?;
+    }
+    // What `create` will need or find, where its refusal would be an exit code only.
+    if guards::wanted(&config) == Wanted::Own {
+        Plan::new(policy.clone(), HostFacts::sealed(true))?;
+    }
+    place.check()?;
+    handover::supervisor()?;
+    if !matches!(guards::wanted(&config), Wanted::Joined { .. }) {
+        publish::listen(&policy.publish)?;
+    }
+    let (birth, is_new) = match born(&config, &policy, place, subject)? {
+        Some((birth, is_new)) => (Some(birth), is_new),
+        None => (None, false),
+    };
+    let amended = amend::amend(config, &policy).and_then(|amended| match &birth {
+        Some(birth) => amend::provide(amended, &birth.provision(&policy)),
+        None => Ok(amended),
+    });
+    if let (Err(_), Some(birth), true) = (&amended, &birth, is_new) {
+        // The refusal is what matters; the next start replaces the folder anyway.
+        let _ = birth.remove();
+    }
+    Ok(amended?)
+}
+
+/// What the container is given, where its policy grants anything, and whether that was made just now.
+fn born(
+    config: &Value,
+    policy: &Policy,
+    place: &Place,
+    subject: &Subject,
+) -> Result<Option<(Birth, bool)>, Refusal> {
+    if !provision::is_wanted(policy) {
+        return Ok(None);
+    }
+    place.vault()?;
+    let base = place.runtime()?;
+    let guard = birth::guard_of(config, &base)?;
+    let id = match &guard {
+        Some(guard) => guard,
+        None => subject.id.as_ref().map_err(|reason| {
+            Refusal::Guard(format!("cannot tell which container this is, because {reason}; start it without terok.vault and terok.ssh"))
+        })?,
+    };
+    let (birth, is_new) = match Birth::open(&base, id, policy)? {
+        // Members of one network have its supervisor's tokens; two of them may be starting at once.
+        Some(birth) if guard.is_some() || birth.is_in(config, policy) => (birth, false),
+        _ => (Birth::make(&base, id, policy)?, true),
+    };
+    birth.foresee(&base, policy).inspect_err(|_| drop(birth.remove()))?;
+    Ok(Some((birth, is_new)))
+}

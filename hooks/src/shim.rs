@@ -1,0 +1,141 @@
+//! The shim's half of the adapters: a bundle that a runtime is about to create, a further process of a container that runs. The shim
+//! itself only finds them on the runtime's command line, puts back what comes out of here, and becomes the runtime.
+
+use crate::adapter::{self, Subject};
+use crate::argv::Request;
+use crate::birth::Birth;
+use crate::place::Place;
+use crate::refusal::{self, Refusal};
+use crate::state::{self, ours};
+use crate::{asked, image};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use terok_kernel::program::Program;
+use terok_kernel::statedir::Dir;
+use terok_policy::amend::{self, hooks};
+use terok_policy::control::Container;
+use terok_policy::{layout, provision};
+
+const CONTAINER_LIMIT: u64 = 1 << 20;
+
+/// Why a container or a process of it does not start: one line.
+#[derive(Debug)]
+pub struct Refused(Refusal);
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&refusal::one_line(&self.0.to_string()))
+    }
+}
+
+impl Refused {
+    /// 1: refused; 2: the host cannot.
+    pub fn exit_code(&self) -> u8 {
+        self.0.exit_code()
+    }
+}
+
+/// What is to stand in place of `config`, the `config.json` of container `id` in the folder `bundle`; `None` where it stays as it is.
+/// `folder` is where the hook is installed.
+pub fn bundle(
+    request: &Request,
+    id: &str,
+    bundle: &Path,
+    config: &[u8],
+    folder: &Path,
+) -> Result<Option<Vec<u8>>, Refused> {
+    amended(request, id, bundle, config, folder).map_err(Refused)
+}
+
+fn amended(
+    request: &Request,
+    id: &str,
+    bundle: &Path,
+    config: &[u8],
+    folder: &Path,
+) -> Result<Option<Vec<u8>>, Refusal> {
+    let what = || bundle.join("config.json").display().to_string();
+    let (config, annotations) = match state::parse_config(config) {
+        Ok(read) => read,
+        Err(error) => return Err(Refusal::input(what(), error)),
+    };
+    let ours = ours(&annotations);
+    if ours.is_empty() && !request.all {
+        return Ok(None);
+    }
+    if !layout::is_container_id(id) {
+        return Err(Refusal::input("the container's id", format!("{id:?} cannot name a folder")));
+    }
+    Program::sibling(layout::HOOK).map_err(Refusal::missing)?;
+    let installed = hooks::Installed {
+        program: folder.join(layout::HOOK).display().to_string(),
+        home: request.home.as_ref().map(|home| home.display().to_string()),
+        all: request.all,
+    };
+    let subject = Subject { id: Ok(id.to_owned()), container: image::by_bundle(bundle, id) };
+    let amended = adapter::amended(request, config.clone(), &ours, &subject)?;
+    let amended = hooks::inject(amended, &installed)?;
+    if amended == config {
+        return Ok(None);
+    }
+    serde_json::to_vec(&amended).map(Some).map_err(|error| Refusal::input(what(), error))
+}
+
+/// What is to stand in place of `process`, a further process of container `id` as the engine describes it; `None` where it stays as
+/// it is. In a restricted container it is restricted, and it finds vault and signer as the container's first one does.
+pub fn process(request: &Request, id: &str, process: &[u8]) -> Result<Option<Vec<u8>>, Refused> {
+    further(request, id, process).map_err(Refused)
+}
+
+fn further(request: &Request, id: &str, process: &[u8]) -> Result<Option<Vec<u8>>, Refusal> {
+    let place = Place::find(request)?;
+    let Some((container, base)) = running(&place, id)? else { return Ok(None) };
+    let path = PathBuf::from(&container.bundle).join("config.json");
+    let what = || path.display().to_string();
+    let file = std::fs::File::open(&path).map_err(|error| Refusal::input(what(), error))?;
+    let read = state::read_config(file).map_err(|error| Refusal::input(what(), error))?;
+    let (config, annotations) = state::parse_config(&read).map_err(|error| Refusal::input(what(), error))?;
+    let before: Value =
+        serde_json::from_slice(process).map_err(|error| Refusal::input("the process to start", error))?;
+    let mut after = before.clone();
+    if amend::is_restricted(&config) {
+        after = amend::restrict_process(after)?;
+    }
+    let guard = container.served_by.as_deref().unwrap_or(id);
+    if let Some(provision) = provision(request, &place, &base, guard, &ours(&annotations)) {
+        after = amend::provide_process(after, &provision)?;
+    }
+    if after == before {
+        return Ok(None);
+    }
+    serde_json::to_vec(&after).map(Some).map_err(|error| Refusal::input("the process to start", error))
+}
+
+/// What `create` wrote of a container that it protects, and the folder of runtime folders.
+fn running(place: &Place, id: &str) -> Result<Option<(Container, Dir)>, Refusal> {
+    if !layout::is_container_id(id) {
+        return Ok(None);
+    }
+    let Some(base) = place.existing_runtime()? else { return Ok(None) };
+    let Some(folder) = base.private(id)? else { return Ok(None) };
+    let Some(json) = folder.read(layout::CONTAINER, CONTAINER_LIMIT)? else { return Ok(None) };
+    let container = serde_json::from_slice(&json).map_err(|error| {
+        Refusal::input(folder.path().join(layout::CONTAINER).display().to_string(), error)
+    })?;
+    Ok(Some((container, base)))
+}
+
+/// The variables that the container was born with. Where they cannot be told any more (a provider's file has changed since) the
+/// process does without: it gets less, and nothing else depends on them.
+fn provision(
+    request: &Request,
+    place: &Place,
+    base: &Dir,
+    guard: &str,
+    ours: &state::Annotations,
+) -> Option<provision::Provision> {
+    // Whether the image spoke was asked when the container started.
+    let policy = asked::policy(request, ours, place).ok()?;
+    let birth = provision::is_wanted(&policy).then(|| Birth::open(base, guard, &policy).ok()?)??;
+    Some(birth.provision(&policy))
+}

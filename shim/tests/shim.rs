@@ -1,0 +1,428 @@
+//! The shim as a program, before a runtime that only says what it was given.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use terok_policy::amend::{self, hooks};
+use terok_policy::profile::Catalog;
+use terok_policy::provision::Issued;
+use terok_policy::{annotation, layout, provision};
+
+const CONFIGS: [&str; 3] = ["podman-4.3.1-rootful", "podman-4.3.1-rootless", "podman-5.4.2-rootful"];
+const ID: &str = "c0ffee";
+/// Tells, in files beside itself, how it was called.
+const RUNTIME: &str = r#"#!/bin/sh
+here=${0%/*}
+printf '%s\0' "$@" > "$here/arguments"
+env -0 > "$here/environment"
+umask > "$here/umask"
+pwd > "$here/folder"
+grep -E '^Sig(Blk|Ign)' /proc/self/status > "$here/signals"
+ls /proc/self/fd > "$here/descriptors"
+exit 42
+"#;
+
+/// Runs `test` on a thread that sees empty `/run` and `/var/lib`. Needs root: otherwise says so and skips.
+fn with_folders(test: impl FnOnce() + Send) {
+    let isolated = || -> nix::Result<()> {
+        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS)?;
+        let none: Option<&str> = None;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+        for folder in ["/run", "/var/lib"] {
+            mount(Some("tmpfs"), folder, Some("tmpfs"), MsFlags::empty(), Some("mode=755"))?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let ran = scope.spawn(|| match isolated() {
+            Ok(()) => test(),
+            Err(error) => {
+                let required = std::env::var("TEROK_TEST_REQUIRE").unwrap_or_default();
+                assert!(!required.contains("netns"), "required: netns: {error}");
+                eprintln!("skipped: netns: cannot make a mount namespace: {error}");
+            }
+        });
+        if let Err(panic) = ran.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+/// A user's own installation before the telling runtime, and a bundle.
+struct Lab {
+    folder: tempfile::TempDir,
+}
+
+impl Lab {
+    fn new(config: &[u8]) -> Self {
+        let lab = Lab { folder: tempfile::tempdir().unwrap() };
+        let bin = lab.bin();
+        for folder in [&bin, &lab.path("home/.config/terok"), &lab.path("bundle")] {
+            std::fs::create_dir_all(folder).unwrap();
+        }
+        for (program, content) in [(layout::HOOK, ""), (layout::SUPERVISOR, ""), ("runtime", RUNTIME)] {
+            std::fs::write(bin.join(program), content).unwrap();
+            std::fs::set_permissions(bin.join(program), std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        std::fs::copy(env!("CARGO_BIN_EXE_terok-shim"), bin.join(layout::SHIM)).unwrap();
+        lab.settings("");
+        std::fs::write(lab.config(), config).unwrap();
+        lab
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+    fn bin(&self) -> PathBuf {
+        self.path("home").join(layout::BIN_USER)
+    }
+    fn config(&self) -> PathBuf {
+        self.path("bundle/config.json")
+    }
+    fn settings(&self, more: &str) {
+        let text = format!("runtime = {:?}\n{more}\n", self.bin().join("runtime"));
+        std::fs::write(self.path("home").join(layout::SHIM_USER), text).unwrap();
+    }
+    fn read(&self) -> Value {
+        serde_json::from_slice(&std::fs::read(self.config()).unwrap()).unwrap()
+    }
+    /// What the runtime told.
+    fn told(&self, what: &str) -> Vec<u8> {
+        std::fs::read(self.bin().join(what)).unwrap()
+    }
+
+    fn shim(&self) -> Command {
+        Command::new(self.bin().join(layout::SHIM))
+    }
+
+    fn run(command: &mut Command) -> Output {
+        loop {
+            match command.output() {
+                // A test beside this one may have forked while the copy was open for writing.
+                Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => {}
+                Ok(output) if String::from_utf8_lossy(&output.stderr).contains("Text file busy") => {}
+                output => return output.unwrap(),
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    fn create(&self) -> Output {
+        Self::run(self.shim().args(["create", "--bundle"]).arg(self.path("bundle")).arg(ID))
+    }
+
+    #[track_caller]
+    fn passed(&self) {
+        let output = self.create();
+        assert_eq!(output.status.code(), Some(42), "{output:?}");
+    }
+
+    #[track_caller]
+    fn refused(&self, why: &str) {
+        let before = std::fs::read(self.config()).unwrap();
+        let _ = std::fs::remove_file(self.bin().join("arguments"));
+        let output = self.create();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.starts_with("terok: ") && said.contains(why), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(!self.bin().join("arguments").exists(), "the runtime was called");
+        assert_eq!(std::fs::read(self.config()).unwrap(), before);
+    }
+}
+
+fn fixture(name: &str) -> Value {
+    let path = format!("{}/../hooks/tests/fixtures/{name}.config.json", env!("CARGO_MANIFEST_DIR"));
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// A configuration without terok's annotations, and with `ours`.
+fn config(name: &str, ours: &[(&str, &str)]) -> Vec<u8> {
+    let mut config = fixture(name);
+    let annotations = config["annotations"].as_object_mut().unwrap();
+    annotations.retain(|key, _| !key.starts_with(annotation::PREFIX));
+    annotations.extend(ours.iter().map(|(key, value)| ((*key).to_owned(), json!(value))));
+    serde_json::to_vec_pretty(&config).unwrap()
+}
+
+fn policy(ours: &[(&str, &str)]) -> terok_policy::Policy {
+    let ours: BTreeMap<String, String> =
+        ours.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    annotation::parse(&ours, &Catalog::bundled()).unwrap()
+}
+
+fn installed(lab: &Lab, all: bool) -> hooks::Installed {
+    let home = Some(lab.path("home").display().to_string());
+    hooks::Installed { program: lab.bin().join(layout::HOOK).display().to_string(), home, all }
+}
+
+#[test]
+fn whatever_is_on_the_line_reaches_the_runtime_as_it_was() {
+    let lab = Lab::new(&config(CONFIGS[0], &[]));
+    let lines: [&[&[u8]]; 7] = [
+        &[],
+        &[b"--version"],
+        &[b"--log-format", b"json", b"--log", b"/nowhere/log", b"state", b"c 1"],
+        &[b"create", b"--bundle", b"/nowhere", b"c1"],
+        &[b"exec", b"--process", b"/nowhere", b"c1"],
+        &[b"", b"-", b"--", b"--x=\xff\xfe", b"\n", b"'\"$(x)`"],
+        &[b"checkpoint", b"--image-path=/i", b"-\xf0", b"create"],
+    ];
+    for line in lines {
+        let words = line.iter().map(|word| OsString::from_vec(word.to_vec()));
+        let output = Lab::run(lab.shim().args(words));
+        assert_eq!(output.status.code(), Some(42), "{output:?}");
+        let told: Vec<u8> = line.iter().flat_map(|word| [*word, b"\0"].concat()).collect();
+        let told = if line.is_empty() { b"\0".to_vec() } else { told };
+        assert_eq!(lab.told("arguments"), told);
+    }
+}
+
+#[test]
+fn environment_folder_umask_signals_and_descriptors_reach_it_too_and_none_of_ours() {
+    let lab = Lab::new(&config(CONFIGS[0], &[]));
+    let script = "trap '' USR1; umask 031; exec 7</dev/null; exec \"$0\" \"$@\"";
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", script]).arg(lab.bin().join(layout::SHIM)).args(["create", "-b", "bundle", ID]);
+    command.env_clear().envs([("LISTEN_FDS", "1"), ("LD_PRELOAD", "/nowhere.so"), ("HOME", "/h")]);
+    let output = Lab::run(command.current_dir(lab.folder.path()));
+    assert_eq!(output.status.code(), Some(42), "{output:?}");
+    let environment = String::from_utf8(lab.told("environment")).unwrap();
+    for variable in ["LISTEN_FDS=1", "LD_PRELOAD=/nowhere.so", "HOME=/h"] {
+        assert!(environment.split('\0').any(|line| line == variable), "{environment:?}");
+    }
+    assert_eq!(lab.told("umask"), b"0031\n");
+    assert_eq!(String::from_utf8(lab.told("folder")).unwrap().trim(), lab.folder.path().to_str().unwrap());
+    let signals = String::from_utf8(lab.told("signals")).unwrap();
+    // USR1 is 10. PIPE, 13, the standard library ignores in this program, and no child of it inherits that; 32 and 33 are the
+    // C library's.
+    let own = std::fs::read_to_string("/proc/self/status").unwrap();
+    let ignored = |status: &str| {
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:\t")).unwrap();
+        u64::from_str_radix(mask, 16).unwrap() & !(0b11 << 31)
+    };
+    assert_eq!(ignored(&signals), ignored(&own) & !(1 << 12) | 1 << 9);
+    assert!(signals.contains("SigBlk:\t0000000000000000"), "{signals}");
+    let mut descriptors = String::from_utf8(lab.told("descriptors")).unwrap();
+    // `ls` has the folder open as 3.
+    descriptors.retain(|c| c != '\n');
+    assert_eq!(descriptors, "01237");
+}
+
+#[test]
+fn a_bundle_without_a_key_stays_octet_by_octet() {
+    for name in CONFIGS {
+        let octets = config(name, &[]);
+        let lab = Lab::new(&octets);
+        let before = lab.config().metadata().unwrap();
+        lab.passed();
+        let after = lab.config().metadata().unwrap();
+        assert_eq!(std::fs::read(lab.config()).unwrap(), octets);
+        assert_eq!((before.ino(), before.mtime_nsec()), (after.ino(), after.mtime_nsec()));
+    }
+    for octets in [&b"not JSON"[..], b"{}", b"[]"] {
+        let lab = Lab::new(octets);
+        if octets == b"{}" { lab.passed() } else { lab.refused("config.json") }
+    }
+}
+
+#[test]
+fn what_precreate_makes_of_a_bundle_the_shim_makes_too_and_hooks_besides() {
+    with_folders(|| {
+        for name in CONFIGS {
+            for ours in [
+                &[("terok.shield", "up")][..],
+                &[("terok.shield.allow", "example.com"), ("terok.restricted", "true")],
+            ] {
+                let lab = Lab::new(&config(name, ours));
+                std::fs::set_permissions(lab.config(), std::fs::Permissions::from_mode(0o640)).unwrap();
+                lab.passed();
+                let before: Value = serde_json::from_slice(&config(name, ours)).unwrap();
+                let amended = amend::amend(before, &policy(ours)).unwrap();
+                assert_eq!(lab.read(), hooks::inject(amended, &installed(&lab, false)).unwrap(), "{name}");
+                assert_eq!(lab.config().metadata().unwrap().mode() & 0o777, 0o640);
+                let octets = std::fs::read(lab.config()).unwrap();
+                lab.passed();
+                assert_eq!(std::fs::read(lab.config()).unwrap(), octets, "once more changes nothing");
+            }
+        }
+    });
+}
+
+#[test]
+fn tokens_are_made_at_each_start_but_not_where_precreate_made_them() {
+    with_folders(|| {
+        let ours = [("terok.vault", "anthropic"), ("terok.ssh", "work@github.com")];
+        let before = config(CONFIGS[2], &ours);
+        let lab = Lab::new(&before);
+        // As for a container whose image is known: it has none.
+        let (id, store) = (ID, lab.path("store/overlay-containers"));
+        let bundle = store.join(id).join("userdata");
+        std::fs::create_dir_all(&bundle).unwrap();
+        std::fs::write(store.join("containers.json"), json!([{ "id": id, "image": "" }]).to_string())
+            .unwrap();
+        std::fs::rename(lab.config(), bundle.join("config.json")).unwrap();
+        std::fs::remove_dir(lab.path("bundle")).unwrap();
+        std::os::unix::fs::symlink(&bundle, lab.path("bundle")).unwrap();
+        let create = || {
+            let output = Lab::run(lab.shim().args(["create", "--bundle"]).arg(&bundle).arg(ID));
+            assert_eq!(output.status.code(), Some(42), "{output:?}");
+        };
+        let issued = || -> Issued {
+            let path = format!("/run/terok/{}/{ID}/{}", layout::BIRTH, layout::GRANTED);
+            serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+        };
+        create();
+        let (first, amended) = (issued(), lab.read());
+        let policy = policy(&ours);
+        let inside = format!("/run/terok/{}/{ID}/{}", layout::BIRTH, layout::INSIDE);
+        let expected = amend::amend(serde_json::from_slice(&before).unwrap(), &policy).unwrap();
+        let expected = amend::provide(expected, &provision::provision(&policy, &first, &inside)).unwrap();
+        assert_eq!(amended, hooks::inject(expected.clone(), &installed(&lab, false)).unwrap());
+
+        // Podman has run precreate: only the hooks are missing, or nothing.
+        std::fs::write(lab.config(), serde_json::to_vec(&expected).unwrap()).unwrap();
+        create();
+        assert!(issued().tokens == first.tokens && lab.read() == amended);
+        let octets = std::fs::read(lab.config()).unwrap();
+        create();
+        assert!(issued().tokens == first.tokens && std::fs::read(lab.config()).unwrap() == octets);
+
+        // The next start, from what the engine has kept.
+        std::fs::write(lab.config(), &before).unwrap();
+        create();
+        assert!(issued().tokens != first.tokens);
+    });
+}
+
+#[test]
+fn what_cannot_be_protected_does_not_reach_the_runtime() {
+    with_folders(|| {
+        let lab = |name: &str, ours: &[(&str, &str)]| Lab::new(&config(name, ours));
+        let shield = [("terok.shield", "up")];
+        lab(CONFIGS[0], &[("terok.sheild", "up")]).refused("terok.sheild");
+        lab("podman-4.3.1-rootful-host", &shield).refused("host's network namespace");
+        for program in [layout::HOOK, layout::SUPERVISOR] {
+            let lab = lab(CONFIGS[0], &shield);
+            std::fs::remove_file(lab.bin().join(program)).unwrap();
+            lab.refused("run `terok setup` again");
+        }
+        let lab = lab(CONFIGS[0], &shield);
+        let other = lab.path("other.json");
+        std::fs::write(&other, b"{}").unwrap();
+        let with = |more: &[&str]| {
+            let mut command = lab.shim();
+            command.args(more).arg("--bundle").arg(lab.path("bundle")).arg(ID);
+            String::from_utf8(Lab::run(&mut command).stderr).unwrap()
+        };
+        assert!(with(&["restore"]).contains("cannot be restored"));
+        std::fs::rename(lab.bin().join("runtime"), lab.bin().join("crun")).unwrap();
+        let text = format!("runtime = {:?}", lab.bin().join("crun"));
+        std::fs::write(lab.path("home").join(layout::SHIM_USER), text).unwrap();
+        let said = with(&["create", "--config", other.to_str().unwrap()]);
+        assert!(said.contains("other.json is not amended"), "{said}");
+        assert_eq!(with(&["create", "--config", "config.json"]), "");
+    });
+}
+
+#[test]
+fn why_is_said_on_stderr_and_in_the_log_as_the_engine_wants_it() {
+    let lab = Lab::new(b"[]");
+    let log = lab.path("log");
+    for format in ["json", "text"] {
+        let _ = std::fs::remove_file(&log);
+        let mut command = lab.shim();
+        command.args(["--log-format", format, "--log"]).arg(&log).args(["create", "--bundle"]);
+        let output = Lab::run(command.arg(lab.path("bundle")).arg(ID));
+        assert_eq!(output.status.code(), Some(1));
+        let said = String::from_utf8(output.stderr).unwrap();
+        let log = std::fs::read_to_string(&log).unwrap();
+        let logged = match format {
+            "json" => {
+                let line: Value = serde_json::from_str(&log).unwrap();
+                assert_eq!(line["level"], "error");
+                line["msg"].as_str().unwrap().to_owned() + "\n"
+            }
+            _ => {
+                log.trim().strip_prefix("level=error msg=\"").unwrap().trim_end_matches('"').to_owned() + "\n"
+            }
+        };
+        assert_eq!(logged, said);
+    }
+}
+
+#[test]
+fn with_all_containers_one_without_a_key_is_protected_too() {
+    with_folders(|| {
+        let lab = Lab::new(&config(CONFIGS[0], &[]));
+        lab.settings("all_containers = true");
+        lab.passed();
+        assert_eq!(amend::is_amended(&lab.read()), Ok(()));
+        let before: Value = serde_json::from_slice(&config(CONFIGS[0], &[])).unwrap();
+        let hooks = hooks::inject(before, &installed(&lab, true)).unwrap()["hooks"].take();
+        assert_eq!(lab.read()["hooks"], hooks);
+        assert!(hooks.to_string().contains("--all"));
+    });
+}
+
+#[test]
+fn settings_that_are_wrong_stop_it_and_name_the_file() {
+    let lab = Lab::new(&config(CONFIGS[0], &[]));
+    lab.settings("all_container = true");
+    lab.refused("shim.toml");
+    let itself = format!("runtime = {:?}", lab.bin().join(layout::SHIM));
+    std::fs::write(lab.path("home").join(layout::SHIM_USER), itself).unwrap();
+    lab.refused("terok-shim itself");
+}
+
+#[test]
+fn a_further_process_of_a_restricted_container_is_restricted() {
+    with_folders(|| {
+        for (restricted, ours) in [(true, ("terok.restricted", "true")), (false, ("terok.shield", "up"))] {
+            let lab = Lab::new(&config(CONFIGS[0], &[ours]));
+            lab.passed();
+            let described = json!({ "args": ["sh"], "cwd": "/", "env": ["PATH=/bin"], "user": { "uid": 0, "gid": 0 },
+                "capabilities": { "bounding": ["CAP_CHOWN"], "effective": ["CAP_CHOWN"] } });
+            let process = lab.path("process.json");
+            let exec = || {
+                std::fs::write(&process, described.to_string()).unwrap();
+                let mut command = lab.shim();
+                let output = Lab::run(command.args(["exec", "--detach", "--process"]).arg(&process).arg(ID));
+                assert_eq!(output.status.code(), Some(42), "{output:?}");
+                serde_json::from_slice::<Value>(&std::fs::read(&process).unwrap()).unwrap()
+            };
+            assert_eq!(exec(), described, "of a container that the hook did not protect");
+            let folder = Path::new(layout::RUN_ROOTFUL).join(ID);
+            make_private(folder.parent().unwrap());
+            make_private(&folder);
+            let container = terok_policy::control::Container {
+                id: ID.into(),
+                bundle: lab.path("bundle").display().to_string(),
+                ..Default::default()
+            };
+            let record = folder.join(layout::CONTAINER);
+            std::fs::write(&record, serde_json::to_vec(&container).unwrap()).unwrap();
+            std::fs::set_permissions(&record, std::fs::Permissions::from_mode(0o600)).unwrap();
+            let process = exec();
+            if restricted {
+                assert_eq!(process["noNewPrivileges"], true);
+                assert_eq!(process["capabilities"]["bounding"], json!([]));
+                assert_eq!(process["env"], described["env"]);
+            } else {
+                assert_eq!(process, described);
+            }
+            std::fs::remove_dir_all(&folder).unwrap();
+        }
+    });
+}
+
+fn make_private(folder: &Path) {
+    std::fs::create_dir_all(folder).unwrap();
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700)).unwrap();
+}

@@ -1,0 +1,142 @@
+//! The shim in place of the hooks directory, and beside it: containers whose engine calls `terok-shim` for its runtime.
+
+use serde_json::Value;
+use std::path::Path;
+use terok_policy::layout;
+use terok_tests::{Container, Lab, Mode, Recipe, bad_addresses, install, seen_at, site};
+
+/// Where the system-wide installation has its programs.
+const FOLDER: &str = "/usr/libexec/terok";
+
+/// Puts the shim beside the installed programs, before crun: runc cannot do without control groups, which the lab's Podman has none of.
+fn put_shim() -> String {
+    let shim = Path::new(FOLDER).join(layout::SHIM).display().to_string();
+    Mode::Rootful
+        .run("install", &["-m", "755", &format!("/run/lab/bin/{}", layout::SHIM), &shim])
+        .succeeded();
+    Mode::Rootful.run("mkdir", &["-p", "/etc/terok"]).succeeded();
+    std::fs::write(layout::SHIM_SYSTEM, "runtime = \"/usr/bin/crun\"\n").expect("shim.toml");
+    shim
+}
+
+fn take_shim() {
+    Mode::Rootful.run("rm", &["-f", layout::SHIM_SYSTEM, &format!("{FOLDER}/{}", layout::SHIM)]).succeeded();
+}
+
+/// Takes away, or puts back, what makes Podman read our hook files.
+fn hook_files(there: bool) {
+    let files = ["/run/drop-in.away", "/etc/containers/containers.conf.d/50-terok.conf"];
+    let [from, to] = if there { files } else { [files[1], files[0]] };
+    Mode::Rootful.run("mv", &[from, to]).succeeded();
+}
+
+#[track_caller]
+fn is_protected(container: &Container, allowed: &str) {
+    let (v4, _) = bad_addresses();
+    let lines = container.probe(&[
+        &format!("http {allowed} 80 {allowed} /shim"),
+        &format!("tcp {v4} 80"),
+        "socket 40 1 0",
+    ]);
+    assert_eq!(lines[0]["answers"][0]["status"], 200, "{lines:?}");
+    assert_eq!(lines[1]["errno"], 111, "{lines:?}");
+    assert_eq!(lines[2]["errno"], 1, "{lines:?}");
+    assert!(seen_at(v4).is_empty());
+}
+
+fn through(shim: &str, recipe: Recipe) -> Recipe {
+    recipe.option(&format!("--runtime={shim}"))
+}
+
+/// `config.json` as the runtime got it.
+fn config(container: &Container) -> Value {
+    let bundle = container.podman(&["inspect", "--format={{.OCIConfigPath}}"]).succeeded();
+    serde_json::from_str(&std::fs::read_to_string(bundle.trim()).expect("config.json")).expect("JSON")
+}
+
+fn our_hooks(config: &Value, stage: &str) -> usize {
+    let hooks = config["hooks"][stage].as_array().into_iter().flatten();
+    hooks.filter(|hook| hook["path"].as_str().is_some_and(|path| path.ends_with(layout::HOOK))).count()
+}
+
+#[test]
+fn without_hook_files_the_shim_protects_and_again_after_stop_and_start() {
+    let Some(_lab) = Lab::alone() else { return };
+    let shim = put_shim();
+    hook_files(false);
+    for mode in [Mode::Rootless, Mode::Rootful] {
+        let site = site();
+        let container = through(&shim, Recipe::sealed(mode, &site.name)).idle();
+        is_protected(&container, &site.name);
+        assert_eq!(our_hooks(&config(&container), "createRuntime"), 1);
+        // Podman remembers the runtime.
+        for verb in [&["stop", "--time=0"][..], &["restart", "--time=0"], &["kill"]] {
+            container.podman(verb).succeeded();
+            if verb[0] != "restart" {
+                container.is_left_alone();
+                container.podman(&["start"]).succeeded();
+            }
+            is_protected(&container, &site.name);
+        }
+        let (_gone, ended) = through(&shim, Recipe::bare(mode).annotate("sheild", "up")).run(&["true"]);
+        let said = ended.failed();
+        assert!(said.contains("terok.sheild") && said.contains("terok.shield"), "{said}");
+        through(&shim, Recipe::bare(mode)).run(&["true"]).1.succeeded();
+    }
+    hook_files(true);
+    take_shim();
+    install();
+}
+
+#[test]
+fn with_hook_files_and_shim_everything_happens_once() {
+    let Some(_lab) = Lab::alone() else { return };
+    let shim = put_shim();
+    for mode in [Mode::Rootless, Mode::Rootful] {
+        let site = site();
+        let container =
+            through(&shim, Recipe::sealed(mode, &site.name).annotate("vault", "anthropic")).idle();
+        is_protected(&container, &site.name);
+        let config = config(&container);
+        for stage in ["createRuntime", "poststop"] {
+            assert_eq!(our_hooks(&config, stage), 1, "{stage}");
+        }
+        let env = config["process"]["env"].as_array().expect("env");
+        let tokens = env
+            .iter()
+            .filter(|line| line.as_str().is_some_and(|line| line.starts_with("ANTHROPIC_API_KEY=")));
+        assert_eq!(tokens.count(), 1);
+        // What `podman exec` starts does not get the variables from Podman, but from the shim.
+        let first = mode.podman(&["exec", &container.name, "cat", "/proc/1/environ"]).succeeded();
+        let further = mode.podman(&["exec", &container.name, "cat", "/proc/self/environ"]).succeeded();
+        let token = |environ: &str| {
+            environ.split('\0').find(|line| line.starts_with("ANTHROPIC_API_KEY=")).map(str::to_owned)
+        };
+        assert!(token(&first).is_some() && token(&first) == token(&further), "{further:?}");
+    }
+    take_shim();
+    install();
+}
+
+#[test]
+fn a_restricted_container_and_what_is_started_in_it_have_no_privileges() {
+    let Some(_lab) = Lab::alone() else { return };
+    let shim = put_shim();
+    for mode in [Mode::Rootless, Mode::Rootful] {
+        let container = through(&shim, Recipe::sealed(mode, "").annotate("restricted", "true")).idle();
+        for process in ["1", "self"] {
+            let status = mode
+                .podman(&["exec", &container.name, "cat", &format!("/proc/{process}/status")])
+                .succeeded();
+            for line in
+                ["NoNewPrivs:\t1", "CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "Seccomp:\t2"]
+            {
+                assert!(status.contains(line), "{process} {line}: {status}");
+            }
+        }
+        let lines = container.probe(&["io_uring"]);
+        assert_eq!(lines[0]["errno"], 1, "{lines:?}");
+    }
+    take_shim();
+    install();
+}
