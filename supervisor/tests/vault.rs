@@ -366,7 +366,8 @@ fn two_hundred_that_ask_at_once_renew_a_token_once() {
 
 #[test]
 fn a_token_that_is_good_is_not_renewed_unless_the_service_refused_it() {
-    let endpoint = Endpoint::new(vec![tokens("access-2", "refresh-2")], Duration::ZERO);
+    let endpoint =
+        Endpoint::new(vec![tokens("access-2", "refresh-2"), tokens("access-3", "refresh-3")], Duration::ZERO);
     let bench = Bench::new(&[grant(provider("claude", &["oauth"], &endpoint.url), "default")], &[]);
     let (mut store, master) = bench.unlocked();
     add(&mut store, &master, "claude", "default", oauth("access-1", "refresh-1"), Some(now() + 3600));
@@ -378,7 +379,14 @@ fn a_token_that_is_good_is_not_renewed_unless_the_service_refused_it() {
     assert_eq!(secret(&bench.refused(0, 0)), "access-1");
     assert_eq!(secret(&bench.refused(0, 1)), "access-2");
     assert_eq!(secret(&bench.refused(0, 1)), "access-2");
+    // The new one is refused at once: another would be too.
+    assert_eq!(secret(&bench.refused(0, 2)), "access-2");
     assert_eq!(endpoint.asked(), 1);
+    let record = store.credential("claude", "default").unwrap();
+    let aged = store
+        .replace_secret(&master, &record, &oauth("access-2", "refresh-2"), Some(now() + 3600), now() - 61)
+        .unwrap();
+    assert_eq!(secret(&bench.refused(0, aged.revision)), "access-3");
 }
 
 #[test]

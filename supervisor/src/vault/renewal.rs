@@ -18,7 +18,7 @@ const MARGIN: u64 = 5 * 60;
 const QUEUE: Duration = Duration::from_secs(25);
 /// How long the service may take, names and connection included.
 const EXCHANGE: Duration = Duration::from_secs(15);
-/// After a refusal by the service, it is not asked again so soon unless the record changes.
+/// After a refusal by the service, it is not asked again so soon unless the record changes; nor for another token than the one it has just given.
 const REST: u64 = 60;
 
 /// What is wanted of a record.
@@ -87,7 +87,9 @@ enum Wish {
 }
 
 fn wish(record: &Record, refused: Option<u64>, now: u64) -> Option<Wish> {
-    if refused == Some(record.revision) {
+    // A token that is new and refused is not what is wrong: else whoever finds a request that is always refused has it renewed with each.
+    let new = record.revision > 1 && (record.changed..record.changed.saturating_add(REST)).contains(&now);
+    if refused == Some(record.revision) && !new {
         return Some(Wish::Refused);
     }
     (now >= margin_before_end(record)).then_some(Wish::Margin)
