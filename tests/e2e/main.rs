@@ -15,6 +15,7 @@ mod networks;
 mod operator;
 mod published;
 mod rebinding;
+mod restricted;
 mod shared;
 mod shim;
 mod tools;

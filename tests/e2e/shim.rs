@@ -3,7 +3,7 @@
 use serde_json::Value;
 use std::path::Path;
 use terok_policy::layout;
-use terok_tests::{Container, Lab, Mode, Recipe, bad_addresses, install, seen_at, site};
+use terok_tests::{Container, Lab, Mode, Net, Recipe, bad_addresses, install, seen_at, site};
 
 /// Where the system-wide installation has its programs.
 const FOLDER: &str = "/usr/libexec/terok";
@@ -64,9 +64,10 @@ fn without_hook_files_the_shim_protects_and_again_after_stop_and_start() {
     let Some(_lab) = Lab::alone() else { return };
     let shim = put_shim();
     hook_files(false);
-    for mode in [Mode::Rootless, Mode::Rootful] {
+    let nets = [Net::Sealed, Net::SealedRootful].into_iter().chain(Net::cards());
+    for (net, mode) in nets.map(|net| (net, net.mode())) {
         let site = site();
-        let container = through(&shim, Recipe::sealed(mode, &site.name)).idle();
+        let container = through(&shim, Recipe::on(net, &site.name)).idle();
         is_protected(&container, &site.name);
         assert_eq!(our_hooks(&config(&container), "createRuntime"), 1);
         // Podman remembers the runtime.
@@ -106,7 +107,10 @@ fn with_hook_files_and_shim_everything_happens_once() {
             .iter()
             .filter(|line| line.as_str().is_some_and(|line| line.starts_with("ANTHROPIC_API_KEY=")));
         assert_eq!(tokens.count(), 1);
-        // What `podman exec` starts does not get the variables from Podman, but from the shim.
+        // `podman exec` gives a further process what the engine has stored; the shim gives it the rest.
+        let without = Recipe::sealed(mode, &site.name).annotate("vault", "anthropic").idle();
+        let bare = mode.podman(&["exec", &without.name, "cat", "/proc/self/environ"]).succeeded();
+        assert!(!bare.contains("ANTHROPIC_API_KEY="), "{bare}");
         let first = mode.podman(&["exec", &container.name, "cat", "/proc/1/environ"]).succeeded();
         let further = mode.podman(&["exec", &container.name, "cat", "/proc/self/environ"]).succeeded();
         let token = |environ: &str| {
@@ -136,6 +140,10 @@ fn a_restricted_container_and_what_is_started_in_it_have_no_privileges() {
         }
         let lines = container.probe(&["io_uring"]);
         assert_eq!(lines[0]["errno"], 1, "{lines:?}");
+        // With the hooks alone a further process has the rights that the engine gives it, under the same filter.
+        let without = Recipe::sealed(mode, "").annotate("restricted", "true").idle();
+        let status = mode.podman(&["exec", &without.name, "cat", "/proc/self/status"]).succeeded();
+        assert!(status.contains("NoNewPrivs:\t0") && status.contains("Seccomp:\t2"), "{status}");
     }
     take_shim();
     install();
