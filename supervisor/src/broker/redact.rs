@@ -1,5 +1,5 @@
 //! Finds a credential in what an upstream sends, however it is cut into pieces, and covers it with asterisks: as it is, in base64 at any of its three
-//! offsets, and percent-encoded (V4). No more is held back than what may be the beginning of it.
+//! offsets, percent-encoded, and as a text in JSON or HTML (V4). No more is held back than what may be the beginning of it.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
@@ -152,6 +152,7 @@ impl Drop for Patterns {
 fn forms_of(secret: &[u8]) -> Vec<Vec<u8>> {
     let mut forms =
         vec![secret.to_vec(), percent(secret, b"0123456789ABCDEF"), percent(secret, b"0123456789abcdef")];
+    forms.extend(TEXTS.map(|escape| secret.iter().flat_map(|&octet| escape(octet)).collect()));
     for offset in 0..3 {
         // What stands before and behind shares the first and the last character with it: those in between are its alone.
         let padded = Zeroizing::new([&[0; 3][..offset], secret].concat());
@@ -169,6 +170,40 @@ fn forms_of(secret: &[u8]) -> Vec<Vec<u8>> {
     }
     forms
 }
+
+/// How writers of JSON and HTML escape a character of a text; most keys have none that they would.
+const TEXTS: [fn(u8) -> Vec<u8>; 5] = [
+    // As RFC 8259 needs it.
+    |octet| match octet {
+        b'"' | b'\\' => vec![b'\\', octet],
+        _ => vec![octet],
+    },
+    // PHP.
+    |octet| match octet {
+        b'"' | b'\\' | b'/' => vec![b'\\', octet],
+        _ => vec![octet],
+    },
+    // Go, and Rails.
+    |octet| match octet {
+        b'"' | b'\\' => vec![b'\\', octet],
+        b'<' | b'>' | b'&' => format!("\\u{octet:04x}").into_bytes(),
+        _ => vec![octet],
+    },
+    // .NET.
+    |octet| match octet {
+        b'\\' => vec![b'\\', octet],
+        b'"' | b'&' | b'\'' | b'+' | b'<' | b'>' | b'`' => format!("\\u{octet:04X}").into_bytes(),
+        _ => vec![octet],
+    },
+    |octet| match octet {
+        b'&' => b"&amp;".to_vec(),
+        b'<' => b"&lt;".to_vec(),
+        b'>' => b"&gt;".to_vec(),
+        b'"' => b"&quot;".to_vec(),
+        b'\'' => b"&#39;".to_vec(),
+        _ => vec![octet],
+    },
+];
 
 fn percent(secret: &[u8], digits: &[u8; 16]) -> Vec<u8> {
     let mut coded = Vec::with_capacity(secret.len());
@@ -331,6 +366,22 @@ mod tests {
         let coded =
             b"q=sk-real-ABAB%2f%2bkey%3dwith%25odd%3fbyteZ&r=sk-real-ABAB%2F%2Bkey%3Dwith%25odd%3FbyteZ";
         assert!(!String::from_utf8(through(&[coded])).unwrap().contains("real"));
+    }
+
+    #[test]
+    fn a_secret_in_a_text_of_json_or_html_is_covered() {
+        let secret = b"p\"a\\ss/wo+rd&<'>`";
+        for (form, writer) in [
+            (r#"p\"a\\ss/wo+rd&<'>`"#, "JSON"),
+            (r#"p\"a\\ss\/wo+rd&<'>`"#, "PHP"),
+            (r#"p\"a\\ss/wo+rd\u0026\u003c'\u003e`"#, "Go"),
+            (r#"p\u0022a\\ss/wo\u002Brd\u0026\u003C\u0027\u003E\u0060"#, ".NET"),
+            (r#"p&quot;a\ss/wo+rd&amp;&lt;&#39;&gt;`"#, "HTML"),
+        ] {
+            let mut redactor = Redactor::new(Patterns::of([&secret[..]]));
+            let out = [redactor.feed(Bytes::copy_from_slice(form.as_bytes())), redactor.finish()].concat();
+            assert_eq!(out, "*".repeat(form.len()).as_bytes(), "{writer}");
+        }
     }
 
     #[test]
