@@ -20,7 +20,7 @@ use std::os::unix::process::CommandExt;
 use terok_install::host::Host;
 use terok_install::{consulted, podman};
 use terok_policy::plan::{Card, HostFacts, Network};
-use terok_policy::{Plan, Policy, annotation};
+use terok_policy::{Plan, Policy, annotation, judge};
 
 /// The raw arguments of `terok run`, described by the option table.
 #[derive(Debug, Clone)]
@@ -51,6 +51,12 @@ pub(crate) fn run(host: &Host, args: &RunArgs) -> anyhow::Result<()> {
     let start = assemble(&args.0, &doors, &credentials)?;
     let policy = annotation::parse(&start.annotations, &profiles::catalog(host)?)?;
     let of_the_vault = needs_the_vault(&policy);
+    for host in judge::unreached(&policy) {
+        let port = judge::SSH;
+        eprintln!(
+            "terok: note: no rule opens {host}:{port}, where the granted SSH key would log in; add --allow {host}:{port}"
+        );
+    }
     match start.network {
         Wanted::Sealed => drop(Plan::new(policy, HostFacts::sealed(true))?),
         Wanted::Filtered => drop(Plan::new(policy, example())?),

@@ -10,6 +10,7 @@ use std::path::Path;
 use terok_kernel::statedir::Dir;
 use terok_kernel::{error, inherited, memfd};
 use terok_policy::plan::{Fd, HostFacts, SupervisorConfig, Wiring};
+use terok_policy::policy::SshGrant;
 
 /// Ten thousand rules are one megabyte.
 const CONFIG_LIMIT: u64 = 64 << 20;
@@ -67,12 +68,22 @@ pub(crate) struct ParentConfig {
     /// The owner's home, where SSH keys were granted.
     #[serde(default)]
     pub(crate) home: String,
+    /// What of the policy is the parent's.
+    pub(crate) policy: ParentPolicy,
     /// The facts.
     pub(crate) facts: HostFacts,
     /// What was chosen at the start.
     pub(crate) wiring: Wiring,
     /// What each descriptor from 4 on is, in order.
     pub(crate) fds: Vec<Fd>,
+}
+
+/// The part of the policy that the parent reads.
+#[derive(Debug, Deserialize)]
+pub(crate) struct ParentPolicy {
+    /// SSH keys, each for a host.
+    #[serde(default)]
+    pub(crate) ssh: Vec<SshGrant>,
 }
 
 /// The configuration where it is kept, read again when it is needed: the parent keeps no copy of a policy that may be large.

@@ -23,9 +23,9 @@ use terok_kernel::seccomp::Filter;
 use terok_kernel::socket::message_pair;
 use terok_kernel::statedir::Dir;
 use terok_kernel::userns::{Owner, owner};
-use terok_policy::layout;
 use terok_policy::plan::Fd;
-use terok_vault::known_hosts;
+use terok_policy::{layout, provision};
+use terok_vault::known_hosts::{self, KnownHosts};
 
 /// Wait before a restart: doubled at each, back to the first after a worker that lived [`LIVED`].
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(2));
@@ -56,6 +56,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         inherited,
         restarts: 0,
     };
+    parent.introduce_hosts()?;
     parent.confine()?;
     parent.supervise()
 }
@@ -109,6 +110,15 @@ struct Worker {
 }
 
 impl Parent {
+    /// Gives the container the keys by which the hosts are known that it may log in at: its own `ssh` asks for them before the signer does.
+    fn introduce_hosts(&self) -> anyhow::Result<()> {
+        let (Some(folders), false) = (&self.vault, self.config.policy.ssh.is_empty()) else { return Ok(()) };
+        let files = known_hosts::files(&folders.path, Path::new(&self.config.home));
+        let text = KnownHosts::read(&files).file_for(&self.config.policy.ssh);
+        let inside = self.inherited.folder(Fd::Birth, layout::INSIDE)?;
+        Ok(inside.write_for_all(provision::KNOWN_HOSTS, text.as_bytes())?)
+    }
+
     /// The worker inherits these limits and adds its own, so they leave room for what both need.
     fn confine(&self) -> anyhow::Result<()> {
         let around = |dir: &Dir| File::open(dir.path().parent().unwrap_or(dir.path()));

@@ -9,12 +9,13 @@ use rig::{Rig, Wish};
 use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::sync::mpsc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use terok_kernel::statedir::Dir;
 use terok_policy::layout;
-use terok_policy::policy::VaultGrant;
+use terok_policy::policy::{SshGrant, VaultGrant};
+use terok_policy::provision;
 use terok_vault::ssh_key::{Kind, SshKey};
 use terok_vault::{Cost, MasterKey, New, Secret, SshPublic, Store, session};
 use zeroize::Zeroizing;
@@ -179,6 +180,34 @@ fn a_credential_goes_to_the_service_and_follows_the_vault_without_a_restart() {
     assert!(birth.exists());
     let root = rig.end();
     assert!(!birth.exists() && root.path().join("vault").exists());
+}
+
+/// From the person's own file and terok's, for the granted host alone, and before the container runs.
+#[test]
+fn a_container_with_a_key_finds_the_keys_of_the_host_that_it_may_log_in_at() {
+    if !rig::possible() {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    vault(root.path());
+    let [own, learnt, other] = [0; 3].map(|_| SshKey::generate(Kind::Ed25519, "").unwrap().public());
+    let [own, learnt, other] = [own, learnt, other].map(|key| key.trim_end().to_owned());
+    std::fs::create_dir(root.path().join(".ssh")).unwrap();
+    let text = format!("[git.example]:2222 {own}\nsecret.example {other}\n");
+    std::fs::write(root.path().join(".ssh/known_hosts"), text).unwrap();
+    let file = root.path().join("vault").join(layout::VAULT_KNOWN_HOSTS);
+    std::fs::write(file, format!("git.example {learnt}\n")).unwrap();
+    let grant = SshGrant { key: "work".into(), host: Some("git.example".parse().unwrap()) };
+    let rig = Rig::start_in(root, &Wish { ssh: vec![grant], ..Wish::default() });
+    let inside = rig.root.path().join("run").join(layout::BIRTH).join("c1").join(layout::INSIDE);
+    let file = inside.join(provision::KNOWN_HOSTS);
+    let text = std::fs::read_to_string(&file).unwrap();
+    let mut lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    let mut wanted = [own, learnt].map(|key| format!("git.example {key}"));
+    lines.sort_unstable();
+    wanted.sort();
+    assert_eq!(lines, wanted);
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o444);
 }
 
 #[test]

@@ -23,6 +23,7 @@ mod vault_bytes;
 mod vault_clean;
 mod vault_clients;
 mod vault_hostile;
+mod vault_known_hosts;
 mod vault_locked;
 mod vault_oauth;
 mod vault_run;

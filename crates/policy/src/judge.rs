@@ -8,6 +8,9 @@ use crate::rule::{DOT, Ports, Proto, Rule, Target};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
+/// Where SSH servers listen.
+pub const SSH: u16 = 22;
+
 /// Something a container asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Query<'a> {
@@ -157,6 +160,30 @@ pub fn judge(policy: &Policy, live: &Live, state: Shield, query: &Query<'_>) -> 
     }
 }
 
+/// Hosts that SSH keys were granted for and to which no rule of `policy` leads: a key opens no port. A rule for other ports than the web's is
+/// taken to mean the host's SSH server.
+pub fn unreached(policy: &Policy) -> Vec<&Name> {
+    let live = Live::default();
+    let mut hosts: Vec<&Name> = Vec::new();
+    for host in policy.ssh.iter().filter_map(|grant| grant.host.as_ref()) {
+        let query = Query::Name { name: host, port: SSH, proto: Proto::Tcp };
+        let missing = match judge(policy, &live, policy.shield, &query) {
+            // With a hold an operator is asked.
+            Verdict::Refuse { reason, .. } => reason.is_open_question() && policy.hold == 0,
+            _ => false,
+        };
+        let elsewhere = policy.allow.iter().map(|sourced| &sourced.rule).any(|rule| {
+            rule.proto == Proto::Tcp
+                && rule.target.names(host)
+                && !rule.ports.without(&Ports::web()).is_empty()
+        });
+        if missing && !elsewhere && !hosts.contains(&host) {
+            hosts.push(host);
+        }
+    }
+    hosts
+}
+
 impl Verdict {
     fn refuse(reason: Reason, rule: Option<Found<'_>>) -> Self {
         Verdict::Refuse { reason, rule: rule.map(Found::sourced) }
@@ -301,6 +328,7 @@ fn found<'a>(policy: &'a [Sourced], live: &'a [Rule]) -> impl Iterator<Item = Fo
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::SshGrant;
 
     fn policy(allow: &[&str], deny: &[&str]) -> Policy {
         let source = Source::Annotation;
@@ -310,6 +338,30 @@ mod tests {
             deny: deny.iter().map(|text| sourced(Rule::parse_deny(text).unwrap())).collect(),
             ..Policy::default()
         }
+    }
+
+    #[test]
+    fn a_key_for_a_host_that_no_rule_leads_to_is_told() {
+        let granted = |policy: Policy| {
+            let grant = |host: &str| SshGrant { key: "work".into(), host: Some(host.parse().unwrap()) };
+            let ssh =
+                vec![grant("git.example"), grant("git.example"), SshGrant { key: "x".into(), host: None }];
+            let policy = Policy { ssh, ..policy };
+            unreached(&policy).iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        };
+        for allow in
+            [&[][..], &["git.example"], &["git.example:443"], &["*.git.example:22"], &["git.example:22/udp"]]
+        {
+            assert_eq!(granted(policy(allow, &[])), "git.example", "{allow:?}");
+        }
+        for allow in ["git.example:22", "*.example:22", "git.example:2222", "any"] {
+            assert_eq!(granted(policy(&[allow], &[])), "", "{allow}");
+        }
+        // What a rule closes, a further one would not open.
+        assert_eq!(granted(policy(&[], &["git.example:22"])), "");
+        assert_eq!(granted(Policy { shield: Shield::Down, ..Policy::default() }), "");
+        assert_eq!(granted(Policy { learn: true, ..Policy::default() }), "");
+        assert_eq!(granted(Policy { hold: 30, ..Policy::default() }), "");
     }
 
     /// `TARGET:PORT`, or `NAME?` for a resolution, as a word: `allow`, `down` or the reason.

@@ -11,6 +11,7 @@ mod sets;
 pub use filtered::FIRST_OWN_PORT;
 
 use crate::grants::Grants;
+use crate::judge;
 use crate::live::Live;
 use crate::policy::{Labels, Policy, Sourced, SshGrant, VaultGrant};
 use crate::provision::{self, Issued};
@@ -288,6 +289,9 @@ fn write_grants(f: &mut std::fmt::Formatter<'_>, policy: &Policy) -> std::fmt::R
         let title = if index == 0 { "ssh" } else { "" };
         let host = host.as_ref().map_or("any host".to_owned(), ToString::to_string);
         writeln!(f, "{title:<10}  key {key:?} for {host}")?;
+    }
+    for host in judge::unreached(policy) {
+        writeln!(f, "{:<10}  no rule opens {host}:{}: add it to terok.shield.allow", "", judge::SSH)?;
     }
     let variables = provision::variables(policy);
     if !variables.is_empty() {

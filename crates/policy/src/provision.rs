@@ -16,11 +16,19 @@ pub const CA_BUNDLE: &str = "ca-bundle.crt";
 pub const CA: &str = "ca.crt";
 /// In it: the SSH agent's socket.
 pub const AGENT: &str = "ssh-agent.sock";
+/// In it: the keys that the granted SSH hosts are known by, as `ssh` reads them; written by the supervisor before it is ready.
+pub const KNOWN_HOSTS: &str = "known_hosts";
 
 /// Says where [`ENV`] is, and that a process has what it says.
 pub const ENV_VARIABLE: &str = "TEROK_ENV";
 /// Where OpenSSH's clients look for the agent.
 pub const AGENT_VARIABLE: &str = "SSH_AUTH_SOCK";
+/// What git logs in with; a shell reads it, so that quotes keep the list of files one word.
+pub const GIT_SSH_VARIABLE: &str = "GIT_SSH_COMMAND";
+/// The other variable that says it, which [`GIT_SSH_VARIABLE`] would override.
+const GIT_SSH_OLDER: &str = "GIT_SSH";
+/// Where `ssh` looks beside the user's own files (ssh_config(5), GlobalKnownHostsFile).
+const SSH_KNOWN_HOSTS: &str = "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2";
 /// Variables by which TLS clients find the CA certificates they trust in place of the system's.
 pub const CA_VARIABLES: [&str; 8] = [
     "AWS_CA_BUNDLE",      // botocore
@@ -85,6 +93,9 @@ pub fn provision(policy: &Policy, issued: &Issued, folder: &str) -> Provision {
     }
     if !policy.ssh.is_empty() {
         provision.env.push((AGENT_VARIABLE.to_owned(), inside(AGENT)));
+        let files = format!("{} {SSH_KNOWN_HOSTS}", inside(KNOWN_HOSTS));
+        let ssh = format!("ssh -o GlobalKnownHostsFile=\"{files}\"");
+        provision.defaults.push((GIT_SSH_VARIABLE.to_owned(), ssh));
     }
     if intercepts(policy) {
         let bundle = CA_VARIABLES.map(|variable| (variable.to_owned(), inside(CA_BUNDLE)));
@@ -121,9 +132,16 @@ pub fn env_file(provision: &Provision) -> String {
         text += &format!("export {variable}={}\n", quoted(value));
     }
     for (variable, value) in &provision.defaults {
-        text += &format!("export {variable}=\"${{{variable}-{value}}}\"\n");
+        let own: String = spellings(variable).map(|own| format!("${{{own}+set}}")).collect();
+        text += &format!("[ \"{own}\" ] || export {variable}={}\n", quoted(value));
     }
     text
+}
+
+/// The variables any of which, in a container, stands for a default of `variable`.
+pub(crate) fn spellings(variable: &str) -> impl Iterator<Item = &str> {
+    let older = (variable == GIT_SSH_VARIABLE).then_some(GIT_SSH_OLDER);
+    std::iter::once(variable).chain(older)
 }
 
 /// What both providers would set to different values, by name: `GH_TOKEN` or `git core.x`.

@@ -5,6 +5,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use ring::hmac;
 use std::path::{Path, PathBuf};
+use terok_policy::policy::SshGrant;
 use terok_policy::{Name, layout};
 
 /// Keys of public git hosts.
@@ -77,6 +78,41 @@ impl KnownHosts {
             standing = Standing::Changed;
         }
         standing
+    }
+
+    /// A known_hosts file for a container with these `grants`: the keys that the signer would take for their hosts', in lines that name these hosts
+    /// alone. A key without a host has the bundled ones. What is known by its fingerprint cannot be written.
+    pub fn file_for(&self, grants: &[SshGrant]) -> String {
+        let mut lines: Vec<String> = Vec::new();
+        for grant in grants {
+            match &grant.host {
+                Some(host) => lines.extend(self.lines_of(host)),
+                None => {
+                    lines.extend(BUNDLED.lines().filter(|line| !line.starts_with('#')).map(str::to_owned))
+                }
+            }
+        }
+        lines.sort_unstable();
+        lines.dedup();
+        let mut text = String::from(
+            "# Host keys of the granted SSH hosts, as the host knew them when the container started.\n",
+        );
+        lines.iter().for_each(|line| text.extend([line, "\n"]));
+        text
+    }
+
+    /// Without a port: `ssh` looks there too for a host at another one.
+    fn lines_of(&self, host: &Name) -> impl Iterator<Item = String> {
+        let named =
+            self.entries.iter().filter(move |entry| !entry.revoked && names(&entry.hosts, host.as_str()));
+        let keys = named.filter_map(|entry| match &entry.key {
+            Key::Whole(key) => Some(key),
+            Key::Print(_) => None,
+        });
+        keys.filter(move |key| self.standing(host, key) == Standing::Known).filter_map(move |key| {
+            let kind = key.get(4..)?.get(..u32::from_be_bytes(key.get(..4)?.try_into().ok()?) as usize)?;
+            Some(format!("{host} {} {}", std::str::from_utf8(kind).ok()?, STANDARD.encode(key)))
+        })
     }
 }
 
@@ -296,6 +332,63 @@ mod tests {
         for text in ["", "SHA256:", "SHA256:abc", "MD5:00:11", "ssh-ed25519", "ssh-ed25519 AAAA", "ssh-rsa !"]
         {
             assert_eq!(super::line(&host, text), None, "{text}");
+        }
+    }
+
+    fn grant(text: &str) -> SshGrant {
+        let (key, host) = text.split_once('@').map_or((text, None), |(key, host)| (key, Some(name(host))));
+        SshGrant { key: key.into(), host }
+    }
+
+    #[test]
+    fn a_container_is_told_the_keys_of_its_granted_hosts_as_the_signer_knows_them() {
+        let [a, b, c, d] = [key(), key(), key(), key()];
+        let text = line("git.example,secret.example", &a)
+            + &line("[git.example]:2222", &b)
+            + &line("*.corp.example", &c)
+            + &line("git.example", &d)
+            + &line("@revoked *", &d)
+            + &format!("git.example {}\n", key().fingerprint())
+            + &line("@cert-authority git.example", &key());
+        let known = known(&text);
+        let lines = |grants: &[&str]| -> Vec<String> {
+            let grants: Vec<SshGrant> = grants.iter().copied().map(grant).collect();
+            let file = known.file_for(&grants);
+            assert!(file.ends_with('\n') && file.starts_with("# "), "{file}");
+            file.lines().skip(1).map(str::to_owned).collect()
+        };
+        let public = |host: &str, key: &SshKey| {
+            format!("{host} {}", key.public().split(' ').take(2).collect::<Vec<_>>().join(" "))
+        };
+        let mut git = vec![public("git.example", &a), public("git.example", &b)];
+        git.sort();
+        assert_eq!(lines(&["work@git.example", "home@git.example"]), git);
+        assert_eq!(lines(&["work@x.corp.example"]), [public("x.corp.example", &c)]);
+        assert!(lines(&["work@unknown.example"]).is_empty());
+        let anywhere = lines(&["work"]);
+        assert!(anywhere.len() == 10 && anywhere.iter().any(|line| line.starts_with("github.com ")));
+    }
+
+    /// What is written is read back as the same: by us, and by OpenSSH.
+    #[test]
+    fn the_file_for_a_container_is_one_that_ssh_keygen_finds_the_host_in() {
+        let a = key();
+        let text =
+            known(&line("[git.example]:2222,other.example", &a)).file_for(&[grant("work@git.example")]);
+        assert_eq!(known(&text).standing(&name("git.example"), &a.blob()), Standing::Known);
+        assert_eq!(known(&text).standing(&name("other.example"), &a.blob()), Standing::Unknown);
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("known_hosts");
+        std::fs::write(&file, text).unwrap();
+        match Command::new("ssh-keygen").args(["-l", "-F", "git.example", "-f"]).arg(&file).output() {
+            Ok(found) => {
+                assert!(String::from_utf8_lossy(&found.stdout).contains(&a.fingerprint()), "{found:?}")
+            }
+            Err(_) => {
+                let required = std::env::var("TEROK_TEST_REQUIRE").unwrap_or_default();
+                assert!(!required.split(',').any(|word| word == "ssh"), "no ssh-keygen");
+                eprintln!("skipped: no ssh-keygen");
+            }
         }
     }
 

@@ -39,6 +39,8 @@ struct Store {
     known: RefCell<String>,
     locked: Cell<bool>,
     signed: Cell<usize>,
+    /// What was to be signed.
+    asked: RefCell<Vec<Vec<u8>>>,
 }
 
 struct Rig {
@@ -175,6 +177,7 @@ impl Store {
                 known.add(&self.known.borrow());
                 let (key, public) = &keys[*grant];
                 self.signed.set(self.signed.get() + 1);
+                self.asked.borrow_mut().push(STANDARD.decode(data).unwrap());
                 let wanted = Wanted { bindings, data, flags: *flags };
                 errand::sign(&wanted, &grants[*grant], public, &known, || Ok(key.to_pem().unwrap()))
                     .map(Fetched::Signature)
@@ -424,6 +427,48 @@ impl Server {
         Some(Server { child, port })
     }
 
+    /// OpenSSH's server, which forwards agents and takes logins that name its host key; `None` where it cannot be started here.
+    async fn openssh(rig: &Rig, name: &str) -> Option<Self> {
+        if !there("sshd") || !there("ssh-keygen") || !there("unshare") {
+            return None;
+        }
+        let mounts = Command::new("unshare").args(["-m", "true"]).stderr(Stdio::null()).status();
+        if !mounts.is_ok_and(|mounts| mounts.success()) {
+            eprintln!("skipped: no mount namespace; run as root");
+            return None;
+        }
+        rig.good("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", name]).await;
+        std::fs::write(rig.path("authorized_keys"), &rig.store.keys.borrow()[0].1.public).unwrap();
+        let port =
+            std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+        let config = format!(
+            "ListenAddress 127.0.0.1:{port}\nHostKey {}\nPidFile none\nUsePAM no\nStrictModes no\nPermitRootLogin yes\n\
+             AllowAgentForwarding yes\nAuthorizedKeysFile {}\nKbdInteractiveAuthentication no\nPasswordAuthentication no\n",
+            rig.path(name).display(),
+            rig.path("authorized_keys").display()
+        );
+        std::fs::write(rig.path(&format!("{name}.conf")), config).unwrap();
+        // It demands an absolute path, a folder of its own in /run, and a shell's home without anybody's start-up files.
+        let script = "mount -t tmpfs tmpfs /run && mkdir /run/sshd && mount -t tmpfs -o mode=700 tmpfs /root \
+                      && PATH=$PATH:/usr/sbin && exec \"$(command -v sshd)\" -D -e -f \"$0\"";
+        let child = Command::new("unshare")
+            .args(["-m", "sh", "-c", script])
+            .arg(rig.path(&format!("{name}.conf")))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(rig.path(&format!("{name}.log"))).unwrap())
+            .spawn()
+            .unwrap();
+        let server = Server { child, port };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while std::net::TcpStream::connect(("127.0.0.1", server.port.parse::<u16>().unwrap())).is_err() {
+            let log = || std::fs::read_to_string(rig.path(&format!("{name}.log")));
+            assert!(Instant::now() < deadline, "no server: {:?}", log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Some(server)
+    }
+
     /// Its public key on one line.
     async fn key(rig: &Rig, name: &str) -> String {
         let shown = rig.good("dropbearkey", &["-y", "-f", name]).await;
@@ -432,6 +477,10 @@ impl Server {
 
     /// Logs in with `ssh` as root and runs a command.
     async fn login(&self, rig: &Rig) -> Output {
+        self.login_with(rig, &[], "echo in").await
+    }
+
+    async fn login_with(&self, rig: &Rig, more: &[&str], command: &str) -> Output {
         let options = [
             "-F",
             "none",
@@ -445,9 +494,8 @@ impl Server {
             "BatchMode=yes",
             "-o",
             "ConnectTimeout=10",
-            "root@127.0.0.1",
-            "echo in",
         ];
+        let options = [&options[..], more, &["root@127.0.0.1", command]].concat();
         rig.run("ssh", &options).await
     }
 }
@@ -481,6 +529,80 @@ async fn ssh_logs_in_at_the_granted_host_and_nowhere_else() {
             assert_eq!((&line["action"], &line["target"]), (&"sign".into(), &"git.example".into()));
             let detail = serde_json::json!({ "key": "work", "for": "login", "user": "root" });
             assert_eq!(line["detail"], detail);
+        })
+        .await;
+}
+
+/// OpenSSH's client and server agree on a login that names the host key inside what is signed (PROTOCOL, section 3.1).
+#[tokio::test]
+async fn a_login_that_names_the_hosts_key_is_signed_at_that_host_and_is_not_forwarded() {
+    if !there("ssh") {
+        return;
+    }
+    LocalSet::new()
+        .run_until(async {
+            let rig = Rig::start(&["work@git.example"], KeyKind::Ed25519, &["root"]);
+            let Some(server) = Server::openssh(&rig, "host").await else { return };
+            let public = std::fs::read_to_string(rig.path("host.pub")).unwrap();
+            let other = SshKey::generate(KeyKind::Ed25519, "").unwrap().public();
+            rig.store.known.replace(format!("git.example {other}\n"));
+            assert!(!server.login(&rig).await.status.success());
+            assert!(rig.why().contains("none of those known"), "{}", rig.why());
+
+            rig.store.known.replace(format!("git.example {public}\n"));
+            let output = server.login(&rig).await;
+            assert_eq!(String::from_utf8_lossy(&output.stdout), "in\n", "{output:?} {:?}", rig.lines());
+            let asked = rig.store.asked.borrow().last().unwrap().clone();
+            let has = |needle: &[u8]| asked.windows(needle.len()).any(|window| window == needle);
+            let host_key = STANDARD.decode(public.split(' ').nth(1).unwrap()).unwrap();
+            assert!(has(b"publickey-hostbound-v00@openssh.com") && has(&host_key), "not bound to the host's key");
+
+            // From there, with the agent forwarded, back to the same host: granted, known, and still not from here.
+            let signed = rig.store.signed.get();
+            let again = format!(
+                "ssh -F none -p {} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o BatchMode=yes root@127.0.0.1 echo through",
+                server.port
+            );
+            let output = server.login_with(&rig, &["-A"], &format!("{again}; ssh-add -l")).await;
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(!said.contains("through") && said.contains("SHA256:"), "{output:?}");
+            assert_eq!(rig.why(), "the agent is not forwarded to other hosts");
+            assert_eq!(rig.store.signed.get(), signed + 1, "the first login's alone");
+        })
+        .await;
+}
+
+/// With the file that a container is given, and the user's own checks as strict as they can be.
+#[tokio::test]
+async fn the_file_of_known_hosts_is_what_a_strict_client_needs() {
+    if !there("ssh") {
+        return;
+    }
+    LocalSet::new()
+        .run_until(async {
+            let rig = Rig::start(&["work@git.example"], KeyKind::Ed25519, &["root"]);
+            let Some(server) = Server::openssh(&rig, "host").await else { return };
+            let public = std::fs::read_to_string(rig.path("host.pub")).unwrap();
+            rig.store.known.replace(format!("git.example {public}\n"));
+            for (text, good) in [(format!("git.example {public}\n"), true), (String::new(), false)] {
+                let mut known = KnownHosts::default();
+                known.add(&text);
+                let file = rig.path("given");
+                std::fs::write(&file, known.file_for(&rig.context.config.policy.ssh)).unwrap();
+                let global = format!("GlobalKnownHostsFile={} /none", file.display());
+                let strict = [
+                    "StrictHostKeyChecking=yes",
+                    "UserKnownHostsFile=/none",
+                    "HostName=127.0.0.1",
+                    "BatchMode=yes",
+                    &global,
+                ];
+                let mut options = vec!["-F", "none", "-p", &server.port];
+                strict.iter().for_each(|option| options.extend(["-o", option]));
+                options.extend(["-o", "HostKeyAlias=git.example", "root@git.example", "echo in"]);
+                let output = rig.run("ssh", &options).await;
+                assert_eq!(output.stdout == b"in\n", good, "{output:?} {:?}", rig.lines());
+            }
         })
         .await;
 }

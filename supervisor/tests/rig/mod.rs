@@ -24,7 +24,7 @@ use terok_kernel::{memfd, nflog, nft, rtnl, socket};
 use terok_policy::grants::Grants;
 use terok_policy::live::Live;
 use terok_policy::plan::{Fd, HostFacts, Now, Plan, SupervisorConfig, Wiring};
-use terok_policy::policy::{Policy, Publish, Source, Sourced, VaultGrant};
+use terok_policy::policy::{Policy, Publish, Source, Sourced, SshGrant, VaultGrant};
 use terok_policy::provision::Issued;
 use terok_policy::settings::{Scheme, Upstream};
 use terok_policy::{Rule, layout};
@@ -75,6 +75,8 @@ pub(crate) struct Wish {
     pub(crate) card: bool,
     /// Providers with the token that was issued for each; the vault is in `vault` of the root folder.
     pub(crate) vault: Vec<(VaultGrant, &'static str)>,
+    /// SSH keys; the root folder is the owner's home.
+    pub(crate) ssh: Vec<SshGrant>,
 }
 
 impl Wish {
@@ -97,6 +99,7 @@ impl Wish {
             deny: sourced(&self.deny),
             hold: self.hold,
             vault: self.vault.iter().map(|(grant, _)| grant.clone()).collect(),
+            ssh: self.ssh.clone(),
             ..Policy::default()
         }
     }
@@ -157,7 +160,7 @@ impl Rig {
         fds.extend(inside.fds);
         fds.extend((0u16..).zip(listeners).map(|(n, listener)| (Fd::Publish(n), listener.into())));
         fds.push((Fd::Control, control.into()));
-        if !wish.vault.is_empty() {
+        if !wish.vault.is_empty() || !wish.ssh.is_empty() {
             let runs = base.make_private("run").unwrap();
             let births = runs.make_private(layout::BIRTH).unwrap();
             let inside = births.make_private("c1").unwrap().make_private(layout::INSIDE).unwrap();
@@ -174,7 +177,7 @@ impl Rig {
             issued: (!wish.vault.is_empty()).then(|| Issued {
                 tokens: wish.vault.iter().map(|(_, token)| (*token).to_owned()).collect(),
             }),
-            home: String::new(),
+            home: if wish.ssh.is_empty() { String::new() } else { root.path().display().to_string() },
             sockets: Vec::new(),
             missing: Vec::new(),
             run_dir: run.path().display().to_string(),

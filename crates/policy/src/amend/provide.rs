@@ -1,7 +1,7 @@
 //! What a container of the vault or the signer is given: one mount and variables.
 
 use super::{AmendError, list, object};
-use crate::provision::{INSIDE, Provision};
+use crate::provision::{INSIDE, Provision, spellings};
 use serde_json::{Map, Value, json};
 
 /// In a mount's options: a folder that nothing inside can write to, make devices in or run programs from.
@@ -33,7 +33,7 @@ fn variables(process: &mut Map<String, Value>, provision: &Provision) -> Result<
         set(env, variable, value);
     }
     for (variable, value) in &provision.defaults {
-        if find(env, variable).is_none() {
+        if spellings(variable).all(|own| find(env, own).is_none()) {
             set(env, variable, value);
         }
     }

@@ -52,6 +52,10 @@ fn a_container_gets_its_tokens_base_urls_certificates_and_the_agent() {
         ("GH_TOKEN", "ghp_two"),
         ("GITHUB_TOKEN", "ghp_two"),
         ("SSH_AUTH_SOCK", "/run/terok/ssh-agent.sock"),
+        (
+            "GIT_SSH_COMMAND",
+            "ssh -o GlobalKnownHostsFile=\"/run/terok/known_hosts /etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2\"",
+        ),
         ("SSL_CERT_FILE", "/run/terok/ca-bundle.crt"),
         ("NODE_EXTRA_CA_CERTS", "/run/terok/ca.crt"),
         ("TEROK_ENV", "/run/terok/env"),
@@ -85,6 +89,34 @@ fn what_is_given_twice_is_there_once() {
     assert_eq!(value(&once, "GIT_CONFIG_KEY_1"), Some("http.https://github.com/.extraHeader"));
     assert_eq!(value(&once, "SSL_CERT_FILE"), Some("/own.pem"), "the container's own certificates stay");
     assert_eq!(provided(once.clone()), once);
+}
+
+/// `GIT_SSH` would be silently overridden by a default of the other.
+#[test]
+fn a_container_that_says_how_git_logs_in_keeps_it() {
+    for own in ["GIT_SSH_COMMAND=ssh -i /key", "GIT_SSH=/bin/login", "GIT_SSH_COMMAND="] {
+        let config = provided(json!({ "process": { "env": [own] } }));
+        let lines = config["process"]["env"].as_array().unwrap().iter().map(|line| line.as_str().unwrap());
+        let git: Vec<&str> = lines.filter(|line| line.starts_with("GIT_SSH")).collect();
+        assert_eq!(git, [own]);
+    }
+    let keyless = provision(
+        &policy(&[(annotation::VAULT, "anthropic")]),
+        &Issued { tokens: vec!["sk-one".into()] },
+        "/x",
+    );
+    assert!(keyless.defaults.iter().all(|(variable, _)| variable != GIT_SSH_VARIABLE));
+}
+
+/// git hands the variable to a shell, and `ssh` splits the list itself.
+#[test]
+fn a_shell_and_ssh_read_the_list_of_files_as_it_is_meant() {
+    let config = provided(json!({}));
+    let command = value(&config, GIT_SSH_VARIABLE).unwrap();
+    let script = format!("ssh() {{ printf '%s|' \"$@\"; }}; {command} git@host");
+    let output = std::process::Command::new("/bin/sh").args(["-c", &script]).output().unwrap();
+    let wanted = "-o|GlobalKnownHostsFile=/run/terok/known_hosts /etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2|git@host|";
+    assert_eq!(String::from_utf8_lossy(&output.stdout), wanted);
 }
 
 #[test]
@@ -177,11 +209,13 @@ fn a_shell_that_reads_the_file_has_what_the_first_process_has() {
         ("GIT_CONFIG_KEY_0", "a.b"),
         ("GIT_CONFIG_VALUE_0", "c"),
         ("SSL_CERT_FILE", "/own"),
+        ("GIT_SSH", "/bin/login"),
     ];
     let beside = read(&own, 2);
     assert_eq!((beside["GIT_CONFIG_COUNT"].as_str(), beside["GIT_CONFIG_KEY_0"].as_str()), ("2", "a.b"));
     assert_eq!(beside["GIT_CONFIG_KEY_1"], "http.https://github.com/.extraHeader");
     assert_eq!(beside["SSL_CERT_FILE"], "/own");
+    assert!(!beside.contains_key("GIT_SSH_COMMAND"), "git takes it before GIT_SSH");
 }
 
 #[test]
