@@ -148,3 +148,117 @@ fn a_restricted_container_and_what_is_started_in_it_have_no_privileges() {
     take_shim();
     install();
 }
+
+/// A bundle with the probe as its only program.
+const BUNDLE: &str = r#"set -e; rm -rf /run/bundle; mkdir -p /run/bundle/rootfs/proc /run/bundle/rootfs/dev /run/bundle/rootfs/sys; cd /run/bundle
+cp /run/lab/bin/terok-probe rootfs/probe; crun spec
+python3 - <<'P'
+import json
+c = json.load(open('config.json'))
+c['process'].update(terminal=False, args=['/probe', 'sleep'])
+json.dump(c, open('config.json', 'w'))
+json.dump({**c['process'], 'args': ['/probe', 'socket 2 1 0']}, open('process.json', 'w'))
+P"#;
+
+/// One life of a container, and lines that no runtime takes.
+const LINES: [&str; 19] = [
+    "--version",
+    "features",
+    "--help",
+    "create --help",
+    "state nobody",
+    "GLOBAL create --bundle /run/bundle --pid-file /run/bundle/pid side",
+    "GLOBAL create --bundle /run/bundle side",
+    "GLOBAL state side",
+    "GLOBAL start side",
+    "GLOBAL list -q",
+    "GLOBAL exec --process /run/bundle/process.json side",
+    "GLOBAL exec side /probe socket",
+    "GLOBAL kill side KILL",
+    "GLOBAL delete --force side",
+    "GLOBAL create --bundle /nowhere side",
+    "GLOBAL create --bundle=/run/bundle",
+    "GLOBAL run --tomorrow --bundle /run/bundle side",
+    "--tomorrow create --bundle /run/bundle side",
+    "tomorrow",
+];
+
+/// The runtimes that this machine has, by their absolute path, with the options that the lab's control groups want.
+fn runtimes() -> [(String, &'static str); 2] {
+    [("crun", "--cgroup-manager=disabled"), ("runc", "--debug=false")].map(|(runtime, options)| {
+        (Mode::Rootful.run("which", &[runtime]).succeeded().trim().to_owned(), options)
+    })
+}
+
+fn stand_before(runtime: &str) {
+    std::fs::write(layout::SHIM_SYSTEM, format!("runtime = {runtime:?}\n")).expect("shim.toml");
+}
+
+/// Calls an OCI runtime, whose container keeps the descriptors it was created with.
+fn call(program: &str, line: &str) -> (i32, [String; 2]) {
+    let script = format!("exec {program} {line} >/run/out 2>/run/err");
+    let ended = Mode::Rootful.run("timeout", &["20", "bash", "-c", &script]);
+    (ended.code, ["/run/out", "/run/err"].map(|file| std::fs::read_to_string(file).unwrap_or_default()))
+}
+
+#[test]
+fn every_line_is_answered_as_the_runtime_alone_answers_it() {
+    let Some(_lab) = Lab::alone() else { return };
+    let shim = put_shim();
+    Mode::Rootful.run("bash", &["-c", BUNDLE]).succeeded();
+    for (runtime, options) in runtimes() {
+        stand_before(&runtime);
+        // Times and pids differ from call to call.
+        let answers = |program: &str| {
+            LINES.map(|line| {
+                let (code, said) = call(program, &line.replace("GLOBAL", options));
+                (line, code, said.map(|text| text.replace(|c: char| c.is_ascii_digit(), "")))
+            })
+        };
+        let (alone, through) = (answers(&runtime), answers(&shim));
+        for (alone, through) in alone.iter().zip(&through) {
+            assert_eq!(alone, through, "{runtime}");
+        }
+        let lived = alone.iter().filter(|(line, code, _)| line.starts_with("GLOBAL") && *code == 0).count();
+        assert!(lived >= 7, "the container of {runtime} did not live: {alone:?}");
+    }
+    take_shim();
+    install();
+}
+
+/// No engine at all: the configuration is the runtime's own `spec` with two annotations.
+#[test]
+fn a_bare_bundle_is_protected_on_each_runtime() {
+    let Some(_lab) = Lab::alone() else { return };
+    let shim = put_shim();
+    for (runtime, options) in runtimes() {
+        stand_before(&runtime);
+        Mode::Rootful.run("bash", &["-c", BUNDLE]).succeeded();
+        let (site, (v4, _)) = (site(), bad_addresses());
+        let path = "/run/bundle/config.json";
+        let mut config: Value =
+            serde_json::from_str(&std::fs::read_to_string(path).expect(path)).expect(path);
+        config["annotations"] = serde_json::json!({ "terok.shield.allow": site.name, "terok.restricted": "true", "terok.name": "bare" });
+        std::fs::write(path, config.to_string()).expect(path);
+        let id = format!("bare{}", site.number);
+        let well = |line: &str| {
+            let (code, [out, err]) = call(&shim, &format!("{options} {line}"));
+            assert_eq!(code, 0, "{runtime} {line}: {err}");
+            out
+        };
+        well(&format!("create --bundle /run/bundle {id}"));
+        well(&format!("start {id}"));
+        let steps =
+            [format!("http {0} 80 {0} /bare", site.name), format!("tcp {v4} 80"), "socket 40 1 0".to_owned()];
+        let lines: Vec<Value> = steps
+            .iter()
+            .map(|step| serde_json::from_str(&well(&format!("exec {id} /probe '{step}'"))).expect("JSON"))
+            .collect();
+        assert_eq!(lines[0]["answers"][0]["status"], 200, "{lines:?}");
+        assert_eq!((&lines[1]["errno"], &lines[2]["errno"]), (&111.into(), &1.into()), "{lines:?}");
+        assert!(seen_at(v4).is_empty());
+        well(&format!("delete --force {id}"));
+    }
+    take_shim();
+    install();
+}
