@@ -130,7 +130,6 @@ const COMMON: &[Call] = calls![
     shutdown,
     exit,
     exit_group,
-    prlimit64,
     uname,
     sysinfo,
     getrusage,
@@ -138,6 +137,9 @@ const COMMON: &[Call] = calls![
     wait4,
     waitid,
 ];
+
+/// Limits of its own alone: with a limit on CPU time, a process of the same user is killed as by a signal.
+const OWN: &[Call] = &[Call { name: "prlimit64", number: prlimit64, rules: &[&[Argument::Is(0, 0)]] }];
 
 /// Calls that only x86_64 has.
 #[cfg(target_arch = "x86_64")]
@@ -226,10 +228,10 @@ const SOCKETS: &[&[Argument]] = &[
 /// The table of `filter`. The parent's contains the others: they start under the parent's filter.
 pub fn table(filter: Filter) -> Vec<Call> {
     let own = match filter {
-        Filter::Worker => vec![COMMON, LEGACY, WORKER],
-        Filter::Reader => vec![COMMON, LEGACY],
-        Filter::Renewer => vec![COMMON, LEGACY, RENEWER],
-        Filter::Parent => vec![COMMON, LEGACY, WORKER, PARENT],
+        Filter::Worker => vec![COMMON, OWN, LEGACY, WORKER],
+        Filter::Reader => vec![COMMON, OWN, LEGACY],
+        Filter::Renewer => vec![COMMON, OWN, LEGACY, RENEWER],
+        Filter::Parent => vec![COMMON, OWN, LEGACY, WORKER, PARENT],
     };
     let mut merged: BTreeMap<i64, Call> = BTreeMap::new();
     // A later entry widens an earlier one; in the lists above every later one contains the earlier.

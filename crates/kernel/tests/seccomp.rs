@@ -216,3 +216,24 @@ fn a_worker_under_its_filter_can_dial_but_not_start_a_program() {
         assert_eq!((started, nix::errno::Errno::last()), (-1, nix::errno::Errno::EPERM));
     });
 }
+
+#[test]
+fn limits_are_a_process_own_to_set() {
+    let other = nix::unistd::getpid().as_raw();
+    process::in_child(|| {
+        nix::sys::prctl::set_no_new_privs().unwrap();
+        install(Filter::Parent).unwrap();
+        let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+        let mut look = |pid: libc::pid_t| {
+            // SAFETY: sets nothing, and writes one limit into memory of its size.
+            let done = unsafe {
+                let none = std::ptr::null::<libc::rlimit64>();
+                libc::syscall(libc::SYS_prlimit64, pid, libc::RLIMIT_CPU, none, &raw mut limit)
+            };
+            nix::errno::Errno::result(done).map(drop)
+        };
+        assert_eq!(look(0), Ok(()));
+        // With a second of CPU time as its limit, a process of the same user would be killed as by a signal.
+        assert_eq!(look(other), Err(nix::errno::Errno::EPERM));
+    });
+}
