@@ -67,28 +67,20 @@ fn judged(
     if !matches!(guards::wanted(&config), Wanted::Joined { .. }) {
         publish::listen(&policy.publish)?;
     }
-    let (birth, is_new) = match born(&config, &policy, place, subject)? {
-        Some((birth, is_new)) => (Some(birth), is_new),
-        None => (None, false),
-    };
+    let birth = born(&config, &policy, place, subject)?;
     let amended = amend::amend(config, &policy).and_then(|amended| match &birth {
         Some(birth) => amend::provide(amended, &birth.provision(&policy)),
         None => Ok(amended),
     });
-    if let (Err(_), Some(birth), true) = (&amended, &birth, is_new) {
+    if let (Err(_), Some(birth)) = (&amended, &birth) {
         // The refusal is what matters; the next start replaces the folder anyway.
-        let _ = birth.remove();
+        let _ = birth.abandon();
     }
     Ok(amended?)
 }
 
-/// What the container is given, where its policy grants anything, and whether that was made just now.
-fn born(
-    config: &Value,
-    policy: &Policy,
-    place: &Place,
-    subject: &Subject,
-) -> Result<Option<(Birth, bool)>, Refusal> {
+/// What the container is given, where its policy grants anything.
+fn born(config: &Value, policy: &Policy, place: &Place, subject: &Subject) -> Result<Option<Birth>, Refusal> {
     if !provision::is_wanted(policy) {
         return Ok(None);
     }
@@ -101,11 +93,11 @@ fn born(
             Refusal::Guard(format!("cannot tell which container this is, because {reason}; start it without terok.vault and terok.ssh"))
         })?,
     };
-    let (birth, is_new) = match Birth::open(&base, id, policy)? {
+    let birth = match Birth::open(&base, id, policy)? {
         // Members of one network have its supervisor's tokens; two of them may be starting at once.
-        Some(birth) if guard.is_some() || birth.is_in(config, policy) => (birth, false),
-        _ => (Birth::make(&base, id, policy)?, true),
+        Some(birth) if guard.is_some() || birth.is_in(config, policy) => birth,
+        _ => Birth::make(&base, id, policy)?,
     };
-    birth.foresee(&base, policy).inspect_err(|_| drop(birth.remove()))?;
-    Ok(Some((birth, is_new)))
+    birth.foresee(&base, policy).inspect_err(|_| drop(birth.abandon()))?;
+    Ok(Some(birth))
 }

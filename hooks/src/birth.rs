@@ -30,6 +30,8 @@ pub(crate) struct Birth {
     pub(crate) inside: Dir,
     /// What it was given.
     pub(crate) issued: Issued,
+    /// By this start, not found: who joins a network finds the folder of those that run there.
+    made: bool,
 }
 
 impl Birth {
@@ -48,7 +50,7 @@ impl Birth {
         births.rename(&fresh, id)?;
         let folder = folder.moved_to(births.path().join(id));
         let inside = inside.moved_to(folder.path().join(layout::INSIDE));
-        let birth = Birth { id: id.to_owned(), folder, inside, issued };
+        let birth = Birth { id: id.to_owned(), folder, inside, issued, made: true };
         birth
             .inside
             .write_for_all(provision::ENV, provision::env_file(&birth.provision(policy)).as_bytes())?;
@@ -66,7 +68,7 @@ impl Birth {
             return Ok(None);
         }
         let inside = folder.folder(layout::INSIDE)?;
-        Ok(Some(Birth { id: id.to_owned(), folder, inside, issued }))
+        Ok(Some(Birth { id: id.to_owned(), folder, inside, issued, made: false }))
     }
 
     /// What the configuration is to carry.
@@ -118,9 +120,9 @@ impl Birth {
         Err(gone())
     }
 
-    /// Removes the folder: the container will not start.
-    pub(crate) fn remove(&self) -> Result<(), Refusal> {
-        Ok(self.folder.remove_self()?)
+    /// Removes the folder that was made for a container that will not start. One that was found stays: others live with it.
+    pub(crate) fn abandon(&self) -> Result<(), Refusal> {
+        if self.made { Ok(self.folder.remove_self()?) } else { Ok(()) }
     }
 }
 
@@ -248,6 +250,21 @@ mod tests {
             }
         }
         assert!(!found.is_in(&other, &policy));
+    }
+
+    #[test]
+    fn who_is_refused_to_join_takes_nothing_from_those_that_run() {
+        let (_folder, base) = base();
+        let policy = policy("anthropic");
+        let made = Birth::make(&base, "guard", &policy).unwrap();
+        let agent = made.agent().unwrap();
+        let joining = Birth::open(&base, "guard", &policy).unwrap().unwrap();
+        joining.abandon().unwrap();
+        assert!(made.inside.is_still_at_its_path() && made.inside.is_served(provision::AGENT).unwrap());
+        assert!(Birth::open(&base, "guard", &policy).unwrap().is_some());
+        drop(agent);
+        made.abandon().unwrap();
+        assert!(Birth::open(&base, "guard", &policy).unwrap().is_none());
     }
 
     #[test]
