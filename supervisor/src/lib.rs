@@ -91,3 +91,32 @@ fn report(layers: &[Layer]) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// Has `look` run in a thread that may read in `places` alone, after `change` was made.
+#[cfg(test)]
+fn confined_reader(places: Vec<PathBuf>, change: impl FnOnce(), look: impl FnOnce() + Send) {
+    use terok_kernel::landlock::{Allowed, Enforced, restrict};
+    let (confined, ready) = std::sync::mpsc::channel();
+    let (changed, go) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(move || {
+            let enforced = restrict(&Allowed { read: places, ..Allowed::default() });
+            let _ = confined.send(());
+            assert_eq!(go.recv(), Ok(()));
+            match enforced {
+                Enforced::No(reason) => {
+                    let required = std::env::var("TEROK_TEST_REQUIRE").unwrap_or_default();
+                    assert!(!required.contains("landlock"), "required: landlock: {reason}");
+                    eprintln!("skipped: landlock: {reason}");
+                }
+                _ => look(),
+            }
+        });
+        assert_eq!(ready.recv(), Ok(()));
+        change();
+        assert_eq!(changed.send(()), Ok(()));
+        if let Err(panic) = reader.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}

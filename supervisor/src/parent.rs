@@ -114,7 +114,11 @@ impl Parent {
     fn introduce_hosts(&self) -> anyhow::Result<()> {
         let (Some(folders), false) = (&self.vault, self.config.policy.ssh.is_empty()) else { return Ok(()) };
         let files = known_hosts::files(&folders.path, Path::new(&self.config.home));
-        let text = KnownHosts::read(&files).file_for(&self.config.policy.ssh);
+        let known = KnownHosts::read(&files).unwrap_or_else(|error| {
+            eprintln!("{}: {error}", layout::SUPERVISOR);
+            KnownHosts::default()
+        });
+        let text = known.file_for(&self.config.policy.ssh);
         let inside = self.inherited.folder(Fd::Birth, layout::INSIDE)?;
         Ok(inside.write_for_all(provision::KNOWN_HOSTS, text.as_bytes())?)
     }
@@ -129,8 +133,10 @@ impl Parent {
         let (mut read, mut write) = (crate::resolver_files(self.owner), vec![runs.as_fd(), states.as_fd()]);
         if let Some(folders) = &self.vault {
             // For the helpers: the session and what lives with one container lie beside the runtime folders.
-            read.extend(trust::files());
-            read.extend(known_hosts::files(&folders.path, Path::new(&self.config.home)));
+            read.extend(trust::places());
+            if self.inherited.has(Fd::Agent) {
+                read.extend(known_hosts::places(Path::new(&self.config.home)));
+            }
             write.push(folders.vault.as_fd());
         }
         let layers = confine(&Confinement {
@@ -340,5 +346,32 @@ fn describe(exit: Exit) -> String {
     match exit {
         Exit::Code(code) => format!("exit code {code}"),
         Exit::Signal(signal) => format!("signal {signal}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_hosts_that_ssh_wrote_anew_are_read_by_who_was_confined_before() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path().join(".ssh");
+        std::fs::create_dir(&folder).unwrap();
+        let file = folder.join("known_hosts");
+        std::fs::write(&file, "old").unwrap();
+        crate::confined_reader(
+            known_hosts::places(home.path()),
+            || {
+                std::fs::write(folder.join("new"), "new").unwrap();
+                std::fs::rename(folder.join("new"), &file).unwrap();
+            },
+            || {
+                let read = known_hosts::files(Path::new("/no/vault"), home.path()).into_iter();
+                let read: Vec<_> = read.filter_map(|file| std::fs::read_to_string(file).ok()).collect();
+                assert!(read.contains(&"new".to_owned()));
+                assert!(std::fs::read(home.path().join("other")).is_err());
+            },
+        );
     }
 }

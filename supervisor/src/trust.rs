@@ -5,7 +5,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
 use std::fs::File;
 use std::io::{ErrorKind, Read as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Where distributions keep it, the commonest first (the list of openssl-probe).
@@ -19,6 +19,9 @@ const BUNDLES: [&str; 8] = [
     "/etc/ssl/certs/ca-bundle.crt",
     "/etc/ssl/cert.pem",
 ];
+
+/// Folders of certificates; those above them hold private keys as well.
+const FOLDERS: [&str; 4] = ["certs", "pem", "extracted", "ca-certificates"];
 
 /// A bundle is a tenth of this.
 const LIMIT: u64 = 8 << 20;
@@ -82,6 +85,20 @@ pub(crate) fn files() -> Vec<PathBuf> {
     BUNDLES.map(PathBuf::from).to_vec()
 }
 
+/// The same for who lives longer than a bundle does: an update puts another file in its place, which Landlock knows by its folder alone.
+pub(crate) fn places() -> Vec<PathBuf> {
+    files().into_iter().map(place).collect()
+}
+
+/// The bundle's folder, where by its name nothing but certificates is in it.
+fn place(bundle: PathBuf) -> PathBuf {
+    let bundle = bundle.canonicalize().unwrap_or(bundle);
+    let folder = bundle
+        .parent()
+        .filter(|folder| folder.file_name().is_some_and(|name| FOLDERS.iter().any(|known| name == *known)));
+    folder.map(Path::to_owned).unwrap_or(bundle)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,5 +111,29 @@ mod tests {
             Err(TrustError::None) => assert!(!there),
             Err(error) => panic!("{error}"),
         }
+    }
+    #[test]
+    fn a_bundle_in_whose_place_an_update_put_another_is_read_by_who_was_confined_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let (certs, ssl) = (folder.path().join("certs"), folder.path().join("ssl"));
+        for folder in [&certs, &ssl] {
+            std::fs::create_dir(folder).unwrap();
+            std::fs::write(folder.join("bundle.crt"), "old").unwrap();
+        }
+        std::fs::write(ssl.join("key"), "secret").unwrap();
+        let places = [&certs, &ssl].map(|folder| place(folder.join("bundle.crt")));
+        let replaced = certs.join("bundle.crt");
+        crate::confined_reader(
+            places.to_vec(),
+            || {
+                std::fs::write(certs.join("new"), "new").unwrap();
+                std::fs::rename(certs.join("new"), &replaced).unwrap();
+            },
+            || {
+                assert_eq!(std::fs::read_to_string(&replaced).unwrap(), "new");
+                assert_eq!(std::fs::read_to_string(ssl.join("bundle.crt")).unwrap(), "old");
+                assert!(std::fs::read(ssl.join("key")).is_err());
+            },
+        );
     }
 }

@@ -268,10 +268,7 @@ fn each_trouble_says_what_to_do() {
     add(&mut store, &master, "github", "private", key("ghp_private"), None);
     let missing = bench.credential(0);
     let missing = trouble(&missing, "missing");
-    assert!(
-        missing.contains("`terok vault add github work`") && missing.contains("(there: private)"),
-        "{missing}"
-    );
+    assert!(missing.contains("`terok vault add github work`") && !missing.contains("private"), "{missing}");
 
     let record = add(&mut store, &master, "github", "work", oauth("a", "r"), None);
     assert!(trouble(&bench.credential(0), "failed").contains("`terok provider show github`"));

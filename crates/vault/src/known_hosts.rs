@@ -1,15 +1,20 @@
 //! Which keys a host is known by: OpenSSH's known_hosts files, the user's and the machine's, and the bundled keys of public git hosts.
 
+use crate::error::{Error, Result};
 use crate::ssh_key::fingerprint_of;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use ring::hmac;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use terok_policy::policy::SshGrant;
 use terok_policy::{Name, layout};
 
 /// Keys of public git hosts.
 const BUNDLED: &str = include_str!("../../../profiles/known_hosts");
+/// The user's folder below the home, and the machine's file.
+const SSH: &str = ".ssh";
+const MACHINE: &str = "/etc/ssh/ssh_known_hosts";
 /// Ports that a hashed name is tried with; a readable one is found whatever its port is.
 const HASHED_PORTS: [u16; 4] = [443, 2222, 7999, 29418];
 
@@ -49,14 +54,18 @@ enum Key {
 }
 
 impl KnownHosts {
-    /// The bundled keys, and those of `files`; what cannot be read is not there.
-    pub fn read(files: &[PathBuf]) -> Self {
+    /// The bundled keys, and those of `files` that are there. One that cannot be read may revoke a key, so nothing is known without it.
+    pub fn read(files: &[PathBuf]) -> Result<Self> {
         let mut known = KnownHosts::default();
         known.add(BUNDLED);
-        for text in files.iter().filter_map(|file| std::fs::read(file).ok()) {
-            known.add(&String::from_utf8_lossy(&text));
+        for file in files {
+            match std::fs::read(file) {
+                Ok(text) => known.add(&String::from_utf8_lossy(&text)),
+                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
+                Err(error) => return Err(Error::file("read", file.display())(error)),
+            }
         }
-        known
+        Ok(known)
     }
 
     /// Adds the lines of a file. A line that is not understood says nothing, as it does for `ssh`.
@@ -134,11 +143,13 @@ pub fn line(host: &Name, key: &str) -> Option<String> {
 
 /// terok's own file in the folder of the vault, the one in the user's home, and the machine's.
 pub fn files(vault: &Path, home: &Path) -> Vec<PathBuf> {
-    vec![
-        vault.join(layout::VAULT_KNOWN_HOSTS),
-        home.join(".ssh/known_hosts"),
-        PathBuf::from("/etc/ssh/ssh_known_hosts"),
-    ]
+    vec![vault.join(layout::VAULT_KNOWN_HOSTS), home.join(SSH).join("known_hosts"), PathBuf::from(MACHINE)]
+}
+
+/// The same beside the vault, for who is to read them later: `ssh` puts another file in the place of the user's, which Landlock knows by its folder
+/// alone. In the machine's folder are the keys of the machine.
+pub fn places(home: &Path) -> Vec<PathBuf> {
+    vec![home.join(SSH), PathBuf::from(MACHINE)]
 }
 
 fn entry(line: &str) -> Option<Entry> {
@@ -312,10 +323,20 @@ mod tests {
             return;
         }
         assert!(!std::fs::read_to_string(&file).unwrap().contains("git.example"));
-        let known = KnownHosts::read(&[file, folder.path().join("none")]);
+        let known = KnownHosts::read(&[file, folder.path().join("none")]).unwrap();
         assert_eq!(known.standing(&name("git.example"), &a.blob()), Standing::Known);
         assert_eq!(known.standing(&name("git.example"), &b.blob()), Standing::Known);
         assert_eq!(known.standing(&name("git2.example"), &b.blob()), Standing::Unknown);
+    }
+
+    #[test]
+    fn without_a_file_that_cannot_be_read_nothing_is_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let there = folder.path().join("known_hosts");
+        std::fs::write(&there, line("git.example", &key())).unwrap();
+        KnownHosts::read(&[there.clone(), folder.path().join("none"), there.join("none")]).unwrap();
+        let refused = KnownHosts::read(&[there, folder.path().to_owned()]).unwrap_err().to_string();
+        assert!(refused.contains(&folder.path().display().to_string()), "{refused}");
     }
 
     #[test]

@@ -121,7 +121,7 @@ impl Reader {
         }
         let mut opened = self.open()?;
         let record = match opened.store.credential(&provider.name, &granted.credential) {
-            Err(Error::Absent { .. }) => return Err(absent(&opened.store, granted)),
+            Err(Error::Absent { .. }) => return Err(absent(granted)),
             record => record.map_err(failed)?,
         };
         let credential = match &record.kind {
@@ -228,7 +228,9 @@ impl Reader {
         };
         let words = record.words();
         let public = record.ssh.as_ref().ok_or_else(|| failed(format!("{words} has no public key")))?;
-        let known = KnownHosts::read(&self.known_hosts());
+        let known = KnownHosts::read(&self.known_hosts()).map_err(|error| {
+            failed(format!("{error}; if the file is newer than the container, start the container again"))
+        })?;
         errand::sign(wanted, granted, public, &known, || {
             match store.open_secret(&key, &record).map_err(failed)? {
                 Secret::Ssh(pem) => Ok(pem),
@@ -275,21 +277,12 @@ fn is_ephemeral(grant: &VaultGrant) -> bool {
     grant.credential.starts_with('@')
 }
 
-fn absent(store: &Store, granted: &VaultGrant) -> Trouble {
+/// Without the names of others that are there: the container reads it too, and was not granted them.
+fn absent(granted: &VaultGrant) -> Trouble {
     let (provider, name) = (&granted.provider.name, &granted.credential);
-    let records = store.records().unwrap_or_default();
-    let names: Vec<&str> = records
-        .iter()
-        .filter(|record| record.provider == *provider)
-        .map(|record| record.name.as_str())
-        .collect();
-    let others = match names.is_empty() {
-        true => String::new(),
-        false => format!(" (there: {})", names.join(", ")),
-    };
     let wanted = if name == VaultGrant::DEFAULT { provider.clone() } else { format!("{provider} {name}") };
     Trouble::Missing(format!(
-        "no credential {name} of {provider} in the vault{others}; run `terok vault add {wanted}`"
+        "no credential {name} of {provider} in the vault (`terok vault list` shows what is); run `terok vault add {wanted}`"
     ))
 }
 
