@@ -264,6 +264,10 @@ fn call(verb: Verb) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let host = Host::current()?;
+    // Not earlier: who this is, is told by the owner of /proc/self, which this changes.
+    if matches!(verb, Verb::Vault(_) | Verb::Ssh(_)) {
+        terok_kernel::program::hide_memory()?;
+    }
     match verb {
         Verb::Run(args) => run::run(&host, &args)?,
         Verb::Ps { all, json } => operate::ps(&host, all, json)?,

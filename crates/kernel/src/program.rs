@@ -197,6 +197,11 @@ pub fn set_name(name: &str) {
     }
 }
 
+/// Keeps the memory of this process, which will hold secrets, out of core dumps and from other processes of its user. Ends with `exec`.
+pub fn hide_memory() -> Result<()> {
+    nix::sys::prctl::set_dumpable(false).map_err(Error::call("prctl", "dumpable"))
+}
+
 /// The folder of this program.
 pub fn own_folder() -> Result<PathBuf> {
     let link = "/proc/self/exe";

@@ -92,6 +92,17 @@ fn every_layer_is_reported_and_holds() {
 }
 
 #[test]
+fn hidden_memory_is_in_no_core_dump() {
+    in_child(|| {
+        terok_kernel::program::hide_memory().unwrap();
+        assert!(!nix::sys::prctl::get_dumpable().unwrap());
+        // Its own /proc stays readable for it.
+        fs::read_link("/proc/self/exe").unwrap();
+        assert!(fs::read_dir("/proc/self/fd").unwrap().count() > 0);
+    });
+}
+
+#[test]
 fn a_missing_layer_says_its_name_and_the_reason() {
     let layer = Layer::Missing("landlock", "not in this kernel".into());
     assert_eq!(layer.to_string(), "no-landlock: not in this kernel");

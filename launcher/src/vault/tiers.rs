@@ -137,7 +137,7 @@ fn command(host: &Host) -> anyhow::Result<Option<Vec<String>>> {
         let folder = path.parent().unwrap_or(&path).to_path_buf();
         for place in [&path, &folder] {
             let meta = std::fs::metadata(place).with_context(|| place.display().to_string())?;
-            let own = std::fs::metadata("/proc/self")?.uid();
+            let own = nix::unistd::geteuid().as_raw();
             if meta.mode() & 0o022 != 0 || !(meta.uid() == own || meta.uid() == 0) {
                 bail!(
                     "{}: others may write it, so its passphrase_command is not run: chmod go-w {0}",

@@ -18,6 +18,7 @@ const LIMIT: u64 = 256 << 10;
 
 /// Reads an [`Attempt`] from standard input and prints the [`Answer`].
 pub(crate) fn run() -> anyhow::Result<()> {
+    terok_kernel::program::hide_memory()?;
     let mut told = Zeroizing::new(Vec::with_capacity(LIMIT as usize));
     std::io::stdin().take(LIMIT).read_to_end(&mut told)?;
     // Not with the parser's words, which could hold some of it.
