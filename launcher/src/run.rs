@@ -17,6 +17,7 @@ use options::{ADDABLE_CAPABILITIES, Does, KEPT_CAPABILITIES, OPTIONS, Opt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use terok_install::host::Host;
 use terok_install::{consulted, podman};
 use terok_policy::plan::{Card, HostFacts, Network};
@@ -93,8 +94,19 @@ pub(crate) fn run(host: &Host, args: &RunArgs) -> anyhow::Result<()> {
     for given in &credentials {
         given.write(host)?;
     }
-    let error = std::process::Command::new(&podman).args(&start.arguments).exec();
+    let error = command(&podman, &start.arguments, &credentials).exec();
     bail!("{}: {error}", podman.display())
+}
+
+/// Podman without the variables that credentials were read from: its monitor would keep them as long as the container lives, and `env_host` or
+/// `env` in its settings, or `--env` of the same name, would pass them on.
+fn command(podman: &Path, arguments: &[OsString], credentials: &[Given]) -> std::process::Command {
+    let mut command = std::process::Command::new(podman);
+    command.args(arguments);
+    for given in credentials {
+        command.env_remove(given.variable());
+    }
+    command
 }
 
 /// The credentials that live with this container, read and not yet written.
@@ -636,6 +648,15 @@ mod tests {
              --annotation=terok.shield.hold=30s --annotation=terok.shield.learn=true {SAFE} {BIND} -- i"
         );
         assert_eq!(command(&line).unwrap(), expected);
+    }
+
+    #[test]
+    fn podman_has_no_variable_that_a_credential_was_read_from() {
+        let host = crate::containers::host_at(std::path::Path::new("/nowhere"));
+        // HOME is as good a value as any: one line of ASCII.
+        let given = Given::read(&host, "anthropic=env:HOME").unwrap();
+        let command = super::command(Path::new("/usr/bin/podman"), &["run".into()], &[given]);
+        assert_eq!(command.get_envs().collect::<Vec<_>>(), [(OsStr::new("HOME"), None)]);
     }
 
     #[test]

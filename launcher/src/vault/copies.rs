@@ -2,7 +2,10 @@
 
 use super::{Ask, Open, folder, prompt, tiers};
 use anyhow::{Context as _, bail};
+use std::fs::File;
 use std::io::IsTerminal as _;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use terok_install::host::Host;
 use terok_vault::{BEFORE_RESTORE, Restore};
@@ -49,6 +52,9 @@ pub(super) fn export(host: &Host, args: &ExportArgs) -> anyhow::Result<()> {
     if args.reveal && out.is_terminal() && !args.to_terminal {
         bail!("not onto a terminal: write it into a file, or give --to-terminal");
     }
+    if args.reveal {
+        check_closed(&out)?;
+    }
     let open = Open::new(host)?;
     if !args.reveal {
         let records = open.store.records()?;
@@ -61,4 +67,32 @@ pub(super) fn export(host: &Host, args: &ExportArgs) -> anyhow::Result<()> {
     open.store.export(&open.key()?, &mut out)?;
     eprintln!("terok: what was printed holds the secrets as they are");
     Ok(())
+}
+
+/// Refuses a file that others may read or write: a shell makes one so.
+fn check_closed(out: &impl AsFd) -> anyhow::Result<()> {
+    let meta = File::from(out.as_fd().try_clone_to_owned()?).metadata()?;
+    if meta.is_file() && meta.mode() & 0o077 != 0 {
+        bail!(
+            "others may read the file it would be written into (mode {:o}): run `umask 077` first and name a new one",
+            meta.mode() & 0o777
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn secrets_are_written_into_no_file_that_others_may_read() {
+        let file = tempfile::tempfile().unwrap();
+        for (mode, closed) in [(0o600, true), (0o644, false), (0o660, false), (0o604, false)] {
+            file.set_permissions(PermissionsExt::from_mode(mode)).unwrap();
+            assert_eq!(check_closed(&file).is_ok(), closed, "{mode:o}");
+        }
+        check_closed(&std::io::pipe().unwrap().1).unwrap();
+    }
 }

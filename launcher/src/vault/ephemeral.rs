@@ -20,6 +20,7 @@ const NONE: &str = "00000000000000000000000000000000";
 pub(crate) struct Given {
     content: Ephemeral,
     reference: String,
+    variable: String,
 }
 
 impl Given {
@@ -50,12 +51,17 @@ impl Given {
             Secret::Basic { user, password } => (user, password),
         };
         let content = Ephemeral { provider: provider.name, kind, user, secret };
-        Ok(Given { content, reference: NONE.to_owned() })
+        Ok(Given { content, reference: NONE.to_owned(), variable: variable.to_owned() })
     }
 
     /// The provider it is for.
     pub(crate) fn provider(&self) -> &str {
         &self.content.provider
+    }
+
+    /// The variable it was read from, which is nobody else's business.
+    pub(crate) fn variable(&self) -> &str {
+        &self.variable
     }
 
     /// The word of `terok.vault` that grants it.
