@@ -4,7 +4,7 @@
 use super::body::{Outgoing, Reader, Relayed};
 use super::headers;
 use super::ledger::{Entry, Place};
-use super::redact::Redactor;
+use super::redact::{Patterns, Redactor};
 use super::refusal::Refusal;
 use super::request::{Standing, overrides_method, spelled, standing};
 use super::strict::Talk;
@@ -164,9 +164,9 @@ impl Visit {
         if let Some(entry) = entry.as_mut() {
             entry.target(target.to_string());
         }
-        self.check_standing(index, grant, &parts).map_err(denied)?;
         let path: PathAndQuery =
             path.parse().map_err(|_| denied(malformed("a path that cannot be sent on")))?;
+        let anonymous = self.check_standing(index, grant, &parts, &endpoint, path.path()).map_err(denied)?;
         check_rules(grant, &parts, endpoint.name(), path.path()).map_err(denied)?;
 
         let flow = Rc::new(self.flow(index, target).map_err(denied)?);
@@ -175,14 +175,14 @@ impl Visit {
             return Err(denied(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, Reason::AuditUnwritable, what)));
         }
         let way = Way { grant: index, endpoint: &endpoint, outward: &*self.outward, flow: &flow };
-        let under_way = self.exchange(grant, &way, &path, parts, body, entry);
+        let under_way = self.exchange(grant, &way, &path, parts, body, anonymous, entry);
         let answered = tokio::select! {
             biased;
             () = flow.cut() => Err(self.cut(index)),
             answered = under_way => answered,
         };
         let Answered { response, credential, switched } = answered.map_err(denied)?;
-        let answer = self.relay(index, response, &credential, switched, flow.clone(), entry, busy);
+        let answer = self.relay(index, response, credential, switched, flow.clone(), entry, busy);
         answer.await.map_err(denied)
     }
 
@@ -244,7 +244,15 @@ impl Visit {
         }
     }
 
-    fn check_standing(&self, index: usize, grant: &VaultGrant, parts: &Parts) -> Result<(), Refusal> {
+    /// Whether a request stands, and whether it is one that everybody may make and that goes out without a credential.
+    fn check_standing(
+        &self,
+        index: usize,
+        grant: &VaultGrant,
+        parts: &Parts,
+        endpoint: &Endpoint,
+        path: &str,
+    ) -> Result<bool, Refusal> {
         let provider = &grant.provider;
         let refused = |status, what: String| Err(Refusal::new(status, Reason::Credential, what));
         let token = self.broker.token(index).unwrap_or_default();
@@ -254,8 +262,14 @@ impl Visit {
         match standing(&provider.token, token, &parts.headers, query) {
             Standing::Ours => match self.broker.context.taken_back(Granted::Credential(index)) {
                 Some(taken) => Err(trouble(taken)),
-                None => Ok(()),
+                None => Ok(false),
             },
+            Standing::Nothing
+                if provider.lets_anonymous(parts.method.as_str(), endpoint.name(), path)
+                    && self.broker.context.taken_back(Granted::Credential(index)).is_none() =>
+            {
+                Ok(true)
+            }
             Standing::Nothing => {
                 refused(StatusCode::UNAUTHORIZED, format!("no credential; send {where_from}"))
             }
@@ -300,7 +314,9 @@ impl Visit {
         }
     }
 
-    /// Sends the request with the real credential; once more with a renewed one, where the first was refused and nothing is lost by it.
+    /// Sends the request with the real credential; once more with a renewed one, where the first was refused and nothing is lost by it. An
+    /// anonymous one is sent as it is.
+    #[allow(clippy::too_many_arguments, reason = "each belongs to the request")]
     async fn exchange(
         &self,
         grant: &VaultGrant,
@@ -308,18 +324,23 @@ impl Visit {
         path: &PathAndQuery,
         parts: Parts,
         body: Incoming,
+        anonymous: bool,
         entry: &mut Option<Entry>,
     ) -> Result<Answered, Refusal> {
         let context = &self.broker.context;
-        let credential = context.credential(way.grant).await.map_err(trouble)?;
+        let credential = match anonymous {
+            true => None,
+            false => Some(context.credential(way.grant).await.map_err(trouble)?),
+        };
         let upgrade = parts.headers.contains_key(header::UPGRADE);
-        let renewable = credential.kind == CredentialType::OAuth;
+        let renewable =
+            credential.as_ref().filter(|credential| credential.kind == CredentialType::OAuth).cloned();
         let up = entry.as_ref().map(Entry::up).unwrap_or_default();
         let mut held = None;
         let body = if body.is_end_stream() {
             held = Some(Bytes::new());
             Outgoing::Held(None)
-        } else if renewable && body.size_hint().exact().is_some_and(|length| length <= REPEATABLE) {
+        } else if renewable.is_some() && body.size_hint().exact().is_some_and(|length| length <= REPEATABLE) {
             let bytes =
                 body.collect().await.map_err(|_| malformed("the request's body broke off"))?.to_bytes();
             up.set(bytes.len() as u64);
@@ -331,47 +352,61 @@ impl Visit {
         let onward = headers::onward(&grant.provider, &parts.headers);
         let extensions = parts.extensions.clone();
         let authorization = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let request = |body: Outgoing, credential: &Credential| -> Result<Request<Outgoing>, Refusal> {
-            let mut request = Request::new(body);
-            *request.method_mut() = parts.method.clone();
-            *request.extensions_mut() = extensions.clone();
-            *request.headers_mut() = onward.clone();
-            let sent = grant.provider.credential.get(&credential.kind).ok_or_else(|| {
-                let what = format!(
-                    "its definition does not say how a credential of this kind ({:?}) is sent",
-                    credential.kind
-                );
-                Refusal::new(StatusCode::SERVICE_UNAVAILABLE, Reason::Vault, what)
-            })?;
-            headers::send(request.headers_mut(), &sent.as_asked(authorization), credential).map_err(
-                |_| {
-                    let what =
-                        "the credential in the vault has characters that no header may have; add it anew";
+        let request =
+            |body: Outgoing, credential: Option<&Rc<Credential>>| -> Result<Request<Outgoing>, Refusal> {
+                let mut request = Request::new(body);
+                *request.method_mut() = parts.method.clone();
+                *request.extensions_mut() = extensions.clone();
+                *request.headers_mut() = onward.clone();
+                let Some(credential) = credential else { return Ok(request) };
+                let sent = grant.provider.credential.get(&credential.kind).ok_or_else(|| {
+                    let what = format!(
+                        "its definition does not say how a credential of this kind ({:?}) is sent",
+                        credential.kind
+                    );
                     Refusal::new(StatusCode::SERVICE_UNAVAILABLE, Reason::Vault, what)
-                },
-            )?;
-            Ok(request)
-        };
+                })?;
+                headers::send(request.headers_mut(), &sent.as_asked(authorization), credential).map_err(
+                    |_| {
+                        let what =
+                            "the credential in the vault has characters that no header may have; add it anew";
+                        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, Reason::Vault, what)
+                    },
+                )?;
+                Ok(request)
+            };
         if upgrade {
-            let (response, told) =
-                self.broker.pool.switch(way, path, request(body, &credential)?).await.map_err(unreachable)?;
+            let (response, told) = self
+                .broker
+                .pool
+                .switch(way, path, request(body, credential.as_ref())?)
+                .await
+                .map_err(unreachable)?;
             return Ok(Answered { response, credential, switched: Some(told) });
         }
-        let response =
-            self.broker.pool.send(way, path, request(body, &credential)?).await.map_err(unreachable)?;
-        if !renewable || response.status() != StatusCode::UNAUTHORIZED {
+        let response = self
+            .broker
+            .pool
+            .send(way, path, request(body, credential.as_ref())?)
+            .await
+            .map_err(unreachable)?;
+        let Some(credential) = renewable.filter(|_| response.status() == StatusCode::UNAUTHORIZED) else {
             return Ok(Answered { response, credential, switched: None });
-        }
+        };
         // The upstream's own answer stands where there is no newer token.
         let renewed = context.credential_refused(way.grant, credential.revision).await;
         match (renewed, held) {
             (Ok(renewed), Some(held)) if renewed.secret != credential.secret => {
                 let body = Outgoing::Held(Some(held).filter(|held| !held.is_empty()));
-                let response =
-                    self.broker.pool.send(way, path, request(body, &renewed)?).await.map_err(unreachable)?;
-                Ok(Answered { response, credential: renewed, switched: None })
+                let response = self
+                    .broker
+                    .pool
+                    .send(way, path, request(body, Some(&renewed))?)
+                    .await
+                    .map_err(unreachable)?;
+                Ok(Answered { response, credential: Some(renewed), switched: None })
             }
-            _ => Ok(Answered { response, credential, switched: None }),
+            _ => Ok(Answered { response, credential: Some(credential), switched: None }),
         }
     }
 
@@ -381,14 +416,19 @@ impl Visit {
         &self,
         grant: usize,
         response: Response<Incoming>,
-        credential: &Rc<Credential>,
+        credential: Option<Rc<Credential>>,
         switched: Option<oneshot::Receiver<Switched>>,
         flow: Rc<FlowGuard>,
         entry: &mut Option<Entry>,
         busy: Busy,
     ) -> Result<Response<Relayed>, Refusal> {
-        self.broker.context.count(Granted::Credential(grant), true);
-        let patterns = self.broker.patterns(grant, credential);
+        if credential.is_some() {
+            self.broker.context.count(Granted::Credential(grant), true);
+        }
+        let patterns = match &credential {
+            Some(credential) => self.broker.patterns(grant, credential),
+            None => Patterns::of([]),
+        };
         let (mut parts, body) = response.into_parts();
         let (mut headers, covered) = headers::back(&parts.headers, &patterns);
         if parts.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -432,10 +472,10 @@ impl Visit {
     }
 }
 
-/// What came back, and with which credential.
+/// What came back, and with which credential, if any.
 struct Answered {
     response: Response<Incoming>,
-    credential: Rc<Credential>,
+    credential: Option<Rc<Credential>>,
     switched: Option<oneshot::Receiver<Switched>>,
 }
 

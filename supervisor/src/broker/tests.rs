@@ -57,6 +57,11 @@ client_id = "terok"
 path = "/base/keys/**"
 allow = false
 [[rule]]
+methods = ["GET"]
+path = "/base/open/**"
+allow = true
+anonymous = true
+[[rule]]
 path = "/**"
 allow = true
 "#;

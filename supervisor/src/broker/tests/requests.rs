@@ -183,3 +183,36 @@ async fn more_requests_at_once_than_there_is_room_for_are_a_429() {
         assert_eq!(rig.broker.open.get(), 0);
     }
 }
+
+#[tokio::test(flavor = "current_thread")]
+async fn what_everybody_may_fetch_goes_out_without_a_credential_where_none_was_sent() {
+    local! {
+        let rig = Rig::new();
+        let seen = rig.replies(ok("fine")).await;
+        *rig.vault.borrow_mut() = Err(Trouble::Locked("the vault is locked".to_owned()));
+        let request = |method: &str, path: &str, head: &str| {
+            format!("{method} {path} HTTP/1.1\r\nHost: vault.terok.internal\r\nConnection: close\r\n{head}\r\n")
+        };
+        // The vault is not even asked.
+        let answer = rig.ask(&request("GET", "/plain/open/a", "Cookie: session=evil\r\n")).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(rig.errands.borrow().is_empty());
+        let sent = seen.borrow()[0].to_ascii_lowercase();
+        assert!(!sent.contains("authorization") && !sent.contains("cookie"), "{sent}");
+        for (method, path, head) in [
+            ("POST", "/plain/open/a", "Content-Length: 0\r\n"),
+            ("GET", "/plain/v1", ""),
+            ("GET", "/plain/open/a", "Authorization: Bearer sk-evil\r\n"),
+            ("GET", "/plain/open/a", "Authorization: Bearer\r\n"),
+            ("GET", "/plain/open/a?private_token=evil", ""),
+        ] {
+            let answer = rig.ask(&request(method, path, head)).await;
+            assert!(answer.starts_with("HTTP/1.1 401"), "{method} {path} {head}: {answer}");
+        }
+        rig.context.set_live(Live { revoked: vec!["plain".to_owned()], ..Live::default() });
+        assert!(rig.ask(&request("GET", "/plain/open/a", "")).await.starts_with("HTTP/1.1 401"));
+        rig.context.set_live(Live { state: Some(Shield::Block), ..Live::default() });
+        assert!(!rig.ask(&request("GET", "/plain/open/a", "")).await.starts_with("HTTP/1.1 200"));
+        assert_eq!(seen.borrow().len(), 1);
+    }
+}
