@@ -13,6 +13,7 @@ fuzz_target!(|input: &[u8]| {
     let shape = Token {
         variables: vec![],
         prefix: "sk-".into(),
+        also: vec![],
         suffix: String::new(),
         length: OURS.len(),
         alphabet: Alphabet::Base62,

@@ -1,16 +1,19 @@
 //! `terok run`: from a command line to the Podman command that starts a protected container, sealed where nothing is said.
 //! Everything is checked before Podman is started; Podman then takes this program's place.
 
+mod annotations;
 mod checks;
+mod line;
 mod mounts;
 mod network;
 mod options;
 
 use crate::vault::ephemeral::Given;
 use crate::{profiles, vault};
+use annotations::{annotations, grant};
 use anyhow::{Context as _, anyhow, bail};
-use clap::builder::OsStringValueParser;
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::ArgMatches;
+pub(crate) use line::RunArgs;
 use mounts::Doors;
 use network::Wanted;
 use options::{ADDABLE_CAPABILITIES, Does, KEPT_CAPABILITIES, OPTIONS, Opt};
@@ -22,10 +25,6 @@ use terok_install::host::Host;
 use terok_install::{consulted, podman};
 use terok_policy::plan::{Card, HostFacts, Network};
 use terok_policy::{Plan, Policy, annotation, judge};
-
-/// The raw arguments of `terok run`, described by the option table.
-#[derive(Debug, Clone)]
-pub(crate) struct RunArgs(ArgMatches);
 
 /// The network of a container about which nothing is said.
 const SEALED: &str = "--network=none";
@@ -58,6 +57,8 @@ pub(crate) fn run(host: &Host, args: &RunArgs) -> anyhow::Result<()> {
             "terok: note: no rule opens {host}:{port}, where the granted SSH key would log in; add --allow {host}:{port}"
         );
     }
+    // What keeps the vault from being read is told below.
+    let missing = if of_the_vault { vault::missing(host, &policy) } else { Ok(Vec::new()) };
     match start.network {
         Wanted::Sealed => drop(Plan::new(policy, HostFacts::sealed(true))?),
         Wanted::Filtered => drop(Plan::new(policy, example())?),
@@ -88,8 +89,13 @@ pub(crate) fn run(host: &Host, args: &RunArgs) -> anyhow::Result<()> {
     }
     consulted::consulted(host)?;
     let podman = podman::find()?;
-    if of_the_vault && let Err(reason) = vault::unlock_silently(host) {
-        eprintln!("terok: it starts without its credentials: {reason}");
+    if of_the_vault {
+        if let Err(reason) = vault::unlock_silently(host) {
+            eprintln!("terok: it starts without its credentials: {reason}");
+        }
+        for what in missing.unwrap_or_default() {
+            eprintln!("terok: it starts without a credential: {what}");
+        }
     }
     for given in &credentials {
         given.write(host)?;
@@ -128,82 +134,6 @@ fn credentials(host: &Host, matches: &ArgMatches, dry_run: bool) -> anyhow::Resu
 /// Whether anything it grants comes out of the vault.
 fn needs_the_vault(policy: &Policy) -> bool {
     !policy.ssh.is_empty() || policy.vault.iter().any(|grant| !grant.credential.starts_with('@'))
-}
-
-impl clap::Args for RunArgs {
-    fn augment_args(command: Command) -> Command {
-        let names = |passes: fn(&Does) -> bool| {
-            let of = OPTIONS.iter().filter(|option| passes(&option.does));
-            of.map(|option| format!("--{}", option.long)).collect::<Vec<_>>().join(" ")
-        };
-        let passing = names(|does| matches!(does, Does::Pass | Does::Check(_) | Does::Capability));
-        let with_card = names(|does| matches!(does, Does::Card(_)));
-        let refused = names(|does| matches!(does, Does::Refuse(_)));
-        let kept = KEPT_CAPABILITIES.join(", ");
-        let mut command = command
-            .disable_help_flag(true)
-            .args_override_self(false)
-            .arg(Arg::new("help").long("help").action(ArgAction::HelpLong).help("Print help"))
-            .after_long_help(format!(
-                "Podman options that pass, some of them only with values that keep the protection:\n{passing}\n\n\
-                 Those that pass where --network gives the container a network card:\n{with_card}\n\n\
-                 Refused, each with its reason:\n{refused}\n\n\
-                 Every container is started with {}, with {SEALED} where neither --network nor --pod is given, and keeps the \
-                 capabilities {kept}, with --publish also NET_BIND_SERVICE. --cap-drop takes these away; --cap-add adds {}; NET_RAW only without a network card.",
-                PINNED.join(" "),
-                ADDABLE_CAPABILITIES.join(", ")
-            ));
-        for option in OPTIONS {
-            command = command.arg(option.arg());
-        }
-        command.arg(
-            Arg::new("IMAGE")
-                .value_names(["IMAGE", "COMMAND"])
-                .num_args(1..)
-                .required(true)
-                .trailing_var_arg(true)
-                .value_parser(OsStringValueParser::new())
-                .help("The image, then the command and its arguments"),
-        )
-    }
-    fn augment_args_for_update(command: Command) -> Command {
-        Self::augment_args(command)
-    }
-}
-
-impl clap::FromArgMatches for RunArgs {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        Ok(RunArgs(matches.clone()))
-    }
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        self.0 = matches.clone();
-        Ok(())
-    }
-}
-
-impl Opt {
-    fn arg(&self) -> Arg {
-        let mut arg = Arg::new(self.long).long(self.long).hide(self.help.is_empty()).help(self.help);
-        if let Some(short) = self.short {
-            arg = arg.short(short);
-        }
-        arg = match (self.does, self.value) {
-            (Does::Terok, None) => arg.action(ArgAction::SetTrue),
-            (Does::Terok | Does::Publish, Some(name)) => arg.action(ArgAction::Append).value_name(name),
-            // Podman's switches take `--rm=false`, never `--rm false`.
-            (_, None) => arg
-                .action(ArgAction::Append)
-                .num_args(0..=1)
-                .require_equals(true)
-                .default_missing_value("true"),
-            (_, Some(name)) => arg.action(ArgAction::Append).value_name(name).allow_hyphen_values(true),
-        };
-        if matches!(self.does, Does::Pass | Does::Card(_)) {
-            arg.value_parser(OsStringValueParser::new())
-        } else {
-            arg
-        }
-    }
 }
 
 fn assemble(matches: &ArgMatches, doors: &Doors, credentials: &[Given]) -> anyhow::Result<Start> {
@@ -368,83 +298,6 @@ fn example() -> HostFacts {
     HostFacts { network: Network::Filtered, cards: vec![card], ..HostFacts::sealed(true) }
 }
 
-/// The annotations that terok's own options stand for. One is always written: any of them summons the hooks.
-fn annotations(matches: &ArgMatches) -> anyhow::Result<BTreeMap<String, String>> {
-    let mut annotations = BTreeMap::new();
-    let list = |option: &str| -> Option<String> {
-        // Spaces, because Podman up to 4.9 splits --annotation at commas.
-        let values = matches.get_many::<String>(option)?;
-        let words: Vec<&str> =
-            values.flat_map(|value| value.split([' ', ','])).filter(|word| !word.is_empty()).collect();
-        Some(words.join(" "))
-    };
-    for (option, key) in [
-        ("allow", "terok.shield.allow"),
-        ("deny", "terok.shield.deny"),
-        ("profile", "terok.shield.profiles"),
-        ("vault", annotation::VAULT),
-        ("ssh", annotation::SSH),
-    ] {
-        if let Some(value) = list(option) {
-            annotations.insert(key.to_owned(), value);
-        }
-    }
-    for (option, key) in [
-        ("project", "terok.project"),
-        ("task", "terok.task"),
-        ("shield", "terok.shield"),
-        ("hold", "terok.shield.hold"),
-    ] {
-        let mut values = matches.get_many::<String>(option).into_iter().flatten();
-        if let Some(value) = values.next() {
-            annotations.insert(key.to_owned(), value.clone());
-        }
-        if values.next().is_some() {
-            bail!("--{option} is given twice; give it once");
-        }
-    }
-    for (option, key) in [("restricted", "terok.restricted"), ("learn", "terok.shield.learn")] {
-        if matches.get_flag(option) {
-            annotations.insert(key.to_owned(), "true".to_owned());
-        }
-    }
-    if let Some(name) = matches.get_many::<OsString>("name").and_then(Iterator::last) {
-        let name = name.to_str().context("--name is not UTF-8")?;
-        annotations.insert("terok.name".to_owned(), name.to_owned());
-    }
-    if !annotations.contains_key("terok.shield")
-        && !matches
-            .get_many::<String>("annotation")
-            .into_iter()
-            .flatten()
-            .any(|a| a.starts_with("terok.shield="))
-    {
-        annotations.insert("terok.shield".to_owned(), "up".to_owned());
-    }
-    Ok(annotations)
-}
-
-/// Adds the credentials that live with this container to what the vault gives it; a provider has one credential.
-fn grant(annotations: &mut BTreeMap<String, String>, credentials: &[Given]) -> anyhow::Result<()> {
-    if credentials.is_empty() {
-        return Ok(());
-    }
-    let vault = annotations.entry(annotation::VAULT.to_owned()).or_default();
-    let mut words: Vec<String> = vault.split_whitespace().map(str::to_owned).collect();
-    for given in credentials {
-        let same = |word: &String| word.split('=').next() == Some(given.provider());
-        if words.iter().any(same) {
-            bail!(
-                "--credential {0} and --vault {0}: a provider has one credential; leave one of them out",
-                given.provider()
-            );
-        }
-        words.push(given.grant());
-    }
-    *vault = words.join(" ");
-    Ok(())
-}
-
 /// `cap_net_raw,chown` → `NET_RAW`, `CHOWN`.
 fn capability_names(value: &str) -> Vec<String> {
     let names = value.split(',').map(|name| name.trim().to_ascii_uppercase());
@@ -475,204 +328,4 @@ fn quoted<'a>(words: impl Iterator<Item = &'a OsStr>) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn command(line: &[&str]) -> Result<String, String> {
-        let command = <RunArgs as clap::Args>::augment_args(Command::new("terok run").no_binary_name(true));
-        let matches = command.try_get_matches_from(line).map_err(|error| error.to_string())?;
-        let start = assemble(&matches, &Doors::tests(), &[]).map_err(|error| error.to_string())?;
-        Ok(quoted(start.arguments.iter().map(OsString::as_os_str)))
-    }
-
-    const SAFE: &str =
-        "--network=none --security-opt=no-new-privileges --http-proxy=false --sdnotify=conmon --cap-drop=all";
-    const CARD: &str = "--security-opt=no-new-privileges --http-proxy=false --sdnotify=conmon --cap-drop=all";
-    const CAPS: &str = "--cap-add=CHOWN --cap-add=DAC_OVERRIDE --cap-add=FOWNER --cap-add=FSETID --cap-add=KILL --cap-add=SETGID --cap-add=SETUID";
-
-    const BIND: &str = "--cap-add=CHOWN --cap-add=DAC_OVERRIDE --cap-add=FOWNER --cap-add=FSETID --cap-add=KILL --cap-add=NET_BIND_SERVICE --cap-add=SETGID --cap-add=SETUID";
-
-    #[test]
-    fn a_bare_run_is_sealed_and_shielded() {
-        let expected = format!("run --annotation=terok.shield=up {SAFE} {CAPS} -- debian:12");
-        assert_eq!(command(&["debian:12"]).unwrap(), expected);
-    }
-
-    #[test]
-    fn podman_options_keep_their_order_and_the_command_its_dashes() {
-        let line = [
-            "-it",
-            "--rm",
-            "-e",
-            "A=1",
-            "--name=x",
-            "-v",
-            "/srv:/w",
-            "-eB=2",
-            "--tty=false",
-            "alpine",
-            "sh",
-            "-c",
-            "echo 'hi' --privileged",
-        ];
-        let expected = format!(
-            "run --annotation=terok.name=x --annotation=terok.shield=up {SAFE} {CAPS} --interactive --tty --rm --env=A=1 --name=x \
-             --volume=/srv:/w --env=B=2 --tty=false -- alpine sh -c 'echo '\\''hi'\\'' --privileged'"
-        );
-        assert_eq!(command(&line).unwrap(), expected);
-    }
-
-    #[test]
-    fn lists_are_joined_by_spaces() {
-        let line = [
-            "--allow",
-            "a.example:443,b.example",
-            "--allow=10.0.0.1:5432",
-            "--deny",
-            "c.example",
-            "--profile",
-            "dev-python",
-            "--shield",
-            "block",
-            "--restricted",
-            "i",
-        ];
-        let expected = format!(
-            "run '--annotation=terok.restricted=true' --annotation=terok.shield=block \
-             '--annotation=terok.shield.allow=a.example:443 b.example 10.0.0.1:5432' --annotation=terok.shield.deny=c.example \
-             --annotation=terok.shield.profiles=dev-python {SAFE} -- i"
-        )
-        .replace("'--annotation=terok.restricted=true'", "--annotation=terok.restricted=true");
-        assert_eq!(command(&line).unwrap(), expected);
-    }
-
-    #[test]
-    fn capabilities_are_computed_from_the_documented_set() {
-        assert!(command(&["--cap-drop=all", "i"]).unwrap().ends_with(&format!("{SAFE} -- i")));
-        assert!(
-            command(&["--cap-drop", "cap_kill", "i"]).unwrap().contains("--cap-add=FSETID --cap-add=SETGID")
-        );
-        assert!(command(&["--cap-add", "net_raw", "i"]).unwrap().contains("--cap-add=NET_RAW"));
-        for name in ["NET_ADMIN", "sys_admin", "CAP_SYS_PTRACE", "ALL", "CHOWN,SYS_MODULE", "BPF", ""] {
-            assert!(command(&["--cap-add", name, "i"]).unwrap_err().contains("refused"), "{name}");
-        }
-        assert!(command(&["--restricted", "--cap-add=CHOWN", "i"]).is_err());
-        assert!(!command(&["--restricted", "-p", "8080:80", "i"]).unwrap().contains("--cap-add"));
-    }
-
-    #[test]
-    fn what_is_refused_is_refused_by_name_in_every_spelling() {
-        for line in [
-            &["--privileged", "i"][..],
-            &["--privileged=true", "i"],
-            &["--net", "host", "i"],
-            &["--network=bridge", "--network", "host", "i"],
-            &["--pod", "x", "--network", "host", "i"],
-            &["-p", "80", "i"],
-            &["-P", "i"],
-            &["-dp53:53/udp", "i"],
-            &["--network=container:x", "-p", "80:80", "i"],
-            &["--pod", "x", "--ip", "10.0.0.1", "i"],
-            &["--ip", "10.0.0.1", "i"],
-            &["--network=bridge", "--cap-add=NET_RAW", "i"],
-            &["--pod=x", "--cap-add=NET_RAW", "i"],
-            &["--hooks-dir=/x", "i"],
-            &["--runtime", "x", "i"],
-            &["--dns=1.1.1.1", "i"],
-            &["--volumes-from", "x", "i"],
-            &["-v/run/podman:/x", "i"],
-            &["--env-host", "i"],
-            &["--userns=container:x", "i"],
-            &["--security-opt", "seccomp=unconfined", "i"],
-            &["--gpus", "all", "i"],
-            &["--rootfs", "/"],
-            &["--remote", "i"],
-            &["--pid", "host", "i"],
-        ] {
-            let error = command(line).unwrap_err();
-            assert!(error.contains("is refused:"), "{line:?}: {error}");
-        }
-    }
-
-    #[test]
-    fn an_unknown_option_is_refused_with_a_hint() {
-        assert!(command(&["--privilegd", "i"]).unwrap_err().contains("--privileged"));
-        assert!(command(&["--bogus", "i"]).unwrap_err().contains("--bogus"));
-        assert!(command(&["-X", "i"]).is_err());
-        assert!(command(&["--rm"]).unwrap_err().contains("IMAGE"));
-    }
-
-    #[test]
-    fn annotations_of_ours_are_merged_and_a_contradiction_is_refused() {
-        let line = ["--annotation", "terok.task=t", "--annotation=a=b", "i"];
-        let expected = format!(
-            "run --annotation=terok.shield=up --annotation=terok.task=t {SAFE} {CAPS} --annotation=a=b -- i"
-        );
-        assert_eq!(command(&line).unwrap(), expected);
-        assert!(command(&["--annotation=terok.shield=down", "i"]).unwrap().contains("=terok.shield=down"));
-        let error = command(&["--allow", "a.example", "--annotation", "terok.shield.allow=b.example", "i"])
-            .unwrap_err();
-        assert!(error.contains("given twice"), "{error}");
-    }
-
-    #[test]
-    fn a_label_cannot_carry_a_second_annotation() {
-        // Podman up to 4.9 reads --annotation as a line of CSV.
-        for option in ["--project", "--task", "--name", "--shield"] {
-            let error = command(&[option, "a,run.oci.handler=krun", "i"]).unwrap_err();
-            assert!(error.contains("is refused:"), "{option}: {error}");
-        }
-    }
-
-    #[test]
-    fn with_a_card_podmans_own_network_options_pass() {
-        let line =
-            ["--network=bridge", "--net", "mynet:ip=10.89.0.7", "-p", "80:80/udp", "--network-alias=a", "i"];
-        let expected = format!(
-            "run --annotation=terok.shield=up {CARD} {BIND} --network=bridge --net=mynet:ip=10.89.0.7 --publish=80:80/udp --network-alias=a -- i"
-        );
-        assert_eq!(command(&line).unwrap(), expected);
-        let expected = format!("run --annotation=terok.shield=up {CARD} {CAPS} --pod=x -- i");
-        assert_eq!(command(&["--pod", "x", "i"]).unwrap(), expected);
-        let pod = command(&["--pod", "new:x", "--network=none", "i"]).unwrap();
-        assert!(pod.contains("--pod=new:x --network=none"), "{pod}");
-        let expected = format!("run --annotation=terok.shield=up {CARD} {CAPS} --network=container:x -- i");
-        assert_eq!(command(&["--network", "container:x", "i"]).unwrap(), expected);
-    }
-
-    #[test]
-    fn without_a_card_published_ports_become_an_annotation() {
-        let line = ["-p", "8080:80", "--publish=[::1]:22:2222/tcp", "--hold", "30s", "--learn", "i"];
-        let expected = format!(
-            "run '--annotation=terok.publish=8080:80 [::1]:22:2222' --annotation=terok.shield=up \
-             --annotation=terok.shield.hold=30s --annotation=terok.shield.learn=true {SAFE} {BIND} -- i"
-        );
-        assert_eq!(command(&line).unwrap(), expected);
-    }
-
-    #[test]
-    fn podman_has_no_variable_that_a_credential_was_read_from() {
-        let host = crate::containers::host_at(std::path::Path::new("/nowhere"));
-        // HOME is as good a value as any: one line of ASCII.
-        let given = Given::read(&host, "anthropic=env:HOME").unwrap();
-        let command = super::command(Path::new("/usr/bin/podman"), &["run".into()], &[given]);
-        assert_eq!(command.get_envs().collect::<Vec<_>>(), [(OsStr::new("HOME"), None)]);
-    }
-
-    #[test]
-    fn granted_credentials_and_keys_become_annotations() {
-        let line = ["--vault", "anthropic github=work", "--vault=mistral", "--ssh", "work@github.com", "i"];
-        let expected = format!(
-            "run --annotation=terok.shield=up '--annotation=terok.ssh=work@github.com' \
-             '--annotation=terok.vault=anthropic github=work mistral' {SAFE} {CAPS} -- i"
-        )
-        .replace("'--annotation=terok.ssh=work@github.com'", "--annotation=terok.ssh=work@github.com");
-        assert_eq!(command(&line).unwrap(), expected);
-    }
-
-    #[test]
-    fn network_none_passes_once() {
-        assert_eq!(command(&["--network", "none", "i"]).unwrap().matches("--network").count(), 1);
-        assert_eq!(command(&["--net=none", "i"]).unwrap().matches("--net").count(), 1);
-    }
-}
+mod tests;

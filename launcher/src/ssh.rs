@@ -9,7 +9,7 @@ use terok_install::host::Host;
 use terok_policy::{Name, layout};
 use terok_vault::known_hosts;
 use terok_vault::ssh_key::{Kind as KeyKind, SshKey, SshKeyError, fingerprint};
-use terok_vault::{Kind, New, Record, Secret, SshPublic};
+use terok_vault::{Error, Kind, New, Record, Secret, SshPublic};
 
 /// The user that git hosts have.
 const USER: &str = "git";
@@ -230,15 +230,23 @@ fn public(record: &Record) -> String {
 
 fn remove(host: &Host, name: &str, yes: bool) -> anyhow::Result<()> {
     let mut open = Open::new(host)?;
-    let record = open.store.ssh_key(name)?;
+    let record = match open.store.ssh_key(name) {
+        Ok(record) => Some(record),
+        // Its row is no record any more, and goes by its name.
+        Err(Error::Damaged { .. }) => None,
+        Err(error) => return Err(error.into()),
+    };
+    let words = record.as_ref().map_or_else(|| format!("the damaged SSH key {name}"), Record::words);
     if !yes
-        && !prompt::confirm(&format!("remove {}?", record.words()))
-            .context("give --yes to remove it without asking")?
+        && !prompt::confirm(&format!("remove {words}?")).context("give --yes to remove it without asking")?
     {
         bail!("nothing was removed");
     }
-    open.store.remove(&record)?;
-    say!("removed {}; hosts that know its public key still do: remove it there as well", record.words())?;
+    match &record {
+        Some(record) => open.store.remove(record)?,
+        None => drop(open.store.remove_named("", name)?),
+    }
+    say!("removed {words}; hosts that know its public key still do: remove it there as well")?;
     Ok(())
 }
 
@@ -259,6 +267,9 @@ fn list_hosts(host: &Host, json: Json) -> anyhow::Result<()> {
         say!("{}", serde_json::to_string(&hosts)?)?;
         return Ok(());
     }
+    if lines.is_empty() {
+        say!("no host key was added; add one with: terok ssh hosts add HOST SHA256:…")?;
+    }
     for line in &lines {
         say!("{}", show::printable(line))?;
     }
@@ -275,6 +286,7 @@ fn add_host(host: &Host, at: &str, key: &str) -> anyhow::Result<()> {
         lines.push(line);
         folder.write(layout::VAULT_KNOWN_HOSTS, (lines.join("\n") + "\n").as_bytes())?;
     }
+    say!("{name} is known by that key, from now on")?;
     Ok(())
 }
 
@@ -287,7 +299,9 @@ fn remove_host(host: &Host, at: &str) -> anyhow::Result<()> {
         bail!("nothing was added of {name}; `terok ssh hosts list` shows what was");
     }
     let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
-    Ok(folder.write(layout::VAULT_KNOWN_HOSTS, text.as_bytes())?)
+    folder.write(layout::VAULT_KNOWN_HOSTS, text.as_bytes())?;
+    say!("what was added of {name} is forgotten")?;
+    Ok(())
 }
 
 #[cfg(test)]

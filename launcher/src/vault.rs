@@ -18,7 +18,7 @@ use terok_policy::layout;
 use terok_vault::session::{Locked, Session};
 use terok_vault::{Dir, MasterKey, Store};
 
-pub(crate) use session::{findings, unlock_silently};
+pub(crate) use session::{findings, missing, unlock_silently};
 use tiers::Ask;
 
 /// `terok vault …`
@@ -168,6 +168,8 @@ impl<'a> Open<'a> {
     pub(crate) fn key(&self) -> anyhow::Result<MasterKey> {
         match self.session()? {
             Session::Unlocked { key, .. } => Ok(key),
+            // These have no --passphrase-stdin.
+            Session::Locked(locked) if tiers::is_out_of_reach(self.host)? => bail!("{locked}"),
             Session::Locked(_) => {
                 tiers::unlock(self.host, &|passphrase| self.store.unlock(passphrase), Ask::default())
                     .context("the vault is locked")

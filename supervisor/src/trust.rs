@@ -7,18 +7,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// Where distributions keep it, the commonest first (the list of openssl-probe).
-const BUNDLES: [&str; 8] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/pki/tls/cacert.pem",
-    "/etc/ca-certificates/extracted/tls-ca-bundle.pem",
-    "/etc/ssl/certs/ca-bundle.crt",
-    "/etc/ssl/cert.pem",
-];
+use terok_policy::layout::CA_BUNDLES;
 
 /// Folders of certificates; those above them hold private keys as well.
 const FOLDERS: [&str; 4] = ["certs", "pem", "extracted", "ca-certificates"];
@@ -30,7 +19,7 @@ const LIMIT: u64 = 8 << 20;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TrustError {
     /// No bundle.
-    #[error("no CA certificates on this host (looked for {}); install the package ca-certificates", BUNDLES.join(", "))]
+    #[error("no CA certificates on this host (looked for {}); install the package ca-certificates", CA_BUNDLES.join(", "))]
     None,
     /// One that cannot be read, or nothing in it.
     #[error("{}: {reason}; reinstall the package ca-certificates", path.display())]
@@ -82,7 +71,7 @@ pub(crate) fn client_trusting(roots: RootCertStore) -> Result<ClientConfig, Trus
 
 /// The files to be read, for Landlock: there a link is followed, so what it leads to is readable too.
 pub(crate) fn files() -> Vec<PathBuf> {
-    BUNDLES.map(PathBuf::from).to_vec()
+    CA_BUNDLES.map(PathBuf::from).to_vec()
 }
 
 /// The same for who lives longer than a bundle does: an update puts another file in its place, which Landlock knows by its folder alone.

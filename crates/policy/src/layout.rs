@@ -71,6 +71,18 @@ pub const NAMES: &str = "names";
 /// In the state folder: why the last start was refused, and supervisor messages.
 pub const LOG: &str = "log";
 
+/// Where distributions keep the certificates of the authorities that the host trusts, the commonest first (the list of openssl-probe).
+pub const CA_BUNDLES: [&str; 8] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/tls/cacert.pem",
+    "/etc/ca-certificates/extracted/tls-ca-bundle.pem",
+    "/etc/ssl/certs/ca-bundle.crt",
+    "/etc/ssl/cert.pem",
+];
+
 /// Program names, as installed side by side in one folder.
 pub const HOOK: &str = "terok-hook";
 /// The supervisor.

@@ -130,6 +130,7 @@ mod tests {
         let short = Token {
             variables: Vec::new(),
             prefix: "sk-".into(),
+            also: vec![],
             suffix: String::new(),
             length: 10,
             alphabet: Alphabet::Hex,

@@ -131,6 +131,9 @@ pub struct Token {
     /// How the provider's own tokens begin.
     #[serde(default)]
     pub prefix: String,
+    /// Other beginnings of its tokens: no phantom token has them, but a credential may (`terok vault add`, `terok vault clean`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<String>,
     /// How they end.
     #[serde(default)]
     pub suffix: String,
@@ -168,6 +171,14 @@ pub enum Carrier {
     Basic,
     /// A header whose whole value it is, lower case.
     Header(String),
+}
+
+impl Token {
+    /// How the provider's own tokens are known to begin.
+    pub fn beginnings(&self) -> impl Iterator<Item = &str> {
+        let all = std::iter::once(&self.prefix).chain(&self.also);
+        all.map(String::as_str).filter(|beginning| !beginning.is_empty())
+    }
 }
 
 impl Carrier {

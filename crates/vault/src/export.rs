@@ -10,17 +10,25 @@ use zeroize::Zeroizing;
 
 impl Store {
     /// Writes all records with their secrets, plain, as JSON. The caller sees to it that nobody reads it who should not.
-    pub fn export(&self, key: &MasterKey, out: &mut dyn Write) -> Result<()> {
+    /// What is damaged is left out and returned in words: the rest is what there is to be saved.
+    pub fn export(&self, key: &MasterKey, out: &mut dyn Write) -> Result<Vec<String>> {
         let mut records = Vec::new();
         for record in self.records()? {
-            let secret = self.open_secret(key, &record)?;
-            records.push(Exported { record, secret: secret.into() });
+            match self.open_secret(key, &record) {
+                Ok(secret) => records.push(Exported { record, secret: secret.into() }),
+                // Said below.
+                Err(Error::Damaged { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
-        let written = serde_json::to_writer_pretty(&mut *out, &Export { vault: self.id(), records });
+        let damaged = self.damaged(Some(key))?;
+        let export = Export { vault: self.id(), records, damaged: &damaged };
+        let written = serde_json::to_writer_pretty(&mut *out, &export);
         written
             .map_err(std::io::Error::from)
             .and_then(|()| writeln!(out))
-            .map_err(Error::file("write", "the export"))
+            .map_err(Error::file("write", "the export"))?;
+        Ok(damaged)
     }
 }
 
@@ -28,6 +36,8 @@ impl Store {
 struct Export<'a> {
     vault: &'a str,
     records: Vec<Exported>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    damaged: &'a [String],
 }
 
 #[derive(Serialize)]

@@ -246,4 +246,5 @@ fn an_export_holds_every_secret_and_its_record() {
     assert_eq!(export["records"][0]["secret"]["private"], "-----BEGIN");
     assert_eq!(export["records"][1]["provider"], "anthropic");
     assert_eq!(export["records"][1]["secret"]["key"], "sk-ant-1");
+    assert!(export.get("damaged").is_none());
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use terok_install::host::Host;
 use terok_policy::phantom;
 use terok_policy::policy::VaultGrant;
-use terok_policy::provider::{CredentialType, OAuthImport, Provider, is_credential_name};
+use terok_policy::provider::{CredentialType, Definition, OAuthImport, Provider, Token, is_credential_name};
 use terok_vault::{Error, New, Secret};
 use zeroize::Zeroizing;
 
@@ -69,7 +69,7 @@ pub(super) fn add(host: &Host, args: &AddArgs) -> anyhow::Result<()> {
     }
     let (secret, expires) = match &args.oauth {
         Some(file) => from_file(&provider, file)?,
-        None => (given(&provider, args)?, None),
+        None => (given(host, &provider, args)?, None),
     };
     let key = open.key()?;
     match &there {
@@ -88,7 +88,7 @@ pub(super) fn add(host: &Host, args: &AddArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn given(provider: &Provider, args: &AddArgs) -> anyhow::Result<Secret> {
+fn given(host: &Host, provider: &Provider, args: &AddArgs) -> anyhow::Result<Secret> {
     let text = if args.stdin {
         prompt::standard_input()?
     } else if let Some(variable) = &args.env {
@@ -111,7 +111,9 @@ fn given(provider: &Provider, args: &AddArgs) -> anyhow::Result<Secret> {
         (_, None) => String::new(),
     };
     let secret = sealed(provider, kind, user, text)?;
-    if let Some(doubt) = doubt(provider, &args.name, &secret) {
+    // A definition that cannot be read is nobody's concern here.
+    let all = providers::definitions(host).unwrap_or_default();
+    if let Some(doubt) = doubt(provider, &args.name, &secret, &all) {
         eprintln!("terok: {doubt}");
     }
     Ok(secret)
@@ -132,8 +134,9 @@ pub(super) fn variable_of(variable: &str) -> anyhow::Result<Zeroizing<String>> {
 pub(super) fn kind_for(provider: &Provider, secret: &str) -> anyhow::Result<CredentialType> {
     use CredentialType::{Basic, Key, OAuth};
     let takes = |kind| provider.credential.contains_key(&kind);
+    let mut beginnings = provider.token.beginnings().peekable();
     let looks_like_a_key =
-        provider.token.prefix.is_empty() || secret.trim().starts_with(&provider.token.prefix);
+        beginnings.peek().is_none() || beginnings.any(|beginning| secret.trim().starts_with(beginning));
     let kind = match (takes(Key), takes(OAuth), takes(Basic)) {
         (true, true, _) if !looks_like_a_key => OAuth,
         (true, _, _) => Key,
@@ -184,16 +187,29 @@ pub(super) fn sealed(
     })
 }
 
-/// Why it may be the wrong one.
-fn doubt(provider: &Provider, name: &str, secret: &Secret) -> Option<String> {
+/// Why it may be the wrong one: it does not begin as the provider's keys do, or another's keys begin with more of it.
+fn doubt(provider: &Provider, name: &str, secret: &Secret, all: &[(String, Definition)]) -> Option<String> {
     let Secret::Key(key) = secret else { return None };
-    let prefix = &provider.token.prefix;
-    (!prefix.is_empty() && !key.starts_with(prefix)).then(|| {
-        format!(
-            "it does not begin with {prefix}, as keys of {} do; it is taken all the same: terok vault test {} {name} tries it",
-            provider.title, provider.name
-        )
-    })
+    let fits = |token: &Token| {
+        token.beginnings().filter(|beginning| key.starts_with(beginning)).map(str::len).max().unwrap_or(0)
+    };
+    let own = fits(&provider.token);
+    let other = all.iter().map(|(_, definition)| definition).max_by_key(|other| fits(other.token()));
+    let what = match other {
+        Some(other) if fits(other.token()) > own => {
+            format!("it begins as keys of {} do", show::printable(other.title()))
+        }
+        _ if own == 0 => {
+            let prefix = provider.token.beginnings().next()?;
+            format!("it does not begin with {prefix}, as keys of {} do", show::printable(&provider.title))
+        }
+        _ => return None,
+    };
+    let credential = match name {
+        VaultGrant::DEFAULT => provider.name.clone(),
+        name => format!("{} {name}", provider.name),
+    };
+    Some(format!("{what}; it is taken all the same: terok vault test {credential} tries it"))
 }
 
 /// The tokens in the file of the provider's own client.
@@ -281,8 +297,31 @@ mod tests {
         let anthropic = provider("anthropic");
         assert_eq!(kind_for(&anthropic, "sk-ant-api03-x").unwrap(), CredentialType::Key);
         assert_eq!(kind_for(&anthropic, "sk-ant-oat01-x").unwrap(), CredentialType::OAuth);
-        assert!(doubt(&anthropic, "default", &Secret::Key(text("x"))).unwrap().contains("sk-ant-api03-"));
-        assert!(doubt(&anthropic, "default", &Secret::Key(text("sk-ant-api03-x"))).is_none());
+        assert_eq!(kind_for(&anthropic, "sk-ant-api04-x").unwrap(), CredentialType::Key);
+        let all = providers::definitions(&crate::containers::host_at(Path::new("/nowhere"))).unwrap();
+        let doubted = |name: &str, key: &str| doubt(&provider(name), "work", &Secret::Key(text(key)), &all);
+        assert!(doubted("anthropic", "x").unwrap().contains("sk-ant-api03-"));
+        for (name, key) in [
+            ("anthropic", "sk-ant-api03-x"),
+            ("github", "ghp_x"),
+            ("github", "github_pat_x"),
+            ("github", "gho_x"),
+            ("openai", "sk-proj-x"),
+            ("openai", "sk-svcacct-x"),
+            ("openai", "sk-x"),
+            ("mistral", "x"),
+        ] {
+            assert_eq!(doubted(name, key), None, "{name} {key}");
+        }
+        for (name, key, whose) in [
+            ("openai", "sk-ant-api03-x", "Anthropic"),
+            ("anthropic", "sk-or-v1-x", "OpenRouter"),
+            ("mistral", "glpat-x", "GitLab"),
+        ] {
+            let doubt = doubted(name, key).unwrap();
+            assert!(doubt.contains(whose) && doubt.contains(&format!("test {name} work")), "{doubt}");
+            assert!(!doubt.contains(key), "{doubt}");
+        }
     }
 
     #[test]

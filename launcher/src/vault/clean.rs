@@ -151,9 +151,11 @@ impl Report {
             n => format!(", {n} unchecked"),
         };
         match left {
+            0 if self.leaks.is_empty() => say!("no credentials were found{unchecked}")?,
             0 => say!("no credentials are left{unchecked}")?,
             n => say!(
-                "{n} files with credentials{unchecked}{}",
+                "{n} file{} with credentials{unchecked}{}",
+                if n == 1 { "" } else { "s" },
                 if dry_run { "; nothing was removed" } else { "" }
             )?,
         }
@@ -188,6 +190,7 @@ impl Report {
 struct Search {
     known: Vec<Known>,
     shapes: Vec<Token>,
+    beginnings: secrets::Beginnings,
     found: Report,
 }
 
@@ -197,8 +200,10 @@ impl Search {
             Definition::Provider(provider) => Some(provider.files.iter()),
             Definition::Template(_) => None,
         });
-        let shapes = definitions.iter().map(|(_, definition)| definition.token().clone()).collect();
-        Search { known: known::known(files.flatten()), shapes, found: Report::default() }
+        let shapes: Vec<Token> =
+            definitions.iter().map(|(_, definition)| definition.token().clone()).collect();
+        let beginnings = secrets::Beginnings::new(&shapes);
+        Search { known: known::known(files.flatten()), shapes, beginnings, found: Report::default() }
     }
 
     fn named(&mut self, path: &Path) {
@@ -272,7 +277,7 @@ impl Search {
             Ok(content) => zeroize::Zeroizing::new(content),
             Err(error) => return self.unchecked(shown, reason(&error)),
         };
-        let secrets = match secrets::secrets(known.form, &content) {
+        let secrets = match secrets::secrets(known.form, &content, &self.beginnings) {
             Ok(secrets) => zeroize::Zeroizing::new(secrets),
             Err(reason) => return self.unchecked(shown, reason.to_owned()),
         };

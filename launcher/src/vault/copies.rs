@@ -1,6 +1,7 @@
 //! Copies of the vault: sealed ones for a backup, and an export that holds a secret only where that was asked for twice.
 
 use super::{Ask, Open, folder, prompt, tiers};
+use crate::show;
 use anyhow::{Context as _, bail};
 use std::fs::File;
 use std::io::IsTerminal as _;
@@ -8,7 +9,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use terok_install::host::Host;
-use terok_vault::{BEFORE_RESTORE, Restore};
+use terok_vault::{BEFORE_RESTORE, Error, Restore};
 
 /// `terok vault export`
 #[derive(Debug, clap::Args)]
@@ -42,7 +43,10 @@ pub(super) fn restore(host: &Host, file: &Path, ask: Ask, yes: bool) -> anyhow::
         bail!("nothing was changed");
     }
     copy.finish()?;
-    say!("restored; what was there is now {}", host.vault_dir().join(BEFORE_RESTORE).display())?;
+    match there {
+        true => say!("restored; what was there is now {}", host.vault_dir().join(BEFORE_RESTORE).display())?,
+        false => say!("restored")?,
+    }
     Ok(())
 }
 
@@ -57,16 +61,32 @@ pub(super) fn export(host: &Host, args: &ExportArgs) -> anyhow::Result<()> {
     }
     let open = Open::new(host)?;
     if !args.reveal {
-        let records = open.store.records()?;
-        say!(
-            "{}",
-            serde_json::to_string_pretty(&serde_json::json!({"vault": open.store.id(), "records": records}))?
-        )?;
+        let (records, damaged) = (open.store.records()?, open.store.damaged(None)?);
+        let mut value = serde_json::json!({"vault": open.store.id(), "records": records});
+        if !damaged.is_empty() {
+            value["damaged"] = damaged.clone().into();
+        }
+        say!("{}", serde_json::to_string_pretty(&value)?)?;
+        return incomplete(&damaged);
+    }
+    let key = open.key()?;
+    let damaged = match open.store.export(&key, &mut out) {
+        // Nobody reads any more: that ends the program quietly.
+        Err(Error::File { error, .. }) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+            return Err(error.into());
+        }
+        exported => exported?,
+    };
+    eprintln!("terok: what was printed holds the secrets as they are");
+    incomplete(&damaged)
+}
+
+/// An error that names what is damaged, if anything is.
+fn incomplete(damaged: &[String]) -> anyhow::Result<()> {
+    if damaged.is_empty() {
         return Ok(());
     }
-    open.store.export(&open.key()?, &mut out)?;
-    eprintln!("terok: what was printed holds the secrets as they are");
-    Ok(())
+    bail!("not all was exported: {}", show::printable(&damaged.join("; ")))
 }
 
 /// Refuses a file that others may read or write: a shell makes one so.

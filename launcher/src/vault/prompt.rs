@@ -1,6 +1,6 @@
 //! Questions on the terminal: what is typed in answer to a secret's is not shown. Always the terminal itself, whatever standard input is.
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use zeroize::Zeroizing;
@@ -49,8 +49,9 @@ pub(crate) fn lines<const COUNT: usize>() -> anyhow::Result<[Zeroizing<String>; 
     let lines: Vec<_> = text.lines().map(|line| Zeroizing::new(line.to_owned())).collect();
     match lines.try_into() {
         Ok(lines) => Ok(lines),
-        Err(_) if COUNT == 1 => bail!("standard input is not one line"),
-        Err(_) => bail!("standard input is not {COUNT} lines"),
+        Err(_) if text.is_empty() => bail!("standard input is empty"),
+        Err(_) if COUNT == 1 => bail!("standard input is not one line: write the passphrase into it"),
+        Err(_) => bail!("standard input is not {COUNT} lines: the old passphrase, then the new one"),
     }
 }
 
@@ -67,8 +68,15 @@ pub(crate) fn read(source: impl std::io::Read) -> anyhow::Result<Zeroizing<Strin
     Ok(Zeroizing::new(text.strip_suffix('\r').unwrap_or(text).to_owned()))
 }
 
+/// Whether there is a terminal to ask on.
+pub(crate) fn is_possible() -> bool {
+    terminal().is_ok()
+}
+
 fn terminal() -> anyhow::Result<File> {
-    OpenOptions::new().read(true).write(true).open("/dev/tty").context("there is no terminal to ask on")
+    let terminal = OpenOptions::new().read(true).write(true).open("/dev/tty");
+    // The system's words ("no such device or address") say nothing to a person.
+    terminal.map_err(|_| anyhow!("there is no terminal to ask on"))
 }
 
 #[cfg(test)]

@@ -4,11 +4,16 @@ use super::{Open, Which, prompt};
 use crate::{cli::Json, show};
 use anyhow::{Context as _, bail};
 use terok_install::host::Host;
-use terok_vault::{Kind, Record};
+use terok_vault::{Error, Kind, Record};
 
 /// `terok vault list`
 pub(super) fn list(host: &Host, json: Json) -> anyhow::Result<()> {
-    let records = Open::new(host)?.store.records()?;
+    let open = Open::new(host)?;
+    let records = open.store.records()?;
+    // Beside the list, which holds only what can be read of.
+    for what in open.store.damaged(None)? {
+        eprintln!("terok: {}", show::printable(&what));
+    }
     if json.json {
         say!("{}", serde_json::to_string(&records)?)?;
         return Ok(());
@@ -59,15 +64,26 @@ pub(super) fn show(host: &Host, which: &Which, json: Json) -> anyhow::Result<()>
 /// `terok vault remove`
 pub(super) fn remove(host: &Host, which: &Which, yes: bool) -> anyhow::Result<()> {
     let mut open = Open::new(host)?;
-    let record = open.store.credential(&which.provider, &which.name)?;
+    let record = match open.store.credential(&which.provider, &which.name) {
+        Ok(record) => Some(record),
+        // Its row is no record any more, and goes by its name.
+        Err(Error::Damaged { .. }) => None,
+        Err(error) => return Err(error.into()),
+    };
+    let words = match &record {
+        Some(record) => record.words(),
+        None => format!("the damaged credential {}={}", which.provider, which.name),
+    };
     if !yes
-        && !prompt::confirm(&format!("remove {}?", record.words()))
-            .context("give --yes to remove it without asking")?
+        && !prompt::confirm(&format!("remove {words}?")).context("give --yes to remove it without asking")?
     {
         bail!("nothing was removed");
     }
-    open.store.remove(&record)?;
-    say!("removed {}; it is still good where it was issued: revoke it there as well", record.words())?;
+    match &record {
+        Some(record) => open.store.remove(record)?,
+        None => drop(open.store.remove_named(&which.provider, &which.name)?),
+    }
+    say!("removed {words}; it is still good where it was issued: revoke it there as well")?;
     Ok(())
 }
 

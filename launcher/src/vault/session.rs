@@ -8,7 +8,8 @@ use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 use terok_install::doctor::Finding;
 use terok_install::host::Host;
-use terok_policy::layout;
+use terok_policy::policy::{SshGrant, VaultGrant};
+use terok_policy::{Policy, layout};
 use terok_vault::session::Session;
 use terok_vault::{Cost, Error, Store};
 
@@ -47,7 +48,7 @@ pub(super) fn init(host: &Host, ask: Ask) -> anyhow::Result<()> {
     Store::create(&folder, &passphrase, Cost::default(), show::now())?;
     say!("made a vault in {}", host.vault_dir().display())?;
     say!("it is sealed: without its passphrase nobody gets anything out of it, you neither")?;
-    say!("next: terok vault add PROVIDER, then: terok vault unlock")?;
+    say!("next: terok vault unlock, then: terok vault add PROVIDER")?;
     Ok(())
 }
 
@@ -56,6 +57,9 @@ pub(super) fn unlock(host: &Host, ask: Ask, time: Time) -> anyhow::Result<()> {
     let open = Open::new(host)?;
     let key = tiers::unlock(host, &|passphrase| open.store.unlock(passphrase), ask)?;
     begin(host, &key, time)?;
+    if let Some(doubt) = kept_on_disk(host) {
+        eprintln!("terok: {doubt}");
+    }
     match time {
         Time::For(time) => say!("unlocked for {}", show::span(time.as_secs()))?,
         Time::Forever => say!("unlocked until terok vault lock, logout or reboot")?,
@@ -90,6 +94,42 @@ pub(crate) fn unlock_silently(host: &Host) -> Result<(), String> {
         Ok(Ok(()))
     };
     tried().unwrap_or_else(|error| Err(format!("the vault stays locked ({error:#}): terok vault unlock")))
+}
+
+/// What a container of this policy was granted and the vault does not have, in words; nothing where there is no vault.
+pub(crate) fn missing(host: &Host, policy: &Policy) -> anyhow::Result<Vec<String>> {
+    if !host.vault_dir().join(layout::VAULT_STORE).exists() {
+        return Ok(Vec::new());
+    }
+    let store = Open::new(host)?.store;
+    let mut missing = Vec::new();
+    for grant in policy.vault.iter().filter(|grant| !grant.credential.starts_with('@')) {
+        let (provider, name) = (&grant.provider.name, &grant.credential);
+        if let Err(Error::Absent { record }) = store.credential(provider, name) {
+            let name = if name == VaultGrant::DEFAULT { "" } else { name };
+            missing
+                .push(format!("no {record} in the vault: terok vault add {provider} {name}").trim().into());
+        }
+    }
+    for SshGrant { key, .. } in &policy.ssh {
+        if let Err(Error::Absent { record }) = store.ssh_key(key) {
+            missing.push(format!("no {record} in the vault: terok ssh new {key}"));
+        }
+    }
+    Ok(missing)
+}
+
+/// Why the folder of the session may be no place for a key, in words.
+fn kept_on_disk(host: &Host) -> Option<String> {
+    let path = host.run_dir();
+    let there = path.ancestors().find(|path| path.is_dir())?;
+    let kind = nix::sys::statfs::statfs(there).ok()?.filesystem_type();
+    (kind != nix::sys::statfs::TMPFS_MAGIC).then(|| {
+        format!(
+            "{} is not in memory (tmpfs): the key to the vault is written to a disk while it is unlocked",
+            there.display()
+        )
+    })
 }
 
 /// `terok vault lock`
@@ -201,6 +241,15 @@ pub(crate) fn findings(host: &Host) -> Vec<Finding> {
         ));
         return found;
     }
+    if let Some(what) = kept_on_disk(host) {
+        found.push(Finding::warn("vault", what, "let systemd-logind make it, or mount a tmpfs there"));
+    }
+    if !layout::CA_BUNDLES.iter().any(|path| host.at(path).is_file()) {
+        let what = format!("no certificate authorities in {}", layout::CA_BUNDLES.join(", "));
+        let remedy =
+            "install the package ca-certificates: without it no provider beyond this host is reached";
+        found.push(Finding::warn("vault", what, remedy));
+    }
     let looked = || -> anyhow::Result<(bool, Vec<terok_vault::Record>, Vec<String>)> {
         let open = Open::new(host)?;
         let session = open.session()?;
@@ -241,6 +290,21 @@ pub(crate) fn findings(host: &Host) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_without_certificate_authorities_is_found_out_before_a_container_is() {
+        let root = tempfile::tempdir().unwrap();
+        let host = crate::containers::host_at(root.path());
+        let said = || findings(&host).iter().filter(|found| found.what.contains("authorities")).count();
+        assert_eq!(said(), 0, "nobody asked for a vault");
+        std::fs::create_dir_all(host.vault_dir()).unwrap();
+        std::fs::write(host.vault_dir().join(layout::VAULT_STORE), "").unwrap();
+        assert_eq!(said(), 1);
+        let bundle = host.at(layout::CA_BUNDLES[1]);
+        std::fs::create_dir_all(bundle.parent().unwrap()).unwrap();
+        std::fs::write(bundle, "").unwrap();
+        assert_eq!(said(), 0);
+    }
 
     #[test]
     fn a_session_has_an_end_or_lasts_for_ever() {

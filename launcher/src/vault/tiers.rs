@@ -67,10 +67,18 @@ impl Tier {
     /// `quiet`: nobody is asked.
     fn passphrase(&self, quiet: bool) -> anyhow::Result<Zeroizing<String>> {
         match self {
-            Tier::Credential(folder) => passphrase::from_systemd(folder)?.context("it is empty"),
+            Tier::Credential(folder) => {
+                passphrase::from_systemd(folder)?.with_context(|| format!("{self} is empty"))
+            }
+            // Says itself which command it is.
             Tier::Command(words) => Ok(passphrase::from_command(words, quiet, PATIENCE)?),
         }
     }
+}
+
+/// Whether nobody is there to ask and nothing else is set up.
+pub(super) fn is_out_of_reach(host: &Host) -> anyhow::Result<bool> {
+    Ok(!prompt::is_possible() && Tier::configured(host)?.is_empty())
 }
 
 /// What opens a vault by its passphrase.
@@ -85,8 +93,12 @@ pub(super) fn unlock(host: &Host, with: Unlock<'_>, ask: Ask) -> anyhow::Result<
     if !ask.prompt
         && let Some(tier) = Tier::configured(host)?.first()
     {
-        let passphrase = tier.passphrase(false).with_context(|| tier.to_string())?;
-        return with(&passphrase).with_context(|| format!("{tier}; type it with --prompt"));
+        return match with(&tier.passphrase(false)?) {
+            Err(error @ terok_vault::Error::WrongPassphrase) => {
+                bail!("{tier}: {error}; type the right one with --prompt")
+            }
+            opened => Ok(opened?),
+        };
     }
     let passphrase = prompt::hidden("passphrase of the vault").context(
         "no passphrase: give it with --passphrase-stdin, or set [vault] passphrase_command in config.toml",
@@ -98,8 +110,8 @@ pub(super) fn unlock(host: &Host, with: Unlock<'_>, ask: Ask) -> anyhow::Result<
 pub(super) fn silently(host: &Host, with: Unlock<'_>) -> anyhow::Result<Option<MasterKey>> {
     let mut trouble = None;
     for tier in Tier::configured(host)? {
-        let tried = tier.passphrase(true).and_then(|passphrase| Ok(with(&passphrase)?));
-        match tried.with_context(|| tier.to_string()) {
+        let opened = |passphrase: Zeroizing<String>| with(&passphrase).with_context(|| tier.to_string());
+        match tier.passphrase(true).and_then(opened) {
             Ok(key) => return Ok(Some(key)),
             Err(error) => trouble = Some(error),
         }
@@ -115,7 +127,7 @@ pub(super) fn new_passphrase(host: &Host, ask: Ask) -> anyhow::Result<Zeroizing<
     } else {
         let tiers = if ask.prompt { Vec::new() } else { Tier::configured(host)? };
         match tiers.first() {
-            Some(tier) => tier.passphrase(false).with_context(|| tier.to_string())?,
+            Some(tier) => tier.passphrase(false)?,
             None => prompt::new_secret("passphrase for the vault")
                 .context("no passphrase: give it with --passphrase-stdin")?,
         }

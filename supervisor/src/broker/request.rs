@@ -224,6 +224,7 @@ mod tests {
         Token {
             variables: vec![],
             prefix: "sk-".to_owned(),
+            also: vec![],
             suffix: String::new(),
             length: OURS.len(),
             alphabet: Alphabet::Base62,

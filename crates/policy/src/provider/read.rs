@@ -303,6 +303,12 @@ fn check_token(token: &Token) -> Result<(), Wrong> {
             return wrong(&["token", key], format!("{text:?}: a token is of letters, digits and -._~+/="));
         }
     }
+    for (at, text) in token.also.iter().enumerate() {
+        if text.len() < 3 || !plain(text) {
+            let why = "the beginning of a token is three or more letters, digits and -._~+/=";
+            return wrong(&["token", "also", &at.to_string()], format!("{text:?}: {why}"));
+        }
+    }
     let least = token.prefix.len() + token.alphabet.mark().len() + LEAST + token.suffix.len();
     match token.length {
         0 => return wrong(&["token", "length"], "is missing: write how many characters a token has"),

@@ -56,6 +56,24 @@ const PREFIXES: [&str; 26] = [
     "AGE-SECRET-KEY-",
 ];
 
+/// How keys begin: of well-known services, and of the providers that are defined.
+pub(super) struct Beginnings(Vec<String>);
+
+impl Beginnings {
+    pub(super) fn new<'a>(shapes: impl IntoIterator<Item = &'a Token>) -> Self {
+        let defined = shapes.into_iter().flat_map(Token::beginnings).filter(|text| text.len() >= 3);
+        Beginnings(PREFIXES.into_iter().chain(defined).map(str::to_owned).collect())
+    }
+
+    /// Whether `value` is long enough for a key and begins as one.
+    fn fit(&self, value: &str) -> bool {
+        let value = value.trim_matches(['"', '\'']);
+        value.len() >= 16
+            && !value.contains(char::is_whitespace)
+            && self.0.iter().any(|beginning| value.starts_with(beginning.as_str()))
+    }
+}
+
 /// Parts of names whose values are secrets.
 const NAMES: [&str; 13] = [
     "token",
@@ -84,7 +102,11 @@ const ABOUT: [&str; 13] = [
 ///
 /// # Errors
 /// Where it is not of its form, so that it cannot be said what is in it.
-pub(super) fn secrets(form: Form, content: &[u8]) -> Result<Vec<String>, &'static str> {
+pub(super) fn secrets(
+    form: Form,
+    content: &[u8],
+    beginnings: &Beginnings,
+) -> Result<Vec<String>, &'static str> {
     if content.iter().all(u8::is_ascii_whitespace) {
         return Ok(Vec::new());
     }
@@ -99,13 +121,13 @@ pub(super) fn secrets(form: Form, content: &[u8]) -> Result<Vec<String>, &'stati
         Form::Any => match serde_json::from_str(text) {
             Ok(value) => {
                 let mut found = Vec::new();
-                json(None, &value, &mut found);
+                json(None, &value, beginnings, &mut found);
                 found
             }
             Err(_) if text.trim_start().starts_with('{') => {
                 return Err("it is not the JSON that it begins as");
             }
-            Err(_) => text.lines().flat_map(line).collect(),
+            Err(_) => text.lines().flat_map(|text| line(text, beginnings)).collect(),
         },
         Form::Netrc => netrc(text),
         Form::Whole => vec![text.trim().to_owned()],
@@ -121,7 +143,7 @@ pub(super) fn secrets(form: Form, content: &[u8]) -> Result<Vec<String>, &'stati
             lines.filter_map(|line| line.splitn(5, ':').nth(4)).map(str::to_owned).collect()
         }
         Form::Xml => xml(text),
-        Form::Dotenv => text.lines().flat_map(dotenv).collect(),
+        Form::Dotenv => text.lines().flat_map(|text| dotenv(text, beginnings)).collect(),
         Form::Opaque => Vec::new(),
     };
     if form == Form::Any {
@@ -146,19 +168,19 @@ pub(super) fn is_phantom(secret: &str, shapes: &[Token]) -> bool {
     parts.iter().any(|part| shapes.iter().any(|shape| phantom::is_phantom(shape, part)))
 }
 
-fn json(name: Option<&str>, value: &serde_json::Value, found: &mut Vec<String>) {
+fn json(name: Option<&str>, value: &serde_json::Value, beginnings: &Beginnings, found: &mut Vec<String>) {
     match value {
         serde_json::Value::Object(map) => {
             for (name, value) in map {
-                json(Some(name), value, found);
+                json(Some(name), value, beginnings, found);
             }
         }
         serde_json::Value::Array(list) => {
             for value in list {
-                json(name, value, found);
+                json(name, value, beginnings, found);
             }
         }
-        serde_json::Value::String(text) if name.is_some_and(is_secret_name) || has_known_prefix(text) => {
+        serde_json::Value::String(text) if name.is_some_and(is_secret_name) || beginnings.fit(text) => {
             found.extend(value_of(text));
         }
         _ => {}
@@ -166,7 +188,7 @@ fn json(name: Option<&str>, value: &serde_json::Value, found: &mut Vec<String>) 
 }
 
 /// `key = value`, `key: value` and both at once (`extraHeader = Authorization: Basic …`).
-fn line(text: &str) -> Vec<String> {
+fn line(text: &str, beginnings: &Beginnings) -> Vec<String> {
     let text = text.trim();
     if text.starts_with(['#', ';']) {
         return Vec::new();
@@ -179,7 +201,7 @@ fn line(text: &str) -> Vec<String> {
             // `//registry.example/:_authToken`, `export NAME`, `- token`, `http.extraHeader = Authorization`
             let name = name.trim_end().trim_end_matches(['"', '\'']);
             let last = name.rsplit([':', '/', ' ', '"', '\'', '.', '\t']).next().unwrap_or_default();
-            is_secret_name(last) || has_known_prefix(value.trim())
+            is_secret_name(last) || beginnings.fit(value.trim())
         })
         .filter_map(|(_, value)| value_of(value))
         .collect();
@@ -187,7 +209,7 @@ fn line(text: &str) -> Vec<String> {
     found
 }
 
-fn dotenv(text: &str) -> Option<String> {
+fn dotenv(text: &str, beginnings: &Beginnings) -> Option<String> {
     let text = text.trim();
     let (name, value) = text.strip_prefix("export ").unwrap_or(text).split_once('=')?;
     let value = value_of(value.split(" #").next().unwrap_or(value))?;
@@ -195,7 +217,7 @@ fn dotenv(text: &str) -> Option<String> {
         && value.len() >= 16
         && !value.contains(char::is_whitespace)
         && !is_placeholder(&value);
-    (!text.starts_with('#') && (has_known_prefix(&value) || looks_secret || userinfo(&value).is_some()))
+    (!text.starts_with('#') && (beginnings.fit(&value) || looks_secret || userinfo(&value).is_some()))
         .then_some(value)
 }
 
@@ -238,13 +260,6 @@ fn is_secret_name(name: &str) -> bool {
     let name = name.trim().to_ascii_lowercase();
     let part = NAMES.iter().any(|part| name.contains(part));
     (part || WHOLE_NAMES.contains(&name.as_str())) && !ABOUT.iter().any(|end| name.ends_with(end))
-}
-
-fn has_known_prefix(value: &str) -> bool {
-    let value = value.trim_matches(['"', '\'']);
-    value.len() >= 16
-        && !value.contains(char::is_whitespace)
-        && PREFIXES.iter().any(|prefix| value.starts_with(prefix))
 }
 
 /// Without quotes, a comma behind it and the scheme of a header.

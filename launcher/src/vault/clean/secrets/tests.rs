@@ -39,10 +39,27 @@ const HOLDS: &[(Form, &str, usize)] = &[
     (Opaque, "SQLite format 3", 1),
 ];
 
+fn read(form: Form, content: &[u8]) -> Result<Vec<String>, &'static str> {
+    secrets(form, content, &Beginnings::new([]))
+}
+
+#[test]
+fn keys_of_a_provider_of_ones_own_are_told_by_how_they_begin() {
+    let own = "title = \"x\"\n[token]\nlength = 44\nprefix = \"trk_\"\nalso = [\"trx_\"]\n[credential.key]\nheader = \"x-key\"\n";
+    let own = terok_policy::provider::parse("own", own).unwrap();
+    let beginnings = Beginnings::new([own.token()]);
+    for (text, count) in
+        [("A=trk_0123456789abcdef", 1), ("A=trx_0123456789abcdef", 1), ("A=try_0123456789abcdef", 0)]
+    {
+        assert_eq!(secrets(Dotenv, text.as_bytes(), &beginnings).unwrap().len(), count, "{text}");
+        assert!(read(Dotenv, text.as_bytes()).unwrap().is_empty(), "{text}");
+    }
+}
+
 #[test]
 fn secrets_are_found_in_every_form() {
     for (form, text, count) in HOLDS {
-        let found = secrets(*form, text.as_bytes()).unwrap();
+        let found = read(*form, text.as_bytes()).unwrap();
         assert_eq!(found.len(), *count, "{text}: {found:?}");
     }
 }
@@ -73,13 +90,13 @@ fn files_without_a_secret_are_none() {
         (Opaque, ""),
         (Whole, "\n"),
     ] {
-        assert_eq!(secrets(form, text.as_bytes()).unwrap(), Vec::<String>::new(), "{text}");
+        assert_eq!(read(form, text.as_bytes()).unwrap(), Vec::<String>::new(), "{text}");
     }
 }
 
 #[test]
 fn what_is_not_of_its_form_cannot_be_judged() {
-    assert!(secrets(Any, b"{\"auths\":").is_err());
-    assert!(secrets(Any, &[0xff, 0xfe, b'a']).is_err());
-    assert!(secrets(Netrc, &[0xff]).is_err());
+    assert!(read(Any, b"{\"auths\":").is_err());
+    assert!(read(Any, &[0xff, 0xfe, b'a']).is_err());
+    assert!(read(Netrc, &[0xff]).is_err());
 }
