@@ -33,7 +33,7 @@ fn walk(steps: &[Step<'_>]) {
     let uid = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").unwrap());
     let mut script = format!(
         "set -e; mount -t tmpfs -o mode=755 tmpfs /run; mount -t tmpfs -o mode=755 tmpfs /var/lib\n\
-         mkdir -p -m 755 /run/user; mkdir -m 700 /run/user/{uid}; cd \"$HOME\"; set +e\n"
+         mkdir -p -m 755 /run/user; mkdir -m 700 /run/user/{uid}; cd \"$HOME\"; umask 077; set +e\n"
     );
     for (at, (line, ..)) in steps.iter().enumerate() {
         let out = folder.path().join(at.to_string());
@@ -110,6 +110,7 @@ fn from_nothing_to_a_sealed_credential_and_back() {
         ("terok vault show github home", 1, "`terok vault list` shows what is there"),
         ("terok vault export", 0, "\"name\": \"work\""),
         ("terok vault export --reveal | grep -c S3CRET", 0, "4"),
+        ("umask 022; terok vault export --reveal > open.json", 1, "run `umask 077` first"),
         ("terok vault export --reveal | true", 0, ""),
         ("terok vault remove mistral work", 1, "give --yes"),
         ("terok vault remove mistral work --yes", 0, "revoke it there as well"),

@@ -172,6 +172,15 @@ fn without_a_card_published_ports_become_an_annotation() {
 }
 
 #[test]
+fn podman_has_no_variable_that_a_credential_was_read_from() {
+    let host = crate::containers::host_at(std::path::Path::new("/nowhere"));
+    // HOME is as good a value as any: one line of ASCII.
+    let given = Given::read(&host, "anthropic=env:HOME").unwrap();
+    let command = super::command(Path::new("/usr/bin/podman"), &["run".into()], &[given]);
+    assert_eq!(command.get_envs().collect::<Vec<_>>(), [(OsStr::new("HOME"), None)]);
+}
+
+#[test]
 fn granted_credentials_and_keys_become_annotations() {
     let line = ["--vault", "anthropic github=work", "--vault=mistral", "--ssh", "work@github.com", "i"];
     let expected = format!(
