@@ -77,8 +77,9 @@ pub(super) fn export(host: &Host, args: &ExportArgs) -> anyhow::Result<()> {
         }
         exported => exported?,
     };
+    incomplete(&damaged).context("what was printed holds the secrets as they are")?;
     eprintln!("terok: what was printed holds the secrets as they are");
-    incomplete(&damaged)
+    Ok(())
 }
 
 /// An error that names what is damaged, if anything is.
