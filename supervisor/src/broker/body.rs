@@ -17,14 +17,42 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use terok_policy::provider::Token;
+use tokio::time::{Sleep, sleep};
+
+/// Most that is read of a refused request's body, and for how long: a client may look for the answer only when it has sent all.
+const DROPPED: usize = 64 << 10;
+const DROPPING: Duration = Duration::from_secs(1);
+
+/// Where a request's body is while nobody reads it.
+pub(super) type Unread = Rc<Cell<Option<Incoming>>>;
 
 /// A request's body.
 pub(super) enum Outgoing {
     /// Held: nothing, or little that may have to be sent again.
     Held(Option<Bytes>),
     /// As it comes, but for trailers in which credentials stand.
-    Streamed(Incoming, Rc<Cell<u64>>, Rc<Token>),
+    Streamed(Lent, Rc<Cell<u64>>, Rc<Token>),
+}
+
+/// A body that goes back to where it was when its reader has not come to its end.
+pub(super) struct Lent {
+    body: Option<Incoming>,
+    unread: Unread,
+}
+
+impl Lent {
+    /// `body`, which was in `unread`.
+    pub(super) fn new(body: Incoming, unread: Unread) -> Self {
+        Lent { body: Some(body), unread }
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.unread.set(self.body.take().filter(|body| !body.is_end_stream()));
+    }
 }
 
 impl Body for Outgoing {
@@ -37,7 +65,8 @@ impl Body for Outgoing {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
             Outgoing::Held(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Outgoing::Streamed(incoming, count, shape) => {
+            Outgoing::Streamed(lent, count, shape) => {
+                let Some(incoming) = &mut lent.body else { return Poll::Ready(None) };
                 let frame = ready!(Pin::new(incoming).poll_frame(cx));
                 let frame = frame.map(|frame| frame.map(|frame| onward(frame, shape)));
                 if let Some(data) =
@@ -53,7 +82,7 @@ impl Body for Outgoing {
     fn is_end_stream(&self) -> bool {
         match self {
             Outgoing::Held(bytes) => bytes.is_none(),
-            Outgoing::Streamed(incoming, ..) => incoming.is_end_stream(),
+            Outgoing::Streamed(lent, ..) => lent.body.as_ref().is_none_or(Body::is_end_stream),
         }
     }
 
@@ -62,7 +91,9 @@ impl Body for Outgoing {
             Outgoing::Held(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
-            Outgoing::Streamed(incoming, ..) => incoming.size_hint(),
+            Outgoing::Streamed(lent, ..) => {
+                lent.body.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint)
+            }
         }
     }
 }
@@ -77,9 +108,24 @@ fn onward(frame: Frame<Bytes>, shape: &Token) -> Frame<Bytes> {
 /// An answer's body.
 pub(super) enum Relayed {
     /// Our own words.
-    Said(Option<Bytes>),
+    Said(Said),
     /// The upstream's.
     Upstream(Box<Stream>),
+}
+
+/// Words of our own, after what is left of the request's body.
+#[derive(Default)]
+pub(super) struct Said {
+    text: Option<Bytes>,
+    left: Option<Left>,
+}
+
+/// A body that nobody wants.
+struct Left {
+    body: Incoming,
+    octets: usize,
+    timer: Pin<Box<Sleep>>,
+    _busy: Option<Busy>,
 }
 
 /// An upstream's body on its way to the container.
@@ -110,12 +156,23 @@ pub(super) enum Reader {
 impl Relayed {
     /// Words of our own.
     pub(super) fn said(text: impl Into<Bytes>) -> Self {
-        Relayed::Said(Some(text.into()))
+        Relayed::Said(Said { text: Some(text.into()), left: None })
+    }
+
+    /// The same, once little is left of `body`: over HTTP/2 an answer's end is the end of its request as well.
+    pub(super) fn behind(self, body: Incoming, busy: Option<Busy>) -> Self {
+        match self {
+            Relayed::Said(Said { text, .. }) if !body.is_end_stream() => {
+                let timer = Box::pin(sleep(DROPPING));
+                Relayed::Said(Said { text, left: Some(Left { body, octets: 0, timer, _busy: busy }) })
+            }
+            other => other,
+        }
     }
 
     /// No words at all.
     pub(super) fn nothing() -> Self {
-        Relayed::Said(None)
+        Relayed::Said(Said::default())
     }
 
     /// The body `from`, for as long as `flow` is not cut.
@@ -136,6 +193,24 @@ impl Relayed {
         let stream =
             Stream { from, reader, patterns, ready, trailers, ended: false, cut, entry, _busy: busy };
         Relayed::Upstream(Box::new(stream))
+    }
+}
+
+impl Said {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        while let Some(left) = &mut self.left {
+            if left.timer.as_mut().poll(cx).is_pending() {
+                let frame = ready!(Pin::new(&mut left.body).poll_frame(cx));
+                if let Some(Ok(frame)) = frame {
+                    left.octets += frame.data_ref().map_or(0, Bytes::len);
+                    if left.octets <= DROPPED {
+                        continue;
+                    }
+                }
+            }
+            self.left = None;
+        }
+        Poll::Ready(self.text.take().map(|text| Ok(Frame::data(text))))
     }
 }
 
@@ -231,14 +306,14 @@ impl Body for Relayed {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         match self.get_mut() {
-            Relayed::Said(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            Relayed::Said(said) => said.poll_frame(cx),
             Relayed::Upstream(stream) => stream.poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Relayed::Said(text) => text.is_none(),
+            Relayed::Said(said) => said.text.is_none(),
             Relayed::Upstream(stream) => {
                 stream.from.is_end_stream() && stream.within() == 0 && stream.trailers.is_none()
             }
@@ -247,7 +322,9 @@ impl Body for Relayed {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Relayed::Said(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
+            Relayed::Said(said) => {
+                SizeHint::with_exact(said.text.as_ref().map_or(0, |text| text.len() as u64))
+            }
             Relayed::Upstream(stream) => match stream.from.size_hint().exact() {
                 Some(left) => SizeHint::with_exact(left + stream.within()),
                 None => SizeHint::default(),

@@ -23,13 +23,16 @@ use std::time::Duration;
 use terok_policy::Name;
 use terok_policy::audit::Kind;
 use terok_policy::judge::Reason;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 
 /// For a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// For a client to take the end of a connection, and how much of what it still sends is read.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGERING: usize = 1 << 20;
 /// Requests of one HTTP/2 connection at once.
 const STREAMS: u32 = 100;
 /// What the container may send ahead of the upstream: of one request, and of all on one connection.
@@ -136,7 +139,20 @@ async fn over_http1<S>(
             let _ = client.write_all(bad_request(&refusal).as_bytes()).await;
         }
     }
-    let _ = client.shutdown().await;
+    let _ = timeout(LINGER, linger(client)).await;
+}
+
+/// Ends a connection so that what was said last arrives: with octets unread, the kernel would reset it.
+async fn linger(mut client: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result<()> {
+    client.shutdown().await?;
+    let (mut scratch, mut left) = (vec![0; 16 << 10], LINGERING);
+    while left > 0 {
+        match client.read(&mut scratch).await? {
+            0 => break,
+            length => left = left.saturating_sub(length),
+        }
+    }
+    Ok(())
 }
 
 async fn over_http2<S>(client: S, visit: Rc<Visit>)

@@ -1,7 +1,7 @@
 //! A request from its arrival to its answer's head, in the order of the security argument: whom it is for, whether that stands, whose token it carries,
 //! whether the provider's rules let it pass, and only then the real credential.
 
-use super::body::{Outgoing, Reader, Relayed};
+use super::body::{Lent, Outgoing, Reader, Relayed, Unread};
 use super::headers;
 use super::ledger::{Entry, Place};
 use super::redact::{Patterns, Redactor};
@@ -22,7 +22,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use std::borrow::Cow;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use terok_policy::audit::Kind;
 use terok_policy::judge::Reason;
@@ -116,6 +116,9 @@ impl Visit {
 
     async fn answered(&self, request: Request<Incoming>, busy: Busy) -> Response<Relayed> {
         let (parts, body) = request.into_parts();
+        // Who waits to be asked for the body has not sent it.
+        let waits = parts.headers.contains_key(header::EXPECT);
+        let dropping = |said: Relayed, body: Incoming, busy| if waits { said } else { said.behind(body, busy) };
         let path = parts.uri.path().to_owned();
         let Some(place) = Place::take(&self.broker.open, AT_ONCE) else {
             let what = format!("more than {AT_ONCE} requests at once; wait for some to end");
@@ -125,11 +128,12 @@ impl Visit {
                 .context
                 .audit
                 .refusal(line.with("status", refusal.status.as_u16()).with("limit", AT_ONCE));
-            return refusal.answer(None);
+            return refusal.answer(None).map(|said| dropping(said, body, Some(busy)));
         };
         let context = self.broker.context.clone();
         let mut entry = Some(Entry::new(context, self.target.clone(), &parts.method, &path, place));
-        match self.forwarded(parts, body, &mut entry, busy).await {
+        let (unread, mut busy) = (Unread::new(Cell::new(Some(body))), Some(busy));
+        match self.forwarded(parts, &unread, &mut entry, &mut busy).await {
             Ok(response) => response,
             Err(Denial { refusal, grant }) => {
                 if let Some(mut entry) = entry {
@@ -139,7 +143,11 @@ impl Visit {
                     self.broker.context.count(Granted::Credential(grant), false);
                 }
                 let grant = grant.and_then(|grant| self.broker.grant(grant));
-                refusal.answer(grant.map(|grant| &grant.provider))
+                let answer = refusal.answer(grant.map(|grant| &grant.provider));
+                match unread.take() {
+                    Some(body) => answer.map(|said| dropping(said, body, busy)),
+                    None => answer,
+                }
             }
         }
     }
@@ -147,9 +155,9 @@ impl Visit {
     async fn forwarded(
         &self,
         parts: Parts,
-        body: Incoming,
+        unread: &Unread,
         entry: &mut Option<Entry>,
-        busy: Busy,
+        busy: &mut Option<Busy>,
     ) -> Result<Response<Relayed>, Denial> {
         self.check_form(&parts)?;
         let asked = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
@@ -175,7 +183,7 @@ impl Visit {
             return Err(denied(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, Reason::AuditUnwritable, what)));
         }
         let way = Way { grant: index, endpoint: &endpoint, outward: &*self.outward, flow: &flow };
-        let under_way = self.exchange(grant, &way, &path, parts, body, anonymous, entry);
+        let under_way = self.exchange(grant, &way, &path, parts, unread, anonymous, entry);
         let answered = tokio::select! {
             biased;
             () = flow.cut() => Err(self.cut(index)),
@@ -323,7 +331,7 @@ impl Visit {
         way: &Way<'_>,
         path: &PathAndQuery,
         parts: Parts,
-        body: Incoming,
+        unread: &Unread,
         anonymous: bool,
         entry: &mut Option<Entry>,
     ) -> Result<Answered, Refusal> {
@@ -337,6 +345,7 @@ impl Visit {
             credential.as_ref().filter(|credential| credential.kind == CredentialType::OAuth).cloned();
         let up = entry.as_ref().map(Entry::up).unwrap_or_default();
         let mut held = None;
+        let body = unread.take().ok_or_else(|| malformed("the request's body was read"))?;
         let body = if body.is_end_stream() {
             held = Some(Bytes::new());
             Outgoing::Held(None)
@@ -347,7 +356,8 @@ impl Visit {
             held = Some(bytes.clone());
             Outgoing::Held(Some(bytes))
         } else {
-            Outgoing::Streamed(body, up, Rc::new(grant.provider.token.clone()))
+            let shape = Rc::new(grant.provider.token.clone());
+            Outgoing::Streamed(Lent::new(body, unread.clone()), up, shape)
         };
         let onward = headers::onward(&grant.provider, &parts.headers);
         let extensions = parts.extensions.clone();
@@ -420,7 +430,7 @@ impl Visit {
         switched: Option<oneshot::Receiver<Switched>>,
         flow: Rc<FlowGuard>,
         entry: &mut Option<Entry>,
-        busy: Busy,
+        busy: &mut Option<Busy>,
     ) -> Result<Response<Relayed>, Refusal> {
         if credential.is_some() {
             self.broker.context.count(Granted::Credential(grant), true);
@@ -465,7 +475,9 @@ impl Visit {
             }
         };
         parts.headers = HeaderMap::new();
-        let Some(mut entry) = entry.take() else { return Err(bad_gateway("no audit entry")) };
+        let (Some(mut entry), Some(busy)) = (entry.take(), busy.take()) else {
+            return Err(bad_gateway("no audit entry"));
+        };
         entry.status(parts.status);
         entry.covered_above(covered);
         Ok(head(parts.status, headers, Relayed::upstream(body, reader, patterns, flow, entry, busy)))

@@ -15,6 +15,8 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 /// For a head to be complete.
 const HEAD: Duration = Duration::from_secs(10);
+/// Most that is read behind a request to change the protocol, before its answer.
+const BEHIND: usize = 64 * 1024;
 /// Between two requests.
 const IDLE: Duration = Duration::from_secs(60);
 /// For a client to take what waits for it.
@@ -45,8 +47,8 @@ pub(super) struct Talk {
     /// Requests whose answer is not through.
     pub(super) busy: Cell<usize>,
     refusal: RefCell<Option<Refusal>>,
-    /// A request to change the protocol was answered otherwise.
-    stayed: Cell<bool>,
+    /// Requests that were answered without a change of the protocol; they are answered in order.
+    kept: Cell<u64>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -59,7 +61,7 @@ enum Waiting {
 impl Talk {
     /// The protocol was not changed: further requests follow.
     pub(super) fn stay(&self) {
-        self.stayed.set(true);
+        self.kept.set(self.kept.get() + 1);
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
@@ -76,7 +78,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Strict<S> {
     pub(super) fn new(io: S, requests: Requests, talk: Rc<Talk>) -> Self {
         Strict {
             io,
-            requests,
+            requests: requests.served(),
             raw: Vec::new(),
             judged: Vec::new(),
             at: 0,
@@ -105,6 +107,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Strict<S> {
                 self.ended = true;
             }
         }
+    }
+
+    /// Reads what comes while a change of the protocol is awaited, to be judged or relayed; ready when the client has gone.
+    fn poll_behind(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.raw.len() < BEHIND {
+            let mut scratch = [std::mem::MaybeUninit::uninit(); READ];
+            let mut read = ReadBuf::uninit(&mut scratch);
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut read))?;
+            if read.filled().is_empty() {
+                self.ended = true;
+                return Poll::Ready(Ok(()));
+            }
+            self.raw.extend_from_slice(read.filled());
+        }
+        Poll::Pending
     }
 
     /// Whether the client has had its time.
@@ -142,9 +159,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Strict<S> {
                 return Poll::Ready(Ok(()));
             }
             if this.requests.upgrading() {
-                if !this.talk.stayed.take() {
+                if this.talk.kept.get() < this.requests.count() {
                     this.talk.waker.replace(Some(cx.waker().clone()));
-                    return Poll::Pending;
+                    return this.poll_behind(cx);
                 }
                 this.requests.stay();
             }

@@ -26,13 +26,13 @@ use terok_policy::provider::{Endpoint, Host};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
 /// For a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a connection is kept for the next request, and how many of one upstream.
-const IDLE: Duration = Duration::from_secs(30);
+const IDLE: Duration = Duration::from_secs(90);
 const IDLE_MOST: usize = 16;
 /// A peer that does not answer a ping this long after the last octet is gone.
 const PING: Duration = Duration::from_secs(30);
@@ -80,7 +80,9 @@ pub(super) struct Switched {
     pub(super) read: bytes::Bytes,
 }
 
-/// Connections by grant and upstream.
+/// Connections by grant and upstream. They hold no credential: each request brings its own, checked when it comes, and HTTP/2's compression never
+/// remembers it (it is marked as sensitive, RFC 7541 §7.1.3). So one that is kept outlives a lock or a revocation without harm, and nothing is
+/// sent on it but what a request sends.
 pub(super) struct Pool {
     both: Arc<ClientConfig>,
     http1: Arc<ClientConfig>,
@@ -93,6 +95,8 @@ struct Known {
     http2: RefCell<Option<Multiplexed>>,
     idle: RefCell<VecDeque<Idle>>,
     next: Cell<u64>,
+    /// When a request last went over HTTP/2.
+    asked: Cell<Option<Instant>>,
     speaks_http1: Cell<bool>,
     /// Who asks while the first connection is made waits for it: over HTTP/2 one is enough.
     turn: tokio::sync::Mutex<()>,
@@ -100,6 +104,7 @@ struct Known {
 
 #[derive(Clone)]
 struct Multiplexed {
+    number: u64,
     sender: http2::SendRequest<Outgoing>,
     address: Option<SocketAddr>,
 }
@@ -142,6 +147,12 @@ impl Pool {
         Ok(Pool { both, http1, known: RefCell::default() })
     }
 
+    /// How many HTTP/2 connections are kept.
+    #[cfg(test)]
+    pub(super) fn lines(&self) -> usize {
+        self.known.borrow().values().filter(|known| known.http2.borrow().is_some()).count()
+    }
+
     /// Sends `request`, whose target is `path`, and returns the head of its answer.
     pub(super) async fn send(
         &self,
@@ -171,7 +182,7 @@ impl Pool {
                 Line::Http2(mut line) => match line.sender.try_send_request(request).await {
                     Ok(response) => return Ok(response),
                     Err(mut error) => {
-                        known.http2.replace(None);
+                        known.give_up(line.number);
                         error.take_message().ok_or_else(|| error.into_error())
                     }
                 },
@@ -240,8 +251,8 @@ impl Pool {
         tokio::task::spawn_local(async move {
             let _ = connection.await;
         });
-        let line = Multiplexed { sender, address };
-        known.http2.replace(Some(line.clone()));
+        let line = Multiplexed { number: known.number(), sender, address };
+        known.hold(line.clone());
         Ok(Line::Http2(line))
     }
 
@@ -292,6 +303,7 @@ impl Known {
             self.http2.borrow().clone().filter(|line| !line.sender.is_closed() && !denied(line.address));
         if let Some(line) = shared {
             way.flow.lead_to(line.address);
+            self.asked.set(Some(Instant::now()));
             return Some(Line::Http2(line));
         }
         self.http2.replace(None);
@@ -304,6 +316,32 @@ impl Known {
         }
     }
 
+    fn number(&self) -> u64 {
+        let number = self.next.get();
+        self.next.set(number + 1);
+        number
+    }
+
+    /// Keeps an HTTP/2 connection until nothing was asked of it for a while. Answers under way are finished on it then, and it ends.
+    fn hold(self: &Rc<Self>, line: Multiplexed) {
+        let (known, number) = (self.clone(), line.number);
+        self.http2.replace(Some(line));
+        self.asked.set(Some(Instant::now()));
+        tokio::task::spawn_local(async move {
+            while known.http2.borrow().as_ref().is_some_and(|line| line.number == number) {
+                match known.asked.get().map(|asked| asked + IDLE).filter(|end| *end > Instant::now()) {
+                    Some(end) => tokio::time::sleep_until(end).await,
+                    None => known.give_up(number),
+                }
+            }
+        });
+    }
+
+    /// Asks no more of this HTTP/2 connection.
+    fn give_up(&self, number: u64) {
+        self.http2.borrow_mut().take_if(|line| line.number == number);
+    }
+
     /// Keeps a connection for the next request, once this one's answer is through.
     fn keep(self: &Rc<Self>, mut sender: http1::SendRequest<Outgoing>, address: Option<SocketAddr>) {
         let known = self.clone();
@@ -311,8 +349,7 @@ impl Known {
             if sender.ready().await.is_err() || known.idle.borrow().len() >= IDLE_MOST {
                 return;
             }
-            let number = known.next.get();
-            known.next.set(number + 1);
+            let number = known.number();
             known.idle.borrow_mut().push_back(Idle { number, sender, address });
             tokio::time::sleep(IDLE).await;
             known.idle.borrow_mut().retain(|idle| idle.number != number);
@@ -339,6 +376,9 @@ fn fit(
         target.authority = Some(authority.parse().map_err(|error: uri::InvalidUri| wrong(&error))?);
     } else {
         headers.insert(header::HOST, HeaderValue::try_from(authority).map_err(|error| wrong(&error))?);
+        if request.headers().contains_key(header::TE) {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("TE"));
+        }
     }
     for (name, value) in request.headers().iter().filter(|(name, _)| *name != header::HOST) {
         headers.append(name, value.clone());

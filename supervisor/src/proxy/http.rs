@@ -6,7 +6,7 @@ mod chunked;
 mod head;
 
 use chunked::Chunked;
-use head::{Framing, Judged};
+use head::{Asked, Framing, Judged};
 use terok_policy::Name;
 use terok_policy::judge::Reason;
 
@@ -23,6 +23,7 @@ pub struct Requests {
     head: Vec<u8>,
     /// Heads forwarded.
     count: u64,
+    served: bool,
 }
 
 enum State {
@@ -60,7 +61,7 @@ impl Requests {
     /// Requests to `name` on `port`.
     pub fn new(name: Name, port: u16) -> Self {
         let authority = Authority { name, port, scheme: "http" };
-        Requests { authority, state: State::Head, head: Vec::new(), count: 0 }
+        Requests { authority, state: State::Head, head: Vec::new(), count: 0, served: false }
     }
 
     /// Likewise, within TLS.
@@ -68,6 +69,12 @@ impl Requests {
         let mut requests = Self::new(name, port);
         requests.authority.scheme = "https";
         requests
+    }
+
+    /// The same for a server in this process, which tells when it has answered each: any of them may ask for WebSocket, and none
+    /// has a target that this server could not read.
+    pub fn served(self) -> Self {
+        Requests { served: true, ..self }
     }
 
     /// Takes the client's next bytes and appends to `out` what may be forwarded. Returns how many bytes were taken:
@@ -139,7 +146,8 @@ impl Requests {
             self.head.push(byte);
             if byte == b'\n' && self.head.ends_with(b"\r\n\r\n") {
                 let head = std::mem::take(&mut self.head);
-                let Judged { framing, upgrade } = head::judge(&head, &self.authority, self.count == 0, out)?;
+                let asked = Asked { first: self.count == 0, served: self.served };
+                let Judged { framing, upgrade } = head::judge(&head, &self.authority, asked, out)?;
                 self.count += 1;
                 self.state = match framing {
                     _ if upgrade => State::Upgrading,

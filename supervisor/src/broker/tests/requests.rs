@@ -89,6 +89,7 @@ async fn fields_of_the_hop_credentials_and_cookies_stay_behind_and_all_others_go
         let expected = [
             "GET /base/v1/x HTTP/1.1",
             "host: 192.0.2.7:8080",
+            "connection: te",
             "X-One: 1",
             "TE: trailers",
             "X-Two: a",
@@ -214,5 +215,37 @@ async fn what_everybody_may_fetch_goes_out_without_a_credential_where_none_was_s
         rig.context.set_live(Live { state: Some(Shield::Block), ..Live::default() });
         assert!(!rig.ask(&request("GET", "/plain/open/a", "")).await.starts_with("HTTP/1.1 200"));
         assert_eq!(seen.borrow().len(), 1);
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn trailers_reach_a_client_that_says_so_of_this_hop_alone() {
+    local! {
+        let rig = Rig::new();
+        let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n4\r\nbody\r\n0\r\nX-Sum: 7\r\n\r\n";
+        let seen = rig.replies(answer).await;
+        let request = rig.get("/plain/v1", "TE: trailers\r\n");
+        for connection in ["Connection: close", "Connection: TE, close"] {
+            let answer = rig.ask(&request.replace("Connection: close", connection)).await;
+            assert!(answer.to_ascii_lowercase().ends_with("\r\n0\r\nx-sum: 7\r\n\r\n"), "{connection}: {answer}");
+            assert!(seen.borrow().last().unwrap().to_ascii_lowercase().contains("te: trailers\r\n"));
+        }
+        let answer = rig.ask(&rig.get("/plain/v1", "TE: gzip\r\n").replace("Connection: close", "Connection: TE, close")).await;
+        assert!(!answer.to_ascii_lowercase().contains("x-sum: 7"), "{answer}");
+        assert!(!seen.borrow().last().unwrap().to_ascii_lowercase().contains("te: gzip"));
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_target_that_is_no_uri_is_refused_in_words() {
+    local! {
+        let rig = Rig::new();
+        let answer = rig.ask(&rig.get("/plain/v1?q=\"x\"", "")).await;
+        assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("percent-encoded"), "{answer}");
+        let long = format!("/plain/{}", "a".repeat(65_400));
+        let answer = rig.ask(&format!("GET {long} HTTP/1.1\r\nHost: vault.terok.internal\r\nConnection: close\r\n\r\n")).await;
+        assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
+        let lines = rig.lines(1).await;
+        assert_eq!((&lines[0]["action"], &lines[0]["detail"]["path"]), (&"refuse".into(), &"/plain/v1".into()), "{lines:?}");
     }
 }

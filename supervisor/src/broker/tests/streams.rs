@@ -239,3 +239,64 @@ async fn large_bodies_pass_octet_for_octet_and_wait_for_who_is_slow() {
         assert!(body.iter().enumerate().all(|(n, b)| *b == ((n % 65_536) % 251) as u8));
     }
 }
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_websocket_may_follow_other_requests_and_what_comes_behind_it_is_never_taken_for_one() {
+    local! {
+        let rig = Rig::new();
+        rig.upstream(|mut stream| async move {
+            while let Some(request) = read_request(&mut stream).await {
+                if !request.to_ascii_lowercase().contains("upgrade: websocket") {
+                    // Long enough for everything behind it to have come.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    stream.write_all(ok("slow").as_bytes()).await.unwrap();
+                    continue;
+                }
+                let answer = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\nopen";
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                let mut got = vec![0; 5];
+                stream.read_exact(&mut got).await.unwrap();
+                stream.write_all(&[b"got ", &got[..], b" end"].concat()).await.unwrap();
+                return;
+            }
+        })
+        .await;
+        let plain = rig.get("/plain/v1", "").replace("Connection: close\r\n", "");
+        let socket = rig.get("/plain/ws", "Upgrade: websocket\r\n").replace("close", "Upgrade");
+        let mut client = rig.base().await;
+        client.write_all(plain.as_bytes()).await.unwrap();
+        until(&mut client, "slow").await;
+        // Another that is not answered yet, the one for WebSocket, and its first octets.
+        client.write_all(format!("{plain}{socket}GET /").as_bytes()).await.unwrap();
+        let text = until(&mut client, "end").await;
+        let statuses: Vec<&str> = text.split("HTTP/1.1 ").skip(1).map(|part| &part[..3]).collect();
+        assert_eq!(statuses, ["200", "101"], "{text}");
+        assert!(text.ends_with("opengot GET / end"), "{text}");
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_client_that_leaves_while_a_change_of_the_protocol_is_awaited_ends_the_request() {
+    local! {
+        let rig = Rig::new();
+        let (flag, arrived) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
+        let (left, came) = (flag.clone(), arrived.clone());
+        rig.upstream(move |mut stream| {
+            let (left, came) = (left.clone(), came.clone());
+            async move {
+                read_request(&mut stream).await.unwrap();
+                came.set(true);
+                let _ = stream.read_u8().await;
+                left.set(true);
+            }
+        })
+        .await;
+        let mut client = rig.base().await;
+        let socket = rig.get("/plain/ws", "Upgrade: websocket\r\n").replace("close", "Upgrade");
+        client.write_all(socket.as_bytes()).await.unwrap();
+        gone(&arrived).await;
+        drop(client);
+        gone(&flag).await;
+        assert_eq!(rig.broker.open.get(), 0);
+    }
+}

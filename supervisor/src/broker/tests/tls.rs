@@ -95,10 +95,11 @@ fn post(uri: &str, key: &str, body: &[u8]) -> http::Request<Full<Bytes>> {
     builder.body(Full::new(Bytes::copy_from_slice(body))).unwrap()
 }
 
-async fn ask(
-    stream: TlsStream<TcpStream>,
-    mut request: http::Request<Full<Bytes>>,
-) -> (http::StatusCode, Bytes) {
+async fn ask<B>(stream: TlsStream<TcpStream>, mut request: http::Request<B>) -> (http::StatusCode, Bytes)
+where
+    B: hyper::body::Body<Data = Bytes> + Unpin + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let response = if http2 {
         request.headers_mut().remove("host");
@@ -113,6 +114,171 @@ async fn ask(
     };
     let status = response.status();
     (status, response.into_body().collect().await.unwrap().to_bytes())
+}
+
+/// A body in pieces with time between them, and trailers.
+struct Pieces {
+    left: Rc<Cell<usize>>,
+    trailers: bool,
+    timer: std::pin::Pin<Box<tokio::time::Sleep>>,
+}
+
+/// What lies between two of them.
+const PAUSE: Duration = Duration::from_millis(2);
+
+impl Pieces {
+    fn new(count: usize) -> Self {
+        let timer = Box::pin(tokio::time::sleep(PAUSE));
+        Pieces { left: Rc::new(Cell::new(count)), trailers: true, timer }
+    }
+}
+
+impl hyper::body::Body for Pieces {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, Self::Error>>> {
+        std::task::ready!(self.timer.as_mut().poll(cx));
+        self.timer.as_mut().reset(tokio::time::Instant::now() + PAUSE);
+        std::task::Poll::Ready(match self.left.get() {
+            0 if std::mem::take(&mut self.trailers) => {
+                let trailers = [("x-sum", "7")].map(|(name, sum)| (name.parse().unwrap(), sum.parse().unwrap()));
+                Some(Ok(hyper::body::Frame::trailers(trailers.into_iter().collect())))
+            }
+            0 => None,
+            left => {
+                self.left.set(left - 1);
+                Some(Ok(hyper::body::Frame::data(Bytes::from_static(&[b'x'; 4000]))))
+            }
+        })
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn trailers_of_the_container_reach_the_upstream() {
+    local! {
+        for inside in [&b"h2"[..], b"http/1.1"] {
+            for outside in [BOTH, OLD] {
+                let rig = Rig::new();
+                let seen = echo(&rig, outside).await;
+                let stream = shake(&rig, "api.example", "api.example", &[inside]).await.unwrap();
+                let mut request = post("https://api.example/v1", &rig.tokens[1], b"").map(|_| Pieces::new(3));
+                // HTTP/1 has them only where they are announced.
+                request.headers_mut().insert("trailer", "x-sum".parse().unwrap());
+                let (status, body) = ask(stream, request).await;
+                assert_eq!((status.as_u16(), body.len()), (200, 12_000));
+                assert!(seen.borrow()[0].ends_with(" 12000 1"), "{seen:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_refusal_over_http2_lets_a_small_body_come_to_its_end() {
+    local! {
+        let rig = Rig::new();
+        // Refused by what it carries, and because there is no upstream.
+        for (key, status) in [("nm-evil".to_owned(), 403), (rig.tokens[1].clone(), 502)] {
+            let stream = shake(&rig, "api.example", "api.example", &[b"h2"]).await.unwrap();
+            let pieces = Pieces::new(15);
+            let left = pieces.left.clone();
+            let (got, body) = ask(stream, post("https://api.example/v1", &key, b"").map(|_| pieces)).await;
+            assert_eq!((got.as_u16(), left.get()), (status, 0));
+            assert!(body.starts_with(b"{"), "{body:?}");
+        }
+        // Of a large one little is read.
+        let stream = shake(&rig, "api.example", "api.example", &[b"h2"]).await.unwrap();
+        let pieces = Pieces::new(100_000);
+        let left = pieces.left.clone();
+        let (got, body) = ask(stream, post("https://api.example/v1", "nm-evil", b"").map(|_| pieces)).await;
+        assert!(got.as_u16() == 403 && body.starts_with(b"{"), "{got} {body:?}");
+        assert!(left.get() > 90_000);
+    }
+}
+
+/// A frame of HTTP/2 (RFC 9113 §4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_client_that_resets_what_it_asks_for_again_and_again_is_put_off() {
+    local! {
+        let rig = Rig::new();
+        echo(&rig, BOTH).await;
+        let mut stream = shake(&rig, "api.example", "api.example", &[b"h2"]).await.unwrap();
+        let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        sent.extend(frame(4, 0, 0, &[]));
+        let bearer = format!("Bearer {}", rig.tokens[1]);
+        // GET, https, /, then :authority and authorization in words.
+        let mut head = [&[0x82, 0x87, 0x84, 0x41, 11][..], b"api.example"].concat();
+        head.extend([&[0x0f, 8, u8::try_from(bearer.len()).unwrap()][..], bearer.as_bytes()].concat());
+        for number in 0..2000 {
+            let id = number * 2 + 1;
+            sent.extend(frame(1, 5, id, &head));
+            sent.extend(frame(3, 0, id, &8u32.to_be_bytes()));
+        }
+        let _ = stream.write_all(&sent).await;
+        let mut got = Vec::new();
+        let _ = timeout(Duration::from_secs(5), stream.read_to_end(&mut got)).await.unwrap();
+        let (mut rest, mut calm) = (&got[..], false);
+        while let [a, b, c, kind, _, _, _, _, _, behind @ ..] = rest {
+            let (payload, next) = behind.split_at(u32::from_be_bytes([0, *a, *b, *c]) as usize);
+            // GOAWAY, ENHANCE_YOUR_CALM.
+            calm |= *kind == 7 && payload[4..8] == 11u32.to_be_bytes();
+            rest = next;
+        }
+        assert!(calm, "{got:?}");
+        assert!(rig.dialled().len() < 100 && rig.broker.open.get() == 0, "{:?}", rig.dialled());
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn an_http2_connection_that_nobody_uses_ends_with_its_last_answer() {
+    local! {
+        let rig = Rig::new();
+        let (ended, more) = (Rc::new(Cell::new(0)), Rc::new(tokio::sync::Notify::new()));
+        let (count, told, acceptor) = (ended.clone(), more.clone(), rig.acceptor(BOTH));
+        rig.upstream(move |stream| {
+            let (count, told, acceptor) = (count.clone(), told.clone(), acceptor.clone());
+            async move {
+                let stream = acceptor.accept(stream).await.unwrap();
+                let service = service_fn(move |_| {
+                    let told = told.clone();
+                    async move {
+                        told.notified().await;
+                        Ok::<_, hyper::Error>(http::Response::new(Full::new(Bytes::from_static(b"late"))))
+                    }
+                });
+                let _ = hyper::server::conn::http2::Builder::new(Here).serve_connection(TokioIo::new(stream), service).await;
+                count.set(count.get() + 1);
+            }
+        })
+        .await;
+        let stream = shake(&rig, "api.example", "api.example", &[b"h2"]).await.unwrap();
+        let request = post("https://api.example/v1", &rig.tokens[1], b"");
+        let asked = tokio::task::spawn_local(ask(stream, request));
+        while rig.dialled().is_empty() || rig.broker.pool.lines() == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        super::ends::pass(Duration::from_secs(91)).await;
+        // Nothing new is asked of it, and what was asked is answered.
+        while rig.broker.pool.lines() != 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(ended.get(), 0);
+        more.notify_one();
+        assert_eq!(timeout(Duration::from_secs(5), asked).await.unwrap().unwrap().1, "late");
+        let start = Instant::now();
+        while ended.get() == 0 {
+            assert!(start.elapsed() < Duration::from_secs(5));
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
 }
 
 #[tokio::test(flavor = "current_thread")]

@@ -22,6 +22,15 @@ pub struct Authority {
     pub scheme: &'static str,
 }
 
+/// Which request of its connection a head is, and who answers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    /// None went before it.
+    pub(super) first: bool,
+    /// A server in this process.
+    pub(super) served: bool,
+}
+
 /// How a body's end is found (RFC 9112 §6.3).
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Framing {
@@ -41,17 +50,18 @@ struct Control<'a> {
     host: Option<&'a [u8]>,
     length: Option<u64>,
     chunked: bool,
+    /// The client takes trailers.
+    trailers: bool,
     /// Options of `Connection`, lower case.
     options: Vec<String>,
     upgrade: Vec<String>,
 }
 
-/// Judges `head` (complete, with its blank line) and appends it to `out` as it is forwarded. `first`: no request went
-/// before it on this connection.
+/// Judges `head` (complete, with its blank line) and appends it to `out` as it is forwarded.
 pub(super) fn judge(
     head: &[u8],
     authority: &Authority,
-    first: bool,
+    asked: Asked,
     out: &mut Vec<u8>,
 ) -> Result<Judged, Refusal> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS];
@@ -72,6 +82,11 @@ pub(super) fn judge(
         refusal
     };
     let target = origin_form(method, target, authority).map_err(blame)?;
+    if asked.served && target.parse::<http::Uri>().is_err() {
+        return Err(blame(Refusal::bad(
+            "a request target that is too long or has characters that must be percent-encoded",
+        )));
+    }
     let control = control(request.headers, version).map_err(blame)?;
     let Some(host) = control.host else {
         return Err(blame(Refusal::new(Reason::HostMismatch, "no Host")));
@@ -84,8 +99,8 @@ pub(super) fn judge(
     };
     let framing =
         if control.chunked { Framing::Chunked } else { Framing::Length(control.length.unwrap_or(0)) };
-    // An answer is matched to its request only where it is the connection's first; WebSocket clients make it so.
-    let upgrade = first
+    // An answer from elsewhere is matched to its request only where it is the connection's first; WebSocket clients make it so.
+    let upgrade = (asked.first || asked.served)
         && method == "GET"
         && version == 1
         && framing == Framing::Length(0)
@@ -99,11 +114,18 @@ pub(super) fn judge(
             "host" => write(out, header.name, host.as_bytes()),
             // The server must neither forget a field that was judged nor change to a protocol that is not read here.
             "connection" | "upgrade" | "http2-settings" | "proxy-connection" => {}
+            // Trailers pass here: said of this hop, it is true of the next (RFC 9110 §10.1.4).
+            "te" if control.trailers => write(out, header.name, header.value),
             _ if control.options.contains(&name) => {}
             _ => write(out, header.name, header.value),
         }
     }
-    let kept = |o: &&str| matches!(*o, "close" | "keep-alive") || (upgrade && *o == "upgrade");
+    let kept = |o: &&str| match *o {
+        "close" | "keep-alive" => true,
+        "upgrade" => upgrade,
+        "te" => control.trailers,
+        _ => false,
+    };
     let options: Vec<&str> = control.options.iter().map(String::as_str).filter(kept).collect();
     if !options.is_empty() {
         write(out, "Connection", options.join(", ").as_bytes());
@@ -177,6 +199,7 @@ fn control<'a>(headers: &[httparse::Header<'a>], version: u8) -> Result<Control<
                 }
                 control.chunked = true;
             }
+            "te" => control.trailers = value.eq_ignore_ascii_case(b"trailers"),
             "connection" | "proxy-connection" => control.options.extend(tokens(value)?),
             "upgrade" => control.upgrade.extend(tokens(value)?),
             _ => {}
