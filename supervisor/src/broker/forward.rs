@@ -118,7 +118,8 @@ impl Visit {
         let (parts, body) = request.into_parts();
         // Who waits to be asked for the body has not sent it.
         let waits = parts.headers.contains_key(header::EXPECT);
-        let dropping = |said: Relayed, body: Incoming, busy| if waits { said } else { said.behind(body, busy) };
+        let dropping =
+            |said: Relayed, body: Incoming, busy| if waits { said } else { said.behind(body, busy) };
         let path = parts.uri.path().to_owned();
         let Some(place) = Place::take(&self.broker.open, AT_ONCE) else {
             let what = format!("more than {AT_ONCE} requests at once; wait for some to end");

@@ -145,7 +145,8 @@ impl hyper::body::Body for Pieces {
         self.timer.as_mut().reset(tokio::time::Instant::now() + PAUSE);
         std::task::Poll::Ready(match self.left.get() {
             0 if std::mem::take(&mut self.trailers) => {
-                let trailers = [("x-sum", "7")].map(|(name, sum)| (name.parse().unwrap(), sum.parse().unwrap()));
+                let trailers =
+                    [("x-sum", "7")].map(|(name, sum)| (name.parse().unwrap(), sum.parse().unwrap()));
                 Some(Ok(hyper::body::Frame::trailers(trailers.into_iter().collect())))
             }
             0 => None,
