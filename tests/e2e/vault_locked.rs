@@ -62,7 +62,7 @@ both_modes_alone! {
         let container = service.sealed();
         works(&container);
         let mut live = Live::of(&service, &container);
-        vault.lock();
+        let _locked = vault.lock();
         for _ in 0..2 {
             says(&container, 503, "terok vault unlock");
         }
@@ -95,7 +95,7 @@ both_modes_alone! {
         let other = "another passphrase";
         vault.says(&["passphrase", "change", "--passphrase-stdin"], &format!("{PASSPHRASE}\n{other}\n")).succeeded();
         works(&container);
-        vault.lock();
+        let _locked = vault.lock();
         vault.says(&["unlock", "--passphrase-stdin"], PASSPHRASE).failed();
         vault.says(&["unlock", "--passphrase-stdin"], other).succeeded();
         works(&container);

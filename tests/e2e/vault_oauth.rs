@@ -47,8 +47,8 @@ both_modes! {
         for text in answers {
             *counts.entry(text.matches("\"ok\": true").count()).or_insert(0) += 1;
         }
+        assert_eq!(renewals(&account), (1, 0), "by containers whose requests were answered: {counts:?}");
         assert_eq!(counts, BTreeMap::from([(5, CROWD)]), "containers by how many of their five requests were answered");
-        assert_eq!(renewals(&account), (1, 0));
         assert!(!seen().iter().any(|line| line.to_string().contains(&format!("at-REAL-{account}-over"))), "the old token was sent");
     }
 

@@ -145,18 +145,27 @@ both_modes! {
         assert!(!said.contains("sk-attacker"), "a credential is in the audit log");
     }
 
-    /// Another way to the host than the broker: a tunnel to a port the rules opened, plain HTTP.
+    /// Another way to the host than the broker: plain HTTP, TLS of its own, ports that the rules opened.
     fn a_brokered_host_has_no_way_around_the_broker(mode: Mode) {
         let service = Service::new(mode);
         let name = &service.site.name;
-        let container = service.recipe(Net::sealed(mode)).idle();
-        let answer = container.curl(&format!("http://{name}/v1/plain -H 'Authorization: Bearer sk-attacker-REAL'"));
-        assert_ne!(answer.status, 200, "{answer:?}");
-        let answer = container.curl(&format!("--insecure https://{name}/v1/tls -H 'Authorization: Bearer sk-attacker-REAL'"));
+        let allow = format!("{name}:80 {name}:443 {name}:8080 {name}:8443");
+        let container = Recipe::sealed(mode, &allow).image("localhost/wl").annotate("vault", &service.provider).idle();
+        let own = "Authorization: Bearer sk-attacker-REAL";
+        let around = [format!("http://{name}"), format!("http://{name}:8080"), format!("--insecure https://{name}:8443")];
+        let passed: Vec<_> = around.iter().filter(|way| container.curl(&format!("{way}/v1/around -H '{own}'")).status == 200).collect();
+        assert!(passed.is_empty(), "{passed:?}");
+        let answer = container.curl(&format!("--insecure https://{name}/v1/tls -H '{own}'"));
         assert_eq!(answer.status, 403, "{answer:?}");
         let issuer = container.sh(&format!("openssl s_client -connect {name}:443 -servername {name} </dev/null 2>/dev/null | openssl x509 -noout -issuer || true"));
         assert!(!issuer.stdout.contains("terok lab CA"), "TLS went through: {issuer:?}");
         assert!(service.site.seen().iter().all(|line| line["path"].is_null()), "{:?}", service.site.seen());
+        // Without the vault the same rules lead there: they are no reason why nothing arrived.
+        let plain = Recipe::sealed(mode, &allow).image("localhost/wl").idle();
+        for way in &around {
+            let ended = mode.podman(&["exec", &plain.name, "sh", "-c", &format!("curl -sS --max-time 30 -o /dev/null -w '%{{http_code}}' {way}/v1/plain -H '{own}'")]);
+            assert_eq!(ended.stdout, "200", "{way}: {ended:?}");
+        }
     }
 
     fn without_a_grant_there_is_no_vault(mode: Mode) {

@@ -11,7 +11,7 @@ pub use engine::{Mode, Net, major, networks};
 pub use inet::{
     Site, bad_addresses, bad_blocks, host_port, on_the_host, outside, queries, seen, seen_at, site,
 };
-pub use vault::{Answer, PASSPHRASE, Service, Vault, headers, secret};
+pub use vault::{Answer, Locked, PASSPHRASE, Service, Vault, headers, secret};
 
 use std::sync::{OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};

@@ -37,10 +37,11 @@ impl Vault {
         self.says(&["unlock", "--passphrase-stdin"], PASSPHRASE).succeeded();
     }
 
-    /// `terok vault lock`
+    /// `terok vault lock`; unlocked again when the test is over: one that fails takes no other with it.
     #[track_caller]
-    pub fn lock(self) {
+    pub fn lock(self) -> Locked {
         self.says(&["lock"], "").succeeded();
+        Locked(self)
     }
 
     /// `terok vault add`, or a new value of the credential that is there.
@@ -69,6 +70,17 @@ impl Vault {
             Mode::Rootful => PathBuf::from(terok_policy::layout::VAULT_ROOTFUL),
             Mode::Rootless => PathBuf::from("/run/home/tester").join(terok_policy::layout::VAULT_USER),
         }
+    }
+}
+
+/// See [`Vault::lock`].
+#[must_use]
+#[derive(Debug)]
+pub struct Locked(Vault);
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        let _ = self.0.says(&["unlock", "--passphrase-stdin"], PASSPHRASE);
     }
 }
 
