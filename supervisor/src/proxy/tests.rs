@@ -16,6 +16,7 @@ use terok_policy::settings::{self, Scheme};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
+mod brokered;
 mod hold;
 mod through;
 
@@ -37,6 +38,7 @@ impl Rig {
     fn under(policy: Policy, upstream: Option<settings::Upstream>, hosts: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let state = || Dir::base(dir.path()).unwrap();
+        let brokered = !policy.vault.is_empty();
         let config = SupervisorConfig {
             id: "test".to_owned(),
             policy,
@@ -60,11 +62,16 @@ impl Rig {
         std::fs::write(dir.path().join("resolv.conf"), "nameserver 127.0.0.1\n").unwrap();
         // Nobody answers on port 1, and the kernel says so at once.
         let files = Files::at(dir.path().join("hosts"), dir.path().join("resolv.conf"), 1);
+        let broker = brokered.then(|| {
+            let inside = state().make_private("inside").unwrap();
+            let ca = crate::broker::Ca::open(&state(), &inside, "test", &[], b"").unwrap();
+            Broker::new(context.clone(), ca, b"").unwrap()
+        });
         let proxy = Proxy {
             context: context.clone(),
             resolver: Resolver::new(files),
             upstream: upstream.map(Upstream::new),
-            broker: None,
+            broker,
             routes: Rtnl::open().unwrap(),
             relay: Relay::new(relay::PIPES),
             limit: 8,

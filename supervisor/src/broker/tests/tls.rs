@@ -387,6 +387,9 @@ fn a_brokered_host_is_met_by_the_broker_on_its_web_ports_alone() {
     assert_eq!(meets("api.example", 80), Some(Meets::Nobody));
     assert_eq!(meets("vault.terok.internal", 22), Some(Meets::Nobody));
     assert_eq!((meets("api.example", 22), meets("other.example", 443)), (None, None));
+    // What is left of its ports is for SSH alone.
+    assert!(rig.broker.is_brokered(&"api.example".parse().unwrap()));
+    assert!(!rig.broker.is_brokered(&"other.example".parse().unwrap()));
 }
 
 #[tokio::test(flavor = "current_thread")]
