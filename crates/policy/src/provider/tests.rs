@@ -317,7 +317,7 @@ fn what_is_wrong_is_named_with_its_line() {
         ("length = 40", "length = 256", "line 4: token.length: write at most 255"),
         ("length = 40", "prefix = \"x\"", "line 3: token.length: is missing"),
         ("length = 40", "length = 40\nprefix = \"a b\"", "line 5: token.prefix: \"a b\""),
-        ("length = 40", "length = 40\nalso = [\"ghp_\", \"x\"]", "line 5: token.also.1: \"x\""),
+        ("length = 40", "length = 40\nalso = [\"ghp_\", \"x\"]", "line 5: token.also: \"x\""),
         (
             "length = 40",
             "length = 40\nvariables = [\"A\", \"A\"]",
