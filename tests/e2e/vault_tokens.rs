@@ -1,6 +1,7 @@
 //! A phantom token is good for one container, one provider and one start; an attacker's own key is good for nothing (A13, A28).
 
 use serde_json::Value;
+use terok_policy::layout;
 use terok_tests::{Answer, Container, Mode, Net, Recipe, Service, both_modes, eventually, every_network};
 
 /// With this token, at the base URL and at the service's own name.
@@ -166,6 +167,24 @@ both_modes! {
             let ended = mode.podman(&["exec", &plain.name, "sh", "-c", &format!("curl -sS --max-time 30 -o /dev/null -w '%{{http_code}}' {way}/v1/plain -H '{own}'")]);
             assert_eq!(ended.stdout, "200", "{way}: {ended:?}");
         }
+    }
+
+    /// The folder in which another container has its tokens and its signer's socket, by any name, with and without a grant of its own.
+    fn another_containers_folder_is_no_volume(mode: Mode) {
+        let service = Service::new(mode);
+        let (key, _) = crate::vault_clients::key(mode, "ed25519");
+        let a = service.recipe(Net::sealed(mode)).annotate("ssh", &format!("{key}@github.com")).idle();
+        let inside = mode.runtime(layout::BIRTH).join(&a.id).join(layout::INSIDE);
+        assert!(inside.join("env").exists() && inside.join("ssh-agent.sock").exists(), "{inside:?}");
+        for (source, target) in [("", "/mnt"), ("", "/run/terok"), ("/ssh-agent.sock", "/mnt"), ("/env", "/mnt")] {
+            let volume = format!("--volume={}{source}:{target}", inside.display());
+            for recipe in [Recipe::sealed(mode, "api.example.com").image("localhost/wl"), service.recipe(Net::sealed(mode))] {
+                let (_gone, ended) = recipe.option(&volume).run(&["true"]);
+                let said = ended.failed();
+                assert!(said.contains("terok"), "{volume}: {said}");
+            }
+        }
+        assert!(both_ways(&a, &service, &service.provider, &a.variable("LAB_TOKEN"), "/v1/own").iter().all(|answer| answer.status == 200));
     }
 
     fn without_a_grant_there_is_no_vault(mode: Mode) {
