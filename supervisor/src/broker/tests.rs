@@ -27,6 +27,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 mod answers;
+mod bulk;
 mod ends;
 mod requests;
 mod smuggling;

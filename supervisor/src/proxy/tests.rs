@@ -12,11 +12,13 @@ use terok_policy::layout;
 use terok_policy::live::Live;
 use terok_policy::plan::{HostFacts, SupervisorConfig, Wiring};
 use terok_policy::policy::{Policy, Source, Sourced};
+use terok_policy::provision::Issued;
 use terok_policy::settings::{self, Scheme};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
 mod brokered;
+mod granted;
 mod hold;
 mod through;
 
@@ -36,6 +38,16 @@ impl Rig {
     }
 
     fn under(policy: Policy, upstream: Option<settings::Upstream>, hosts: &str) -> Self {
+        Self::with(policy, upstream, hosts, None, Vault::answered_by(|_| unreachable!("nothing is brokered")))
+    }
+
+    fn with(
+        policy: Policy,
+        upstream: Option<settings::Upstream>,
+        hosts: &str,
+        issued: Option<Issued>,
+        vault: Vault,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let state = || Dir::base(dir.path()).unwrap();
         let brokered = !policy.vault.is_empty();
@@ -44,7 +56,7 @@ impl Rig {
             policy,
             facts: HostFacts::sealed(true),
             upstream: upstream.clone(),
-            issued: None,
+            issued,
             home: String::new(),
             sockets: Vec::new(),
             missing: Vec::new(),
@@ -55,8 +67,7 @@ impl Rig {
         };
         let audit = Audit::open(LogFile::open(&state()).unwrap()).unwrap();
         let names = NameTable::open(open_file(&state(), layout::NAMES).unwrap()).unwrap();
-        let (link, vault) =
-            (Rc::new(ParentLink::alone()), Vault::answered_by(|_| unreachable!("nothing is brokered")));
+        let link = Rc::new(ParentLink::alone());
         let context = Context::new(config, audit, names, Live::default(), state(), state(), link, vault);
         std::fs::write(dir.path().join("hosts"), hosts).unwrap();
         std::fs::write(dir.path().join("resolv.conf"), "nameserver 127.0.0.1\n").unwrap();
