@@ -33,19 +33,21 @@ pub(super) enum Outgoing {
     /// Held: nothing, or little that may have to be sent again.
     Held(Option<Bytes>),
     /// As it comes, but for trailers in which credentials stand.
-    Streamed(Lent, Rc<Cell<u64>>, Rc<Token>),
+    Streamed(Box<Lent>, Rc<Cell<u64>>, Rc<Token>),
 }
 
-/// A body that goes back to where it was when its reader has not come to its end.
+/// A body that goes back to where it was when its reader has not come to its end. It ends with the right to the request, also when the answer
+/// is through already.
 pub(super) struct Lent {
     body: Option<Incoming>,
     unread: Unread,
+    cut: Pin<Box<dyn Future<Output = ()>>>,
 }
 
 impl Lent {
-    /// `body`, which was in `unread`.
-    pub(super) fn new(body: Incoming, unread: Unread) -> Self {
-        Lent { body: Some(body), unread }
+    /// `body`, which was in `unread`, for as long as `flow` is not cut.
+    pub(super) fn new(body: Incoming, unread: Unread, flow: Rc<FlowGuard>) -> Self {
+        Lent { body: Some(body), unread, cut: Box::pin(async move { flow.cut().await }) }
     }
 }
 
@@ -57,15 +59,15 @@ impl Drop for Lent {
 
 impl Body for Outgoing {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = io::Error;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         match self.get_mut() {
             Outgoing::Held(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Outgoing::Streamed(lent, count, shape) => {
+                if lent.cut.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Some(Err(io::ErrorKind::ConnectionAborted.into())));
+                }
                 let Some(incoming) = &mut lent.body else { return Poll::Ready(None) };
                 let frame = ready!(Pin::new(incoming).poll_frame(cx));
                 let frame = frame.map(|frame| frame.map(|frame| onward(frame, shape)));
@@ -74,7 +76,7 @@ impl Body for Outgoing {
                 {
                     count.set(count.get() + data.len() as u64);
                 }
-                Poll::Ready(frame)
+                Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)))
             }
         }
     }

@@ -358,7 +358,8 @@ impl Visit {
             Outgoing::Held(Some(bytes))
         } else {
             let shape = Rc::new(grant.provider.token.clone());
-            Outgoing::Streamed(Lent::new(body, unread.clone()), up, shape)
+            let lent = Lent::new(body, unread.clone(), way.flow.clone());
+            Outgoing::Streamed(Box::new(lent), up, shape)
         };
         let onward = headers::onward(&grant.provider, &parts.headers);
         let extensions = parts.extensions.clone();

@@ -128,7 +128,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Strict<S> {
     fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let waiting = match (self.requests.in_head(), self.talk.busy.get()) {
             (true, _) => Some(Waiting::Head),
-            (false, 0) => Some(if self.requests.count() == 0 { Waiting::Head } else { Waiting::Idle }),
+            (false, 0) if !self.requests.in_body() => {
+                Some(if self.requests.count() == 0 { Waiting::Head } else { Waiting::Idle })
+            }
             // A body may take as long as it takes, and so may an answer.
             (false, _) => None,
         };

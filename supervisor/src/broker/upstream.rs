@@ -126,7 +126,7 @@ pub(super) struct Way<'a> {
     pub(super) grant: usize,
     pub(super) endpoint: &'a Endpoint,
     pub(super) outward: &'a dyn Outward,
-    pub(super) flow: &'a FlowGuard,
+    pub(super) flow: &'a Rc<FlowGuard>,
 }
 
 impl Pool {

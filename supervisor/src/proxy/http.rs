@@ -124,6 +124,11 @@ impl Requests {
         !self.head.is_empty()
     }
 
+    /// Whether a request's body is under way.
+    pub fn in_body(&self) -> bool {
+        matches!(self.state, State::Body(_) | State::Chunked(_))
+    }
+
     /// How many requests were forwarded.
     pub fn count(&self) -> u64 {
         self.count

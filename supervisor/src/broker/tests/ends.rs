@@ -182,12 +182,80 @@ async fn an_upstream_connection_that_nobody_uses_ends() {
         // One was enough for all.
         assert_eq!((rig.dialled().len(), ended.get()), (1, 0));
         pass(Duration::from_secs(91)).await;
-        let start = Instant::now();
-        while ended.get() == 0 {
-            assert!(start.elapsed() < Duration::from_secs(5));
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        until(|| ended.get() != 0).await;
         assert!(rig.ask(&rig.get("/plain/v1", "")).await.starts_with("HTTP/1.1 200"));
         assert_eq!(rig.dialled().len(), 2);
+    }
+}
+
+/// An upstream that answers at once and then counts what still comes, and tells when its client has gone.
+async fn hasty(rig: &Rig) -> (Rc<Cell<usize>>, Rc<Cell<bool>>) {
+    let (came, gone) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(false)));
+    let told = (came.clone(), gone.clone());
+    rig.upstream(move |mut stream| {
+        let (came, gone) = told.clone();
+        async move {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            stream.write_all(ok("soon").as_bytes()).await.unwrap();
+            let mut buffer = [0; 4096];
+            while let Ok(length @ 1..) = stream.read(&mut buffer).await {
+                came.set(came.get() + length);
+            }
+            gone.set(true);
+        }
+    })
+    .await;
+    (came, gone)
+}
+
+/// A client that has its answer and has sent 5 octets of its body, of 10.
+async fn answered(rig: &Rig, came: &Cell<usize>) -> TcpStream {
+    let mut client = rig.base().await;
+    let head = rig.get("/plain/v1", "Content-Length: 10\r\n").replacen("GET", "POST", 1);
+    client.write_all(head.replace("Connection: close\r\n", "").as_bytes()).await.unwrap();
+    client.write_all(b"first").await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"soon") {
+        answer.push(timeout(Duration::from_secs(5), client.read_u8()).await.unwrap().unwrap());
+    }
+    until(|| came.get() == 5).await;
+    client
+}
+
+async fn until(holds: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < Duration::from_secs(5));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_body_may_take_as_long_as_it_takes_when_its_answer_is_there_already() {
+    local! {
+        let rig = Rig::new();
+        let (came, _) = hasty(&rig).await;
+        let mut client = answered(&rig, &came).await;
+        pass(HOUR).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        client.write_all(b"after").await.unwrap();
+        until(|| came.get() == 10).await;
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_body_whose_answer_is_there_already_is_cut_with_the_right_to_it() {
+    local! {
+        let rig = Rig::new();
+        let (came, gone) = hasty(&rig).await;
+        let mut client = answered(&rig, &came).await;
+        rig.context.set_live(Live { revoked: vec!["plain".to_owned()], ..Live::default() });
+        assert_eq!(rig.context.recheck(), 1);
+        until(|| gone.get()).await;
+        let _ = client.write_all(b"after").await;
+        assert_eq!(came.get(), 5);
     }
 }
