@@ -37,7 +37,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     if !options.e2e {
         let ended = status(
             cargo()
-                .args(["test", "--quiet", "--workspace", "--exclude", "terok-tests"])
+                .args(["test", "--quiet", "--workspace", "--no-fail-fast", "--exclude", "terok-tests"])
                 .args(&options.filter),
         )?;
         if !ended.success() {
