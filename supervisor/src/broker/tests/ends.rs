@@ -54,8 +54,11 @@ async fn a_refused_request_with_a_large_body_is_answered_before_its_connection_e
         let rig = Rig::new();
         let mut client = rig.base().await;
         client.write_all(refused(&rig, 1 << 30).as_bytes()).await.unwrap();
-        // More than the broker reads of it while it answers.
-        client.write_all(&vec![b'x'; 500_000]).await.unwrap();
+        // More than the broker reads of it before it answers; a reset would come back to who still sends.
+        for _ in 0..10 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            client.write_all(&[b'x'; 50_000]).await.unwrap();
+        }
         let mut answer = String::new();
         timeout(Duration::from_secs(5), client.read_to_string(&mut answer)).await.unwrap().unwrap();
         assert!(answer.starts_with("HTTP/1.1 401") && answer.ends_with("}}"), "{answer}");
@@ -216,16 +219,18 @@ async fn answered(rig: &Rig, came: &Cell<usize>) -> TcpStream {
     let mut client = rig.base().await;
     let head = rig.get("/plain/v1", "Content-Length: 10\r\n").replacen("GET", "POST", 1);
     client.write_all(head.replace("Connection: close\r\n", "").as_bytes()).await.unwrap();
-    client.write_all(b"first").await.unwrap();
+    client.write_all(b"fi").await.unwrap();
     let mut answer = Vec::new();
     while !answer.ends_with(b"soon") {
         answer.push(timeout(Duration::from_secs(5), client.read_u8()).await.unwrap().unwrap());
     }
+    client.write_all(b"rst").await.unwrap();
     until(|| came.get() == 5).await;
     client
 }
 
-async fn until(holds: impl Fn() -> bool) {
+/// Waits for it.
+pub(super) async fn until(holds: impl Fn() -> bool) {
     let start = Instant::now();
     while !holds() {
         assert!(start.elapsed() < Duration::from_secs(5));

@@ -1,5 +1,6 @@
 //! In the place of a brokered host: TLS on both sides, HTTP/1.1 and 2.
 
+use super::ends::{pass, until};
 use super::*;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -263,22 +264,14 @@ async fn an_http2_connection_that_nobody_uses_ends_with_its_last_answer() {
         let stream = shake(&rig, "api.example", "api.example", &[b"h2"]).await.unwrap();
         let request = post("https://api.example/v1", &rig.tokens[1], b"");
         let asked = tokio::task::spawn_local(ask(stream, request));
-        while rig.dialled().is_empty() || rig.broker.pool.lines() == 0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        super::ends::pass(Duration::from_secs(91)).await;
+        until(|| rig.broker.pool.lines() == 1).await;
+        pass(Duration::from_secs(91)).await;
         // Nothing new is asked of it, and what was asked is answered.
-        while rig.broker.pool.lines() != 0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        until(|| rig.broker.pool.lines() == 0).await;
         assert_eq!(ended.get(), 0);
         more.notify_one();
         assert_eq!(timeout(Duration::from_secs(5), asked).await.unwrap().unwrap().1, "late");
-        let start = Instant::now();
-        while ended.get() == 0 {
-            assert!(start.elapsed() < Duration::from_secs(5));
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        until(|| ended.get() == 1).await;
     }
 }
 
