@@ -44,7 +44,7 @@ fn a_users_own_installation_protects() {
     let container = Recipe::sealed(Mode::Rootless, &site.name).idle();
     for _ in 0..2 {
         let (v4, _) = bad_addresses();
-        let lines = container.probe(&[&format!("http {0} 80 {0} /user", site.name), &format!("tcp {v4} 80")]);
+        let lines = container.probe(&[&format!("http {0} 80 {0} /own", site.name), &format!("tcp {v4} 80")]);
         assert_eq!(lines[0]["answers"][0]["status"], 200, "{lines:?}");
         assert_eq!(lines[1]["errno"], 111, "{lines:?}");
         container.podman(&["restart", "--time=0"]).succeeded();
