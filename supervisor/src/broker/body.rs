@@ -9,6 +9,7 @@ use crate::flows::FlowGuard;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -24,6 +25,23 @@ use tokio::time::{Sleep, sleep};
 /// Most that is read of a refused request's body, and for how long: a client may look for the answer only when it has sent all.
 const DROPPED: usize = 64 << 10;
 const DROPPING: Duration = Duration::from_secs(1);
+
+/// Reads the rest of a refused request's body, if it is little and comes soon; else what is left of it.
+pub(super) async fn dropped(mut body: Incoming) -> Option<Incoming> {
+    let mut octets = 0;
+    let read = async {
+        while let Some(frame) = body.frame().await {
+            let Ok(frame) = frame else { return true };
+            octets += frame.data_ref().map_or(0, Bytes::len);
+            if octets > DROPPED {
+                return false;
+            }
+        }
+        true
+    };
+    let whole = tokio::time::timeout(DROPPING, read).await.unwrap_or(false);
+    (!whole).then_some(body)
+}
 
 /// Where a request's body is while nobody reads it.
 pub(super) type Unread = Rc<Cell<Option<Incoming>>>;

@@ -1,7 +1,7 @@
 //! A request from its arrival to its answer's head, in the order of the security argument: whom it is for, whether that stands, whose token it carries,
 //! whether the provider's rules let it pass, and only then the real credential.
 
-use super::body::{Lent, Outgoing, Reader, Relayed, Unread};
+use super::body::{Lent, Outgoing, Reader, Relayed, Unread, dropped};
 use super::headers;
 use super::ledger::{Entry, Place};
 use super::redact::{Patterns, Redactor};
@@ -145,7 +145,12 @@ impl Visit {
                 }
                 let grant = grant.and_then(|grant| self.broker.grant(grant));
                 let answer = refusal.answer(grant.map(|grant| &grant.provider));
-                match unread.take() {
+                let left = match unread.take() {
+                    // A client that hears of its refusal while it sends may stop there and show nothing.
+                    Some(body) if !waits => dropped(body).await,
+                    other => other,
+                };
+                match left {
                     Some(body) => answer.map(|said| dropping(said, body, busy)),
                     None => answer,
                 }
