@@ -96,13 +96,7 @@ impl Place {
 
     /// The vault's folder, made where there is none: a vault that is made later is found in it.
     pub(crate) fn vault(&self) -> Result<Dir, Refusal> {
-        if self.owner == Owner::Root {
-            return private(layout::VAULT_ROOTFUL);
-        }
-        let Some((shared, name)) = layout::VAULT_USER.rsplit_once('/') else {
-            return Err(Refusal::Place(layout::VAULT_USER.into()));
-        };
-        Ok(Dir::base(&self.home)?.make_shared(shared)?.make_private(name)?)
+        self.kept(layout::VAULT_ROOTFUL, layout::VAULT_USER)
     }
 
     /// What of the owner's no container may mount, but for `given`.
@@ -125,12 +119,15 @@ impl Place {
 
     /// The folder of state folders, made where there is none.
     pub(crate) fn state(&self) -> Result<Dir, Refusal> {
+        self.kept(layout::STATE_ROOTFUL, layout::STATE_USER)
+    }
+
+    /// A folder of the owner's that outlives a login, made where there is none: `rootful`, or `user` below their home.
+    fn kept(&self, rootful: &str, user: &str) -> Result<Dir, Refusal> {
         if self.owner == Owner::Root {
-            return private(layout::STATE_ROOTFUL);
+            return private(rootful);
         }
-        let Some((shared, name)) = layout::STATE_USER.rsplit_once('/') else {
-            return Err(Refusal::Place(layout::STATE_USER.into()));
-        };
+        let (shared, name) = user.rsplit_once('/').ok_or_else(|| Refusal::Place(user.into()))?;
         Ok(Dir::base(&self.home)?.make_shared(shared)?.make_private(name)?)
     }
 }
