@@ -12,6 +12,7 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use terok_kernel::statedir::Dir;
+use terok_policy::policy::VaultGrant;
 use terok_policy::provision::{self, Issued, Provision};
 use terok_policy::{Policy, amend, layout, phantom};
 
@@ -91,7 +92,7 @@ impl Birth {
     pub(crate) fn claim(&self, base: &Dir, policy: &Policy) -> Result<(), Refusal> {
         for reference in ephemeral(policy) {
             let folder = self.unclaimed(base, reference)?;
-            let own = claimed(reference, &self.id);
+            let own = self.claimed(reference)?;
             if folder.read(&own, EPHEMERAL_LIMIT)?.is_none() {
                 folder.rename(reference, &own)?;
             }
@@ -112,12 +113,17 @@ impl Birth {
             )
         };
         let folder = base.private(layout::EPHEMERAL)?.ok_or_else(gone)?;
-        for name in [reference.to_owned(), claimed(reference, &self.id)] {
+        for name in [reference.to_owned(), self.claimed(reference)?] {
             if folder.read(&name, EPHEMERAL_LIMIT)?.is_some() {
                 return Ok(folder);
             }
         }
         Err(gone())
+    }
+
+    fn claimed(&self, reference: &str) -> Result<String, Refusal> {
+        layout::claimed(reference, &self.id)
+            .ok_or_else(|| Refusal::input(layout::EPHEMERAL, "no file has such a name"))
     }
 
     /// Removes the folder that was made for a container that will not start. One that was found stays: others live with it.
@@ -130,11 +136,7 @@ const EPHEMERAL_LIMIT: u64 = 64 << 10;
 
 /// References of the credentials that live with one container.
 fn ephemeral(policy: &Policy) -> impl Iterator<Item = &str> {
-    policy.vault.iter().filter_map(|grant| grant.credential.strip_prefix('@'))
-}
-
-fn claimed(reference: &str, id: &str) -> String {
-    format!("{reference}.{id}")
+    policy.vault.iter().filter_map(VaultGrant::reference)
 }
 
 fn issue(policy: &Policy) -> Result<Issued, Refusal> {

@@ -133,7 +133,7 @@ fn credentials(host: &Host, matches: &ArgMatches, dry_run: bool) -> anyhow::Resu
 
 /// Whether anything it grants comes out of the vault.
 fn needs_the_vault(policy: &Policy) -> bool {
-    !policy.ssh.is_empty() || policy.vault.iter().any(|grant| !grant.credential.starts_with('@'))
+    !policy.ssh.is_empty() || policy.vault.iter().any(|grant| grant.reference().is_none())
 }
 
 fn assemble(matches: &ArgMatches, doors: &Doors, credentials: &[Given]) -> anyhow::Result<Start> {

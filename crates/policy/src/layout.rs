@@ -98,3 +98,27 @@ pub fn is_container_id(id: &str) -> bool {
         && !id.starts_with(['.', '-'])
         && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
 }
+
+/// Whether `text` may name a credential that lives with one container, and its file in [`EPHEMERAL`]: 32 of `0-9a-f`.
+pub fn is_reference(text: &str) -> bool {
+    text.len() == 32 && text.bytes().all(|octet| matches!(octet, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Name of the file in [`EPHEMERAL`] that container `id` has claimed; the unclaimed one is called `reference` alone.
+pub fn claimed(reference: &str, id: &str) -> Option<String> {
+    (is_reference(reference) && is_container_id(id)).then(|| format!("{reference}.{id}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claimed_file_is_named_after_its_container_and_nothing_names_a_path() {
+        let reference = "0123456789abcdef0123456789abcdef";
+        assert_eq!(claimed(reference, "c0ffee").unwrap(), format!("{reference}.c0ffee"));
+        for (reference, id) in [("../x", "c0ffee"), (reference, "../x"), ("", "c"), (&reference[1..], "c")] {
+            assert_eq!(claimed(reference, id), None);
+        }
+    }
+}

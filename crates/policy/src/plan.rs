@@ -273,11 +273,12 @@ impl std::fmt::Display for Plan {
 
 /// What the container may use without having it: never a token, and of variables the names.
 fn write_grants(f: &mut std::fmt::Formatter<'_>, policy: &Policy) -> std::fmt::Result {
-    for (index, VaultGrant { provider, credential }) in policy.vault.iter().enumerate() {
+    for (index, grant) in policy.vault.iter().enumerate() {
+        let VaultGrant { provider, credential } = grant;
         let title = if index == 0 { "vault" } else { "" };
-        let credential = match credential.starts_with('@') {
-            true => "a credential of this container alone".to_owned(),
-            false => format!("credential {credential:?}"),
+        let credential = match grant.reference() {
+            Some(_) => "a credential of this container alone".to_owned(),
+            None => format!("credential {credential:?}"),
         };
         let hosts = match provider.hosts() {
             [] => "by its base URL".to_owned(),

@@ -121,6 +121,11 @@ pub struct VaultGrant {
 impl VaultGrant {
     /// The credential that a bare provider name means.
     pub const DEFAULT: &str = "default";
+
+    /// What a credential that lives with this container alone is called; `None` for one of the vault.
+    pub fn reference(&self) -> Option<&str> {
+        self.credential.strip_prefix('@')
+    }
 }
 
 /// `provider` or `provider=credential`, as the annotation is written.

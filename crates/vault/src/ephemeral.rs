@@ -2,7 +2,6 @@
 //! claims by renaming it, and that goes with the container's end. Never in the store.
 
 use serde::{Deserialize, Serialize};
-use terok_policy::layout;
 use terok_policy::provider::CredentialType;
 use zeroize::Zeroizing;
 
@@ -44,16 +43,6 @@ impl std::fmt::Debug for Ephemeral {
     }
 }
 
-/// Name of the file in [`layout::EPHEMERAL`] that container `id` has claimed; the unclaimed one is called `reference` alone.
-pub fn claimed(reference: &str, id: &str) -> Option<String> {
-    (is_reference(reference) && layout::is_container_id(id)).then(|| format!("{reference}.{id}"))
-}
-
-/// Whether `text` may be a file's name: 32 of `0-9a-f`.
-pub fn is_reference(text: &str) -> bool {
-    text.len() == 32 && text.bytes().all(|octet| matches!(octet, b'0'..=b'9' | b'a'..=b'f'))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,14 +59,5 @@ mod tests {
         assert!(!format!("{written:?}").contains("real"));
         assert_eq!(Ephemeral::parse(br#"{"provider":"x","kind":"key","secret":"s","more":1}"#), None);
         assert_eq!(Ephemeral::parse(b"x"), None);
-    }
-
-    #[test]
-    fn a_claimed_file_is_named_after_its_container_and_nothing_names_a_path() {
-        let reference = "0123456789abcdef0123456789abcdef";
-        assert_eq!(claimed(reference, "c0ffee").unwrap(), format!("{reference}.c0ffee"));
-        for (reference, id) in [("../x", "c0ffee"), (reference, "../x"), ("", "c"), (&reference[1..], "c")] {
-            assert_eq!(claimed(reference, id), None);
-        }
     }
 }

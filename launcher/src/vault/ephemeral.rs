@@ -8,7 +8,7 @@ use terok_install::host::Host;
 use terok_policy::layout;
 use terok_policy::provider::CredentialType;
 use terok_vault::Secret;
-use terok_vault::ephemeral::{Ephemeral, is_reference};
+use terok_vault::ephemeral::Ephemeral;
 use zeroize::Zeroizing;
 
 /// Files of containers that were never started are removed after so many seconds.
@@ -83,7 +83,7 @@ impl Given {
         let folder = base.make_private(layout::EPHEMERAL)?;
         for entry in folder.list()? {
             let age = crate::show::now().saturating_sub(u64::try_from(entry.modified).unwrap_or_default());
-            if is_reference(&entry.name) && age > STALE {
+            if layout::is_reference(&entry.name) && age > STALE {
                 folder.remove(&entry.name)?;
             }
         }
@@ -128,7 +128,7 @@ mod tests {
         given.name().unwrap();
         given.write(&host).unwrap();
         let reference = given.grant().strip_prefix("anthropic=@").unwrap().to_owned();
-        assert!(is_reference(&reference) && reference != NONE);
+        assert!(layout::is_reference(&reference) && reference != NONE);
         let path = host.run_dir().join(layout::EPHEMERAL).join(reference);
         let content = Ephemeral::parse(&std::fs::read(&path).unwrap()).unwrap();
         assert_eq!(

@@ -103,7 +103,7 @@ pub(crate) fn missing(host: &Host, policy: &Policy) -> anyhow::Result<Vec<String
     }
     let store = Open::new(host)?.store;
     let mut missing = Vec::new();
-    for grant in policy.vault.iter().filter(|grant| !grant.credential.starts_with('@')) {
+    for grant in policy.vault.iter().filter(|grant| grant.reference().is_none()) {
         let (provider, name) = (&grant.provider.name, &grant.credential);
         if let Err(Error::Absent { record }) = store.credential(provider, name) {
             let name = if name == VaultGrant::DEFAULT { "" } else { name };

@@ -14,7 +14,7 @@ use terok_policy::live::Live;
 use terok_policy::policy::{SshGrant, VaultGrant};
 use terok_policy::provider::{CredentialType, Provider};
 use terok_policy::settings::Upstream;
-use terok_vault::ephemeral::{self, Ephemeral};
+use terok_vault::ephemeral::Ephemeral;
 use terok_vault::known_hosts::{self, KnownHosts};
 use terok_vault::session::{self, Session};
 use terok_vault::{Error, Kind, MasterKey, Record, Secret, SshPublic, Store, ssh_key};
@@ -161,7 +161,7 @@ impl Reader {
 
     /// Name of the file that this container, and no other, has claimed.
     fn claimed(&self, granted: &VaultGrant) -> Option<String> {
-        ephemeral::claimed(granted.credential.strip_prefix('@')?, &self.grants.id)
+        layout::claimed(granted.reference()?, &self.grants.id)
     }
 
     /// The store and the session's key to it.

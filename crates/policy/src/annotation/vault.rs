@@ -1,6 +1,7 @@
 //! The values of `terok.vault` and `terok.ssh`, and what granting a provider opens.
 
 use super::items;
+use crate::layout;
 use crate::name::{self, Name};
 use crate::policy::{Policy, Source, Sourced, SshGrant, VaultGrant};
 use crate::profile::Catalog;
@@ -21,7 +22,7 @@ pub(super) fn providers(value: &str) -> Result<Vec<(String, String)>, String> {
             return Err(format!("{name:?} is no provider name: a to z, 0 to 9 and -"));
         }
         let known = match credential.strip_prefix('@') {
-            Some(reference) => is_reference(reference),
+            Some(reference) => layout::is_reference(reference),
             None => is_credential_name(credential),
         };
         if !known {
@@ -126,11 +127,6 @@ pub(super) fn add_rules(policy: &mut Policy) {
             }
         }
     }
-}
-
-/// What `terok run --credential` calls a credential of one container: 32 hexadecimal digits.
-fn is_reference(text: &str) -> bool {
-    text.len() == 32 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 #[cfg(test)]
