@@ -162,8 +162,16 @@ impl Own {
 }
 
 fn own(host: &Host) -> anyhow::Result<BTreeMap<String, PathBuf>> {
-    let mut own = BTreeMap::new();
-    for folder in host.profile_dirs() {
+    files(host.profile_dirs(), profile_name)
+}
+
+/// The files in `folders` by the name that each has, a later folder's in the place of an earlier one's.
+pub(crate) fn files(
+    folders: impl IntoIterator<Item = PathBuf>,
+    name_of: fn(&Path) -> Option<String>,
+) -> anyhow::Result<BTreeMap<String, PathBuf>> {
+    let mut files = BTreeMap::new();
+    for folder in folders {
         let entries = match std::fs::read_dir(&folder) {
             Ok(entries) => entries,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
@@ -171,12 +179,12 @@ fn own(host: &Host) -> anyhow::Result<BTreeMap<String, PathBuf>> {
         };
         for entry in entries {
             let path = entry.with_context(|| folder.display().to_string())?.path();
-            if let Some(name) = profile_name(&path) {
-                own.insert(name, path);
+            if let Some(name) = name_of(&path) {
+                files.insert(name, path);
             }
         }
     }
-    Ok(own)
+    Ok(files)
 }
 
 fn profile_name(path: &Path) -> Option<String> {

@@ -23,21 +23,7 @@ pub(crate) fn definitions(host: &Host) -> anyhow::Result<Vec<(String, Definition
 
 /// The files of the provider folders by name, a later folder's in the place of an earlier one's.
 pub(crate) fn own(host: &Host) -> anyhow::Result<BTreeMap<String, PathBuf>> {
-    let mut own = BTreeMap::new();
-    for folder in host.provider_dirs() {
-        let entries = match std::fs::read_dir(&folder) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(error).with_context(|| folder.display().to_string()),
-        };
-        for entry in entries {
-            let path = entry.with_context(|| folder.display().to_string())?.path();
-            if let Some(name) = name_of(&path) {
-                own.insert(name, path);
-            }
-        }
-    }
-    Ok(own)
+    profiles::files(host.provider_dirs(), name_of)
 }
 
 /// `terok provider list`
