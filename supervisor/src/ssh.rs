@@ -14,9 +14,10 @@ use base64::engine::general_purpose::STANDARD;
 use judge::{Binding, Purpose, Refusal, judge, may_bind};
 use message::Request;
 use rate::Rate;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use terok_policy::Shield;
 use terok_policy::audit::{Event, Kind};
@@ -24,9 +25,10 @@ use terok_policy::judge::Reason;
 use terok_policy::policy::SshGrant;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-/// Connections at a time; `ssh` holds one for as long as it logs in.
+/// Connections at a time, further ones wait to be accepted; `ssh` holds one for as long as it logs in.
 const CONNECTIONS: usize = 32;
 /// How long a client may say nothing, and how long a message may take.
 const IDLE: Duration = Duration::from_secs(300);
@@ -39,7 +41,7 @@ const QUESTIONS: (u32, u32) = (100, 50);
 /// The signer of a container.
 pub(crate) struct Signer {
     context: Rc<Context>,
-    open: Cell<usize>,
+    places: Arc<Semaphore>,
     signatures: RefCell<Rate>,
     questions: RefCell<Rate>,
 }
@@ -57,7 +59,7 @@ impl Signer {
         let rate = |(burst, second)| RefCell::new(Rate::new(burst, second, Instant::now()));
         Rc::new(Signer {
             context,
-            open: Cell::new(0),
+            places: Arc::new(Semaphore::new(CONNECTIONS)),
             signatures: rate(SIGNATURES),
             questions: rate(QUESTIONS),
         })
@@ -65,21 +67,16 @@ impl Signer {
 
     /// Serves the socket.
     pub(crate) async fn serve(self: Rc<Self>, listener: UnixListener) {
-        loop {
+        while let Ok(place) = self.places.clone().acquire_owned().await {
             let Ok((stream, _)) = listener.accept().await else {
                 tokio::time::sleep(Duration::from_millis(10)).await;
                 continue;
             };
-            if self.open.get() >= CONNECTIONS {
-                self.refuse(refusal("").reason(Reason::TooManyConnections));
-                continue;
-            }
-            self.open.set(self.open.get() + 1);
             let signer = self.clone();
             tokio::task::spawn_local(async move {
                 // An error is a client that went away.
                 let _ = signer.converse(stream).await;
-                signer.open.set(signer.open.get() - 1);
+                drop(place);
             });
         }
     }

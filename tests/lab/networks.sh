@@ -16,3 +16,8 @@ podman container exists anchor || podman run --detach --name anchor --network du
 podman unshare --rootless-netns sh -c '
   ip -6 route | grep -q ^default && exit 0
   ip -6 addr add fd00::77/64 dev tap0 nodad; ip -6 route add default via fd00::2 dev tap0'
+# Tests measure in milliseconds what gets through: the first packets of the way out are none of theirs.
+podman unshare --rootless-netns bash -c '
+  for address in 198.51.100.10 2001:db8:1::10; do
+    for n in 1 2 3 4 5 6 7 8 9 10; do timeout 2 bash -c "exec 3<>/dev/tcp/$0/80" "$address" 2>/dev/null && break; sleep 0.2; done
+  done'

@@ -112,8 +112,14 @@ pub(crate) fn udp_hold(host: &str, port: &str) -> Value {
         loop {
             socket.send(b"again")?;
             match socket.recv(&mut block) {
-                // One answer may be lost; that nothing more is sent shows with the next question.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && missed < 2 => missed += 1,
+                // One answer may be lost, and more before the first one: neighbours on the way are still being asked for.
+                // That nothing more is sent shows with the next question.
+                Err(error)
+                    if error.kind() == io::ErrorKind::WouldBlock
+                        && missed < if answers == 0 { 25 } else { 2 } =>
+                {
+                    missed += 1;
+                }
                 Err(error) => return Err(error),
                 Ok(_) => {
                     if answers == 0 {
