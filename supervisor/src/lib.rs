@@ -19,6 +19,8 @@ pub mod proxy;
 pub(crate) mod readiness;
 pub(crate) mod remains;
 pub(crate) mod resolve;
+#[cfg(test)]
+mod rig;
 pub mod ssh;
 pub(crate) mod trust;
 pub(crate) mod vault;

@@ -3,6 +3,7 @@ use crate::audit::{Audit, LogFile, open_file};
 use crate::flows::FlowGuard;
 use crate::names::NameTable;
 use crate::parent_link::ParentLink;
+use crate::rig;
 use crate::vault::{Errand, Fetched, Trouble, Vault};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::ServerConfig;
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use terok_kernel::statedir::Dir;
 use terok_policy::layout;
 use terok_policy::live::Live;
-use terok_policy::plan::{HostFacts, SupervisorConfig, Wiring};
+use terok_policy::plan::SupervisorConfig;
 use terok_policy::policy::{Policy, Source, Sourced};
 use terok_policy::profile::Catalog;
 use terok_policy::provider::{self, CredentialType};
@@ -148,18 +149,8 @@ impl Rig {
         let dir = tempfile::tempdir().unwrap();
         let state = || Dir::base(dir.path()).unwrap();
         let config = SupervisorConfig {
-            id: "0123456789abcdef".to_owned(),
-            policy,
-            facts: HostFacts::sealed(true),
-            upstream: None,
             issued: Some(Issued { tokens: tokens.clone() }),
-            home: String::new(),
-            sockets: Vec::new(),
-            missing: Vec::new(),
-            wiring: Wiring { dns_udp: 1, dns_tcp: 2, proxy: 3, peers: 0, mark: 1 },
-            run_dir: dir.path().display().to_string(),
-            state_dir: dir.path().display().to_string(),
-            fds: Vec::new(),
+            ..rig::config(dir.path(), policy)
         };
         let audit = Audit::open(LogFile::open(&state()).unwrap()).unwrap();
         let names = NameTable::open(open_file(&state(), layout::NAMES).unwrap()).unwrap();

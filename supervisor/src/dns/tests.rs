@@ -4,6 +4,7 @@ use crate::names::NameTable;
 use crate::parent_link::{Ask, LONGEST_QUESTION, ParentLink, Question as ToParent, Told};
 use crate::resolve::Files;
 use crate::resolve::tests::{Server, addresses, error, good, local_set, server, silent};
+use crate::rig;
 use crate::vault::Vault;
 use domain::base::iana::Rcode;
 use domain::base::{Message, MessageBuilder, Name as Wire};
@@ -86,22 +87,14 @@ impl Rig {
             learn: wish.learn,
             ..Policy::default()
         };
+        let shared = rig::config(dir.path(), policy);
         let config = SupervisorConfig {
-            id: "test".to_owned(),
-            policy,
             facts: HostFacts {
                 own: wish.own.iter().map(|own| ip(own)).collect(),
                 ..facts(wish.inside.iter().map(SocketAddr::ip).collect())
             },
-            upstream: None,
-            issued: None,
-            home: String::new(),
-            sockets: Vec::new(),
-            missing: Vec::new(),
-            wiring: Wiring { dns_udp: 1, dns_tcp: 2, proxy: 3, peers: 4, mark: 1 },
-            run_dir: dir.path().display().to_string(),
-            state_dir: dir.path().display().to_string(),
-            fds: Vec::new(),
+            wiring: Wiring { peers: 4, ..shared.wiring },
+            ..shared
         };
         let audit = Audit::open(LogFile::open(&state()).unwrap()).unwrap();
         let names = NameTable::open(open_file(&state(), layout::NAMES).unwrap()).unwrap();

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use super::*;
+use crate::rig;
 use nix::sched::{CloneFlags, setns, unshare};
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -119,20 +120,8 @@ impl Rig {
         };
         host.sh("ip link set lo up; ip link add ext type dummy 2>/dev/null || ip link add ext type veth peer name int;
             ip addr add 203.0.113.1/24 dev ext; ip link set ext up");
-        let config = SupervisorConfig {
-            id: "c1".into(),
-            policy: policy.clone(),
-            facts: facts.clone(),
-            wiring,
-            upstream: None,
-            missing: Vec::new(),
-            issued: None,
-            home: String::new(),
-            sockets: Vec::new(),
-            run_dir: String::new(),
-            state_dir: String::new(),
-            fds: Vec::new(),
-        };
+        let config =
+            SupervisorConfig { facts: facts.clone(), wiring, ..rig::config("".as_ref(), policy.clone()) };
         let plan = Plan::new(policy, facts.clone()).unwrap();
         let (nft, tables, cards) = inside.run(|| {
             let nft = nft::open().unwrap();

@@ -4,13 +4,14 @@ use super::*;
 use crate::audit::{Audit, LogFile, open_file};
 use crate::names::NameTable;
 use crate::parent_link::ParentLink;
+use crate::rig;
 use crate::vault::Vault;
 use std::net::IpAddr;
 use std::time::Instant;
 use terok_kernel::statedir::Dir;
 use terok_policy::layout;
 use terok_policy::live::Live;
-use terok_policy::plan::{HostFacts, SupervisorConfig, Wiring};
+use terok_policy::plan::SupervisorConfig;
 use terok_policy::policy::{Policy, Source, Sourced};
 use terok_policy::provision::Issued;
 use terok_policy::settings::{self, Scheme};
@@ -51,20 +52,8 @@ impl Rig {
         let dir = tempfile::tempdir().unwrap();
         let state = || Dir::base(dir.path()).unwrap();
         let brokered = !policy.vault.is_empty();
-        let config = SupervisorConfig {
-            id: "test".to_owned(),
-            policy,
-            facts: HostFacts::sealed(true),
-            upstream: upstream.clone(),
-            issued,
-            home: String::new(),
-            sockets: Vec::new(),
-            missing: Vec::new(),
-            wiring: Wiring { dns_udp: 1, dns_tcp: 2, proxy: 3, peers: 0, mark: 1 },
-            run_dir: dir.path().display().to_string(),
-            state_dir: dir.path().display().to_string(),
-            fds: Vec::new(),
-        };
+        let config =
+            SupervisorConfig { upstream: upstream.clone(), issued, ..rig::config(dir.path(), policy) };
         let audit = Audit::open(LogFile::open(&state()).unwrap()).unwrap();
         let names = NameTable::open(open_file(&state(), layout::NAMES).unwrap()).unwrap();
         let link = Rc::new(ParentLink::alone());

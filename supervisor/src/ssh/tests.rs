@@ -5,6 +5,7 @@ use super::*;
 use crate::audit::{Audit, LogFile, open_file};
 use crate::names::NameTable;
 use crate::parent_link::ParentLink;
+use crate::rig;
 use crate::vault::{Errand, Fetched, Vault};
 use message::{put, string};
 use std::cell::Cell;
@@ -14,7 +15,6 @@ use std::process::{Child, Command, Output, Stdio};
 use terok_kernel::statedir::Dir;
 use terok_policy::layout;
 use terok_policy::live::Live;
-use terok_policy::plan::{HostFacts, SupervisorConfig, Wiring};
 use terok_policy::policy::Policy;
 use terok_vault::SshPublic;
 use terok_vault::known_hosts::KnownHosts;
@@ -74,20 +74,7 @@ impl Rig {
         }
         let (policy, helper) = (Policy { ssh: ssh.clone(), ..Policy::default() }, store.clone());
         let vault = Vault::answered_by(move |errand| helper.run(&ssh, errand));
-        let config = SupervisorConfig {
-            id: "test".to_owned(),
-            policy,
-            facts: HostFacts::sealed(true),
-            upstream: None,
-            issued: None,
-            home: String::new(),
-            sockets: Vec::new(),
-            missing: Vec::new(),
-            wiring: Wiring { dns_udp: 1, dns_tcp: 2, proxy: 3, peers: 0, mark: 1 },
-            run_dir: dir.path().display().to_string(),
-            state_dir: dir.path().display().to_string(),
-            fds: Vec::new(),
-        };
+        let config = rig::config(dir.path(), policy);
         let audit = Audit::open(LogFile::open(&state()).unwrap()).unwrap();
         let names = NameTable::open(open_file(&state(), layout::NAMES).unwrap()).unwrap();
         let link = Rc::new(ParentLink::alone());
