@@ -29,6 +29,8 @@ chmod 700 "$T/run/user/0"
 mount -t tmpfs tmpfs "$T/run/.overlay"
 shown "$LAB_HOME" /run/lab/home
 shown "$LAB_SCRIPTS" /run/lab/scripts
+# Docker and containerd start their containers with runc, for which the hierarchies must be as the machine has them (engines.sh).
+mkdir "$T/run/lab/cgroup"; mount --rbind /sys/fs/cgroup "$T/run/lab/cgroup"
 [ -z "$LAB_DIST" ] || shown "$LAB_DIST" /run/lab/bin
 if [ -n "$LAB_ROOT" ]; then
   for d in ${TEROK_LAB_SHOW:-}; do shown "$d" "$d"; done
@@ -36,6 +38,7 @@ else
   for d in /etc /usr /var /root; do private $d; done
 fi
 shown "$LAB_STATE/root" /var/lib/containers
+shown "$LAB_STATE/docker" /var/lib/docker; shown "$LAB_STATE/containerd" /var/lib/containerd
 shown "$LAB_STATE/tester" /run/home/tester/.local/share/containers
 chown 1001:1001 "$LAB_STATE/tester" "$T"/run/home/tester/.local{,/share}
 

@@ -21,7 +21,7 @@ done
 [ -z "$LAB_ROOT" ] || [ -e "$LAB_ROOT/.ready" ] || { echo "lab: no Debian 13 root: run tests/lab/prepare.sh --podman5" >&2; exit 2; }
 
 # Container storage outlives a run, so that images are imported once; labs that run side by side each take one.
-storage() { export LAB_STATE=$LAB_HOME/$kind-$1; mkdir -p "$LAB_STATE"/{root,tester,mnt}; exec {lock}>"$LAB_STATE/lock"; }
+storage() { export LAB_STATE=$LAB_HOME/$kind-$1; mkdir -p "$LAB_STATE"/{root,tester,docker,containerd,mnt}; exec {lock}>"$LAB_STATE/lock"; }
 locked=
 for n in 1 2 3 4; do
   storage $n

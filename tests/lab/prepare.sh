@@ -18,6 +18,8 @@ need=(podman crun runc conmon catatonit netavark aardvark-dns slirp4netns uidmap
       libmnl-dev libnftnl-dev libseccomp-dev pkg-config build-essential)
 [ -z "$bench" ] || need+=(mitmproxy)
 [ -z "$direct" ] || need=(podman crun uidmap busybox-static curl ca-certificates openssl)
+# Docker and containerd may well be there from elsewhere, and their packages do not go together.
+if [ -z "$direct" ]; then command -v dockerd >/dev/null || need+=(docker.io); command -v containerd >/dev/null || need+=(containerd); need+=(iptables containernetworking-plugins); fi
 missing=()
 for p in "${need[@]}"; do dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null | grep -qx installed || missing+=("$p"); done
 if [ ${#missing[@]} -gt 0 ]; then
@@ -28,6 +30,9 @@ if [ ${#missing[@]} -gt 0 ]; then
   trap '[ -z "$policy" ] || rm -f /usr/sbin/policy-rc.d' EXIT
   loudly apt-get update -q
   loudly apt-get install -y -q --no-install-recommends "${missing[@]}"
+  # Nor do daemons that nobody asked for start with the machine.
+  case " ${missing[*]} " in *" docker.io "*) systemctl -q disable docker.service docker.socket 2>/dev/null || true ;; esac
+  case " ${missing[*]} " in *" containerd "*) systemctl -q disable containerd.service 2>/dev/null || true ;; esac
   [ -z "$policy" ] || rm -f /usr/sbin/policy-rc.d; trap - EXIT
 fi
 
@@ -58,7 +63,7 @@ if [ -n "$image" ] && ! fresh wl "$tools"; then
     --dpkgopt='path-exclude=/usr/share/locale/*' "$VERSION_CODENAME" "$home/wl.tar.new" "$(mirror)"
   keep wl "$tools"
 fi
-if [ -n "$podman5" ] && ! { [ -e "$home/trixie/.ready" ] && [ -e "$home/trixie/usr/bin/catatonit" ] && [ -e "$home/trixie/usr/sbin/sshd" ]; }; then
-  say "building a Debian 13 root with Podman 5 (about 1 GB)"
+if [ -n "$podman5" ] && ! { [ -e "$home/trixie/.ready" ] && [ -e "$home/trixie/usr/bin/catatonit" ] && [ -e "$home/trixie/usr/sbin/sshd" ] && [ -e "$home/trixie/usr/sbin/dockerd" ] && [ -e "$home/trixie/usr/lib/cni/bridge" ]; }; then
+  say "building a Debian 13 root with Podman 5 and Docker 26 (about 1.3 GB)"
   loudly unshare -m --propagation private "$here/trixie.sh" "$home/trixie" "$(mirror)"
 fi
