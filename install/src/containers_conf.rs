@@ -170,19 +170,27 @@ struct Settings {
 
 fn read(path: &Path) -> Result<Option<Settings>, ConfError> {
     let failed = |reason: String| ConfError { path: path.to_path_buf(), reason };
+    table(path)?.map(|table| settings(&table)).transpose().map_err(failed)
+}
+
+/// A configuration file as it stands; `None` where there is none.
+///
+/// # Errors
+/// A file that cannot be read or is no TOML.
+pub(crate) fn table(path: &Path) -> Result<Option<toml::Table>, ConfError> {
+    let failed = |reason: String| ConfError { path: path.to_path_buf(), reason };
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error.to_string())),
     };
-    parse(&text).map(Some).map_err(failed)
+    text.parse().map(Some).map_err(|error: toml::de::Error| {
+        let line = error.span().map_or(0, |span| text[..span.start].lines().count().max(1));
+        failed(format!("line {line}: {}", error.message()))
+    })
 }
 
-fn parse(text: &str) -> Result<Settings, String> {
-    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
-        let line = error.span().map_or(0, |span| text[..span.start].lines().count().max(1));
-        format!("line {line}: {}", error.message())
-    })?;
+fn settings(table: &toml::Table) -> Result<Settings, String> {
     let engine = table.get("engine").and_then(toml::Value::as_table);
     let remote = engine.and_then(|engine| engine.get("remote")).and_then(toml::Value::as_bool);
     let of = |section: &str, key: &str| table.get(section)?.as_table()?.get(key);

@@ -6,6 +6,7 @@ mod all_containers;
 pub mod consulted;
 pub mod containers_conf;
 pub mod doctor;
+pub mod engine;
 mod findings;
 pub mod hook_json;
 pub mod host;

@@ -1,9 +1,10 @@
 //! `terok setup` and `terok uninstall`: a list of steps as data, then their application.
-//! Binaries come first and hook files last, and the other way round on the way out: Podman skips a hook whose
-//! program is missing without a word, so a hook file without its binary must never exist, not even for a moment.
+//! Binaries come first, then hook files and what engines are told last, and the other way round on the way out: Podman skips a hook
+//! whose program is missing without a word, so a hook file without its binary must never exist, not even for a moment.
 
 use crate::all_containers;
 use crate::containers_conf::{ConfError, DEFAULT_DIR, hook_dirs, system_hook_dirs};
+use crate::engine;
 use crate::hook_json::{Containers, HookFile, STAGES};
 use crate::host::Host;
 use crate::target::{Scope, Target};
@@ -21,6 +22,13 @@ pub enum Step {
         from: PathBuf,
         /// Where it goes.
         to: PathBuf,
+    },
+    /// Make a name for a file in the same folder.
+    Link {
+        /// The name.
+        at: PathBuf,
+        /// The file's.
+        to: String,
     },
     /// Put a text in place.
     Text {
@@ -49,7 +57,7 @@ pub enum Step {
 pub enum SetupError {
     /// A binary is not beside the running program.
     #[error(
-        "{path}: missing; terok, terok-hook and terok-supervisor must be in one folder (cargo xtask dist puts them into target/dist/bin)"
+        "{path}: missing; terok, terok-hook, terok-shim and terok-supervisor must be in one folder (cargo xtask dist puts them into target/dist/bin)"
     )]
     NoSource {
         /// Where it was expected.
@@ -71,6 +79,14 @@ pub enum SetupError {
         /// The file.
         path: PathBuf,
         /// What is wrong.
+        reason: String,
+    },
+    /// An engine's configuration stands in the way.
+    #[error("{path}: {reason}")]
+    Engine {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
         reason: String,
     },
     /// Podman's configuration cannot be read.
@@ -102,16 +118,21 @@ pub fn install_steps(
     let places = [
         (layout::SUPERVISOR, target.bin_dir().join(layout::SUPERVISOR)),
         (layout::HOOK, target.bin_dir().join(layout::HOOK)),
+        (layout::SHIM, target.bin_dir().join(layout::SHIM)),
         (layout::LAUNCHER, target.launcher()),
     ];
     for (name, to) in places {
         let from = source.join(name);
-        // An installed launcher finds the other two in their own folder.
+        // An installed launcher finds the others in their own folder.
         let from = if from.is_file() { from } else { target.at(&to) };
         if !from.is_file() {
             return Err(SetupError::NoSource { path: source.join(name) });
         }
         steps.push(Step::Program { from, to: target.at(&to) });
+    }
+    for runtime in layout::RUNTIMES {
+        let at = target.at(&target.bin_dir().join(engine::link(runtime)));
+        steps.push(Step::Link { at, to: layout::SHIM.to_owned() });
     }
     if containers == Containers::All {
         // Before the hooks that ask for it.
@@ -141,7 +162,10 @@ pub fn uninstall_steps(host: &Host, target: &Target, purge: bool) -> Vec<Step> {
     for stage in STAGES.iter().rev() {
         steps.push(Step::Remove(target.at(&target.hooks_dir().join(stage.file))));
     }
-    for name in [layout::HOOK, layout::SUPERVISOR] {
+    for runtime in layout::RUNTIMES {
+        steps.push(Step::Remove(target.at(&target.bin_dir().join(engine::link(runtime)))));
+    }
+    for name in [layout::SHIM, layout::HOOK, layout::SUPERVISOR] {
         steps.push(Step::Remove(target.at(&target.bin_dir().join(name))));
     }
     steps.push(Step::Remove(target.at(&target.launcher())));
@@ -170,6 +194,7 @@ pub fn apply(steps: &[Step]) -> Result<Vec<PathBuf>, SetupError> {
     for step in steps {
         let (path, done) = match step {
             Step::Program { from, to } => (to, put_program(from, to)),
+            Step::Link { at, to } => (at, put_link(at, to)),
             Step::Text { to, text } => (to, put(to, text.as_bytes(), 0o644)),
             Step::Amended { to, text } => (to, put(to, text.as_bytes(), mode_of(to).unwrap_or(0o644))),
             Step::Remove(path) => (path, remove(path)),
@@ -248,6 +273,21 @@ pub fn put(to: &Path, content: &[u8], mode: u32) -> io::Result<bool> {
     Ok(true)
 }
 
+fn put_link(at: &Path, to: &str) -> io::Result<bool> {
+    if std::fs::read_link(at).is_ok_and(|old| old == Path::new(to)) {
+        return Ok(false);
+    }
+    let temporary = temporary(at);
+    missing_is_fine(std::fs::remove_file(&temporary))?;
+    std::os::unix::fs::symlink(to, &temporary)?;
+    if let Err(error) = std::fs::rename(&temporary, at) {
+        missing_is_fine(std::fs::remove_file(&temporary))?;
+        return Err(error);
+    }
+    sync_parent(at)?;
+    Ok(true)
+}
+
 /// Where `to` is written before it is renamed: no name that Podman reads.
 fn temporary(to: &Path) -> PathBuf {
     let mut name = std::ffi::OsString::from(".");
@@ -286,7 +326,7 @@ fn remove_if_empty(path: &Path) -> io::Result<bool> {
 pub(crate) fn tests_install(host: &Host) -> Vec<PathBuf> {
     let source = host.at("/build");
     std::fs::create_dir_all(&source).unwrap();
-    for name in [layout::LAUNCHER, layout::HOOK, layout::SUPERVISOR] {
+    for name in [layout::LAUNCHER, layout::HOOK, layout::SHIM, layout::SUPERVISOR] {
         std::fs::write(source.join(name), format!("program {name}")).unwrap();
     }
     let target = Target::of(host, false, None);

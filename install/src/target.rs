@@ -39,7 +39,7 @@ impl Target {
         }
     }
 
-    /// Folder of `terok-hook` and `terok-supervisor`, without the destdir.
+    /// Folder of `terok-hook`, `terok-shim` and `terok-supervisor`, without the destdir.
     pub fn bin_dir(&self) -> PathBuf {
         match &self.scope {
             Scope::System => PathBuf::from("/usr/libexec/terok"),
@@ -68,6 +68,19 @@ impl Target {
             Scope::User { .. } => self.config_home.clone(),
         };
         config.join("containers/containers.conf.d/50-terok.conf")
+    }
+
+    /// The drop-in that makes Podman know the shim; without the destdir.
+    pub fn runtime_drop_in(&self) -> PathBuf {
+        self.drop_in().with_file_name("50-terok-runtime.conf")
+    }
+
+    /// The shim's settings; without the destdir.
+    pub fn shim_settings(&self) -> PathBuf {
+        match &self.scope {
+            Scope::System => PathBuf::from(layout::SHIM_SYSTEM),
+            Scope::User { home } => home.join(layout::SHIM_USER),
+        }
     }
 
     /// The settings file that `--all-containers` looks into; without the destdir.

@@ -106,6 +106,8 @@ enum Verb {
         place: maintain::Place,
         #[command(flatten)]
         which: maintain::Which,
+        #[command(flatten)]
+        engines: maintain::Engines,
     },
     /// Take terok away; audit logs stay unless --purge, the vault stays always
     Uninstall {
@@ -295,7 +297,7 @@ fn call(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Provider(Provider::New { name, like, upstream }) => {
             providers::new(&host, &name, &like, &upstream)?;
         }
-        Verb::Setup { place, which } => maintain::setup(&host, &place, &which)?,
+        Verb::Setup { place, which, engines } => maintain::setup(&host, &place, &which, &engines)?,
         Verb::Uninstall { place, purge } => maintain::uninstall(&host, &place, purge)?,
         Verb::Panic(args) => return panic::panic(&host, &args),
         Verb::Doctor(json) => return maintain::doctor(&host, json),

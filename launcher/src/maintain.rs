@@ -2,13 +2,16 @@
 
 use crate::{cli::Json, containers, control, show, vault};
 use anyhow::{Context as _, bail};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use terok_install::doctor::{self, Level};
+use terok_install::engine::{self, Engine, Registered};
 use terok_install::hook_json::Containers;
 use terok_install::host::Host;
 use terok_install::target::{Scope, Target};
 use terok_install::{consulted, setup};
+use terok_policy::layout;
 use terok_policy::plan::Network;
 
 /// Which installation.
@@ -22,7 +25,34 @@ pub(crate) struct Place {
     destdir: Option<PathBuf>,
 }
 
-/// For which containers the hooks are.
+/// Which engines call the shim.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Engines {
+    /// Also make terok a runtime of this engine, which then needs no hooks: --runtime terok; several times for several engines
+    #[arg(long, value_name = "ENGINE", value_parser = engine())]
+    engine: Vec<Engine>,
+    /// Make it the runtime of every container that names none; those without a terok. annotation start as before
+    #[arg(long, requires = "engine", conflicts_with = "no_default_runtime")]
+    default_runtime: bool,
+    /// Take that back, and keep terok as a runtime that containers name
+    #[arg(long, requires = "engine")]
+    no_default_runtime: bool,
+}
+
+fn engine() -> impl TypedValueParser<Value = Engine> {
+    PossibleValuesParser::new(Engine::ALL.map(Engine::name)).try_map(|name| {
+        let mut all = Engine::ALL.into_iter();
+        all.find(|engine| engine.name() == name).ok_or("not an engine that terok knows")
+    })
+}
+
+impl Engines {
+    fn default(&self) -> Option<bool> {
+        (self.default_runtime || self.no_default_runtime).then_some(self.default_runtime)
+    }
+}
+
+/// For which containers hooks and shim are.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Which {
     /// Protect every container that podman starts, with or without annotations, as [all_containers] in config.toml says
@@ -45,7 +75,7 @@ impl Place {
 }
 
 /// `terok setup`
-pub(crate) fn setup(host: &Host, place: &Place, which: &Which) -> anyhow::Result<()> {
+pub(crate) fn setup(host: &Host, place: &Place, which: &Which, engines: &Engines) -> anyhow::Result<()> {
     let target = place.target(host)?;
     let own = std::env::current_exe().context("/proc/self/exe")?;
     let source = own.parent().context("/proc/self/exe has no folder")?;
@@ -55,12 +85,24 @@ pub(crate) fn setup(host: &Host, place: &Place, which: &Which) -> anyhow::Result
         // As it was.
         _ => setup::installed_for(&target),
     };
-    let changed = setup::apply(&setup::install_steps(host, &target, source, containers)?)?;
+    let steps = setup::install_steps(host, &target, source, containers)?;
+    // All is decided before anything is done.
+    let registrations = engine::register_steps(host, &target, &engines.engine, engines.default())?;
+    let mut changed = setup::apply(&steps)?;
+    let mut told = Vec::new();
+    for (engine, steps) in &registrations {
+        let files = setup::apply(steps)?;
+        told.push((*engine, !files.is_empty()));
+        changed.extend(files);
+    }
     for path in &changed {
         say!("wrote {}", path.display())?;
     }
     if changed.is_empty() {
         say!("already set up")?;
+    }
+    for (engine, news) in told {
+        say!("{}", registration(engine, engine.registered(&target)?, news))?;
     }
     if place.destdir.is_some() {
         return Ok(());
@@ -94,6 +136,19 @@ pub(crate) fn setup(host: &Host, place: &Place, which: &Which) -> anyhow::Result
     Ok(())
 }
 
+/// What an engine knows now, and what is left to do.
+fn registration(engine: Engine, registered: Registered, news: bool) -> String {
+    let (name, runtime) = (engine.name(), layout::ENGINE_RUNTIME);
+    let mut line = match registered {
+        Registered::Default => format!("{name}: {runtime} is the runtime of every container that names none"),
+        _ => format!("{name}: containers start through the shim with --runtime {runtime}"),
+    };
+    if let Some(command) = engine.reload().filter(|_| news) {
+        line += &format!("; make {name} read it: {command}");
+    }
+    line
+}
+
 /// `terok uninstall`
 pub(crate) fn uninstall(host: &Host, place: &Place, purge: bool) -> anyhow::Result<()> {
     let target = place.target(host)?;
@@ -105,9 +160,26 @@ pub(crate) fn uninstall(host: &Host, place: &Place, purge: bool) -> anyhow::Resu
         );
     }
     let purge = purge && place.destdir.is_none();
-    let changed = setup::apply(&setup::uninstall_steps(host, &target, purge))?;
+    let mut removals = Vec::new();
+    for engine in Engine::ALL {
+        removals.push((engine, engine.unregister(&target)?));
+    }
+    let mut changed = Vec::new();
+    let mut lines = Vec::new();
+    for (engine, removal) in removals {
+        let files = setup::apply(&removal.steps)?;
+        if let Some(command) = engine.reload().filter(|_| !files.is_empty()) {
+            lines.push(format!("make {} read it: {command}", engine.name()));
+        }
+        lines.extend(removal.notes);
+        changed.extend(files);
+    }
+    changed.extend(setup::apply(&setup::uninstall_steps(host, &target, purge))?);
     for path in &changed {
-        say!("removed {}", path.display())?;
+        say!("{} {}", if path.exists() { "changed" } else { "removed" }, path.display())?;
+    }
+    for line in lines {
+        say!("{line}")?;
     }
     if changed.is_empty() {
         say!("nothing is installed here")?;

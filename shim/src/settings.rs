@@ -1,8 +1,8 @@
-//! Which runtime the shim stands before: `shim.toml`, or what its own name says. Never `PATH`, and never the environment, which is
-//! the engine's.
+//! Which runtime the shim stands before: what its own name says, else `shim.toml`, else the first that is installed. Never `PATH`, and
+//! never the environment, which is the engine's.
 //!
 //! ```toml
-//! runtime = "/usr/bin/crun"   # absolute
+//! runtime = "/usr/bin/crun"   # absolute; for a shim that is called by no other name than `terok-shim`
 //! all_containers = true       # those without annotations too; false if absent
 //! ```
 
@@ -13,10 +13,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use terok_kernel::userns::{self, Owner};
 use terok_policy::layout;
-
-/// Runtimes that are tried where nothing is said, the first that is there.
-const RUNTIMES: [&str; 3] = ["crun", "runc", "youki"];
-const FOLDERS: [&str; 4] = ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin"];
 
 /// What holds for this call.
 #[derive(Debug, PartialEq, Eq)]
@@ -66,9 +62,11 @@ impl Settings {
             None => Written::default(),
         };
         let machine = written(Path::new(layout::SHIM_SYSTEM))?;
-        let runtime = match user.runtime.or(machine.runtime) {
-            Some(runtime) => runtime,
-            None => default(own_name, &FOLDERS)?,
+        // An engine that calls it by a runtime's name was set up for that one.
+        let runtime = match (named(own_name), user.runtime.or(machine.runtime)) {
+            (Some(name), _) => first_of(&[name], &layout::RUNTIME_FOLDERS)?,
+            (None, Some(runtime)) => runtime,
+            (None, None) => first_of(&layout::RUNTIMES, &layout::RUNTIME_FOLDERS)?,
         };
         if is_itself(&runtime) {
             return Err(SettingsError::Itself(runtime.display().to_string()));
@@ -100,15 +98,17 @@ fn written(path: &Path) -> Result<Written, SettingsError> {
     Ok(written)
 }
 
-/// `terok-shim-NAME` stands before NAME, `terok-shim` before the first of [`RUNTIMES`], in the folders where distributions have them.
-fn default(own_name: Option<&OsString>, folders: &[&str]) -> Result<PathBuf, SettingsError> {
-    let own_name = own_name.map(Path::new).and_then(Path::file_name).and_then(|name| name.to_str());
-    let named = own_name.and_then(|name| name.strip_prefix(layout::SHIM)?.strip_prefix('-'));
-    let named = named.filter(|name| !name.is_empty());
-    let names = named.map_or(RUNTIMES.to_vec(), |name| vec![name]);
-    let paths = names.iter().flat_map(|name| folders.iter().map(move |folder| Path::new(folder).join(name)));
+/// NAME, where it was called `terok-shim-NAME`.
+fn named(own_name: Option<&OsString>) -> Option<&str> {
+    let own_name = Path::new(own_name?).file_name()?.to_str()?;
+    own_name.strip_prefix(layout::SHIM)?.strip_prefix('-').filter(|name| !name.is_empty())
+}
+
+/// The first of `names` that is in one of `folders`.
+fn first_of(names: &[&str], folders: &[&str]) -> Result<PathBuf, SettingsError> {
+    let mut paths =
+        names.iter().flat_map(|name| folders.iter().map(move |folder| Path::new(folder).join(name)));
     paths
-        .into_iter()
         .find(|path| path.is_file())
         .ok_or_else(|| SettingsError::NoRuntime(format!("{} in {}", names.join(", "), folders.join(", "))))
 }
@@ -138,19 +138,24 @@ mod tests {
     }
 
     #[test]
-    fn without_one_its_own_name_says_which() {
+    fn a_runtime_in_its_own_name_is_looked_for_and_no_other() {
+        let of = |name: &str| named(Some(&name.into())).map(str::to_owned);
+        assert_eq!(of("/usr/libexec/terok/terok-shim-runc").as_deref(), Some("runc"));
+        assert_eq!(of("terok-shim-custom").as_deref(), Some("custom"));
+        for other in ["terok-shim", "terok-shim-", "runc", "/usr/bin/terok-shims", ""] {
+            assert_eq!(of(other), None, "{other}");
+        }
+        assert_eq!(named(None), None);
         let folder = tempfile::tempdir().unwrap();
-        let folders = [folder.path().to_str().unwrap()];
-        let of = |name: &str| default(Some(&name.into()), &folders);
-        assert!(of("terok-shim").unwrap_err().to_string().contains("crun, runc, youki"));
-        for name in ["runc", "crun", "custom"] {
+        let folders = ["/nowhere", folder.path().to_str().unwrap()];
+        let error = first_of(&layout::RUNTIMES, &folders).unwrap_err().to_string();
+        assert!(error.contains("crun, runc, youki in /nowhere"), "{error}");
+        for name in ["runc", "youki"] {
             std::fs::write(folder.path().join(name), "").unwrap();
         }
-        assert_eq!(of("/usr/bin/terok-shim").unwrap(), folder.path().join("crun"));
-        assert_eq!(of("terok-shim-runc").unwrap(), folder.path().join("runc"));
-        assert_eq!(of("terok-shim-custom").unwrap(), folder.path().join("custom"));
-        assert!(of("terok-shim-youki").is_err());
-        assert_eq!(default(None, &folders).unwrap(), folder.path().join("crun"));
+        assert_eq!(first_of(&layout::RUNTIMES, &folders).unwrap(), folder.path().join("runc"));
+        assert_eq!(first_of(&["youki"], &folders).unwrap(), folder.path().join("youki"));
+        assert!(first_of(&["crun"], &folders).is_err());
     }
 
     #[test]

@@ -89,6 +89,13 @@ pub const HOOK: &str = "terok-hook";
 pub const SUPERVISOR: &str = "terok-supervisor";
 /// The OCI runtime that stands before the real one.
 pub const SHIM: &str = "terok-shim";
+/// Runtimes that the shim has a name for, `terok-shim-NAME`: called by it, it stands before that one. Where nothing is said, the first
+/// that is there.
+pub const RUNTIMES: [&str; 3] = ["crun", "runc", "youki"];
+/// Where distributions have them.
+pub const RUNTIME_FOLDERS: [&str; 4] = ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin"];
+/// What engines call the shim: `podman run --runtime terok`.
+pub const ENGINE_RUNTIME: &str = "terok";
 /// The launcher.
 pub const LAUNCHER: &str = "terok";
 

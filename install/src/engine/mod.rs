@@ -1,0 +1,129 @@
+//! Engines that call the shim as one of their runtimes: what each is told, one file an engine. Nothing here talks to an engine.
+//!
+//! An engine knows the shim as [`layout::ENGINE_RUNTIME`]; behind that name is a link that says which runtime the shim stands before.
+
+mod podman;
+
+use crate::host::Host;
+use crate::setup::{SetupError, Step};
+use crate::target::Target;
+use std::path::PathBuf;
+use terok_policy::layout;
+
+/// An engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// Podman: a drop-in of `containers.conf`.
+    Podman,
+}
+
+/// What an engine knows of terok.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Registered {
+    /// Nothing.
+    No,
+    /// A runtime that a container names.
+    Named,
+    /// The runtime of every container that names none.
+    Default,
+}
+
+/// What takes terok away from an engine.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Removal {
+    /// The steps.
+    pub steps: Vec<Step>,
+    /// What is left where it was, and why.
+    pub notes: Vec<String>,
+}
+
+impl Engine {
+    /// Every engine.
+    pub const ALL: [Engine; 1] = [Engine::Podman];
+
+    /// As written on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Engine::Podman => "podman",
+        }
+    }
+
+    /// What the engine's files at `target` say now.
+    ///
+    /// # Errors
+    /// Files that cannot be read or understood.
+    pub fn registered(self, target: &Target) -> Result<Registered, SetupError> {
+        match self {
+            Engine::Podman => podman::registered(target),
+        }
+    }
+
+    /// The steps that tell the engine of the shim at `target`, which must be there by then. `default`: for every container that
+    /// names no runtime.
+    ///
+    /// # Errors
+    /// Files that cannot be read or understood, or in which something else has terok's name or place.
+    pub fn register(self, host: &Host, target: &Target, default: bool) -> Result<Vec<Step>, SetupError> {
+        match self {
+            Engine::Podman => podman::register(host, target, default),
+        }
+    }
+
+    /// What takes back what [`Engine::register`] did.
+    ///
+    /// # Errors
+    /// Files that cannot be read or understood.
+    pub fn unregister(self, target: &Target) -> Result<Removal, SetupError> {
+        match self {
+            Engine::Podman => podman::unregister(target),
+        }
+    }
+
+    /// The command that makes the engine read its files again, where it does not by itself.
+    pub fn reload(self) -> Option<&'static str> {
+        match self {
+            Engine::Podman => None,
+        }
+    }
+}
+
+/// The steps for the engines that are `asked` for and for those that know terok already, with what is said of being the default:
+/// as it was, where nothing is.
+///
+/// # Errors
+/// As [`Engine::register`]; files of an engine that nobody asked for count only where they name terok.
+pub fn register_steps(
+    host: &Host,
+    target: &Target,
+    asked: &[Engine],
+    default: Option<bool>,
+) -> Result<Vec<(Engine, Vec<Step>)>, SetupError> {
+    let mut all = Vec::new();
+    for engine in Engine::ALL {
+        let asked = asked.contains(&engine);
+        let before = match engine.registered(target) {
+            Err(error) if asked => return Err(error),
+            before => before.unwrap_or(Registered::No),
+        };
+        if !asked && before == Registered::No {
+            continue;
+        }
+        let default = default.filter(|_| asked).unwrap_or(before == Registered::Default);
+        all.push((engine, engine.register(host, target, default)?));
+    }
+    Ok(all)
+}
+
+/// By what path an engine at `target` calls the shim, so that it stands before `runtime`. A runtime that the settings name is meant
+/// for every engine: it is the plain name's.
+pub(crate) fn shim_before(target: &Target, runtime: &str) -> PathBuf {
+    let chosen = std::fs::read_to_string(target.at(&target.shim_settings()))
+        .is_ok_and(|text| text.parse().is_ok_and(|table: toml::Table| table.contains_key("runtime")));
+    let name = if chosen { layout::SHIM.to_owned() } else { link(runtime) };
+    target.bin_dir().join(name)
+}
+
+/// The link by which the shim stands before `runtime`.
+pub(crate) fn link(runtime: &str) -> String {
+    format!("{}-{runtime}", layout::SHIM)
+}
