@@ -184,7 +184,6 @@ fn usage_errors_have_their_own_code() {
 /// `create` writes to the owner's folders, so it runs where these are the test's own.
 mod create {
     use super::*;
-    use nix::mount::{MsFlags, mount};
     use nix::sched::{CloneFlags, unshare};
     use std::net::{SocketAddr, TcpStream};
     use std::os::unix::process::CommandExt;
@@ -193,35 +192,10 @@ mod create {
     use terok_kernel::netns::NetNs;
     use terok_kernel::pidfd::PidFd;
     use terok_kernel::statedir::Dir;
+    use terok_need::with_empty_folders;
     use terok_policy::layout;
 
     const ID: &str = "c0ffee";
-
-    /// Runs `test` on a thread that sees empty `/run` and `/var/lib`. Needs root: otherwise says so and skips.
-    fn with_folders(test: impl FnOnce() + Send) {
-        let isolated = || -> nix::Result<()> {
-            unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS)?;
-            let none: Option<&str> = None;
-            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
-            for folder in ["/run", "/var/lib"] {
-                mount(Some("tmpfs"), folder, Some("tmpfs"), MsFlags::empty(), Some("mode=755"))?;
-            }
-            Ok(())
-        };
-        std::thread::scope(|scope| {
-            let ran = scope.spawn(|| match isolated() {
-                Ok(()) => test(),
-                Err(error) => {
-                    let required = std::env::var("TEROK_TEST_REQUIRE").unwrap_or_default();
-                    assert!(!required.contains("netns"), "required: netns: {error}");
-                    eprintln!("skipped: netns: cannot make a mount namespace: {error}");
-                }
-            });
-            if let Err(panic) = ran.join() {
-                std::panic::resume_unwind(panic);
-            }
-        });
-    }
 
     /// A container as far as a hook sees it: a process in a network namespace, a bundle, and an installed terok.
     struct Lab {
@@ -345,7 +319,7 @@ mod create {
 
     #[test]
     fn a_protected_container_has_its_table_and_its_sockets_before_it_runs() {
-        with_folders(|| {
+        with_empty_folders(|| {
             let lab = Lab::new(&amended(), "ready");
             let output = lab.create();
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -389,7 +363,7 @@ mod create {
 
     #[test]
     fn a_container_that_joins_a_protected_one_is_served_by_its_guard_if_both_have_one_policy() {
-        with_folders(|| {
+        with_empty_folders(|| {
             let first = Lab::new(&amended(), "ready");
             assert!(first.create().status.success());
             assert!(precreate_joining(amended(), first.init.id()).status.success());
@@ -422,7 +396,7 @@ mod create {
 
     #[test]
     fn a_network_with_an_unprotected_process_in_it_is_refused() {
-        with_folders(|| {
+        with_empty_folders(|| {
             let plain = Lab::new(&amended(), "ready");
             let reason = format!("process {} (sleep), which no terok annotation covers", plain.init.id());
             assert_refused(&precreate_joining(amended(), plain.init.id()), 1, &reason);
@@ -441,7 +415,7 @@ mod create {
 
     #[test]
     fn the_members_of_a_pod_have_one_guard_which_is_the_infra_containers() {
-        with_folders(|| {
+        with_empty_folders(|| {
             let infra = |script: &str| {
                 let mut infra = Command::new("unshare");
                 infra.args(["--net", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script]);
@@ -490,7 +464,7 @@ mod create {
 
     #[test]
     fn every_container_is_protected_where_the_settings_say_so_and_may_only_tighten() {
-        with_folders(|| {
+        with_empty_folders(|| {
             let home = tempfile::tempdir().unwrap();
             let all = |config: &Value| {
                 let input = serde_json::to_vec(config).unwrap();
@@ -523,7 +497,7 @@ mod create {
 
     #[test]
     fn a_supervisor_that_is_not_ready_stops_the_start_and_leaves_no_folder() {
-        with_folders(|| {
+        with_empty_folders(|| {
             let lab = Lab::new(&amended(), "exit");
             assert_refused(&lab.create(), 2, "the supervisor ended with code 3 before it was ready");
             assert!(!runtime().exists());
@@ -538,7 +512,7 @@ mod create {
 
     #[test]
     fn a_configuration_without_the_seccomp_rules_is_refused() {
-        with_folders(|| {
+        with_empty_folders(|| {
             let lab = Lab::new(&config(CONFIGS[0]), "ready");
             assert_refused(&lab.create(), 1, "lacks terok's seccomp rules");
             assert!(!runtime().exists());
@@ -547,7 +521,7 @@ mod create {
 
     #[test]
     fn nothing_starts_while_root_panics() {
-        with_folders(|| {
+        with_empty_folders(|| {
             let lab = Lab::new(&amended(), "ready");
             std::fs::write(layout::PANIC_ROOTFUL, "").unwrap();
             assert_refused(&precreate(&config(CONFIGS[0])), 1, "sudo terok panic --clear");
@@ -559,7 +533,7 @@ mod create {
 
     #[test]
     fn a_start_that_was_under_way_when_root_panicked_is_refused() {
-        with_folders(|| {
+        with_empty_folders(|| {
             let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             let port = taken.local_addr().unwrap().port();
             let home = tempfile::tempdir().unwrap();
@@ -585,7 +559,7 @@ mod create {
 
     #[test]
     fn a_process_in_the_hosts_namespace_is_refused_whatever_the_configuration_says() {
-        with_folders(|| {
+        with_empty_folders(|| {
             let lab = Lab::new(&amended(), "ready");
             let mut state = lab.state();
             state["pid"] = json!(std::process::id());
@@ -595,7 +569,7 @@ mod create {
 
     #[test]
     fn a_process_that_is_gone_or_was_never_named_is_refused() {
-        with_folders(|| {
+        with_empty_folders(|| {
             let mut lab = Lab::new(&amended(), "ready");
             let state = lab.state();
             lab.init.kill().unwrap();
@@ -611,7 +585,7 @@ mod create {
 
     #[test]
     fn annotations_that_changed_since_precreate_are_refused() {
-        with_folders(|| {
+        with_empty_folders(|| {
             let lab = Lab::new(&amended(), "ready");
             let mut state = lab.state();
             state["annotations"]["terok.shield.allow"] = json!("evil.example.net");
@@ -621,7 +595,7 @@ mod create {
 
     #[test]
     fn stop_tidies_up_behind_a_supervisor_that_was_killed_and_leaves_a_living_one_alone() {
-        with_folders(|| {
+        with_empty_folders(|| {
             let mut lab = Lab::new(&amended(), "ready");
             assert!(lab.create().status.success());
             let mut state = lab.state();

@@ -1,8 +1,6 @@
 //! The shim as a program, before a runtime that only says what it was given.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -10,6 +8,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use terok_need::with_empty_folders;
 use terok_policy::amend::{self, hooks};
 use terok_policy::profile::Catalog;
 use terok_policy::provision::Issued;
@@ -28,32 +27,6 @@ grep -E '^Sig(Blk|Ign)' /proc/self/status > "$here/signals"
 ls /proc/self/fd > "$here/descriptors"
 exit 42
 "#;
-
-/// Runs `test` on a thread that sees empty `/run` and `/var/lib`. Needs root: otherwise says so and skips.
-fn with_folders(test: impl FnOnce() + Send) {
-    let isolated = || -> nix::Result<()> {
-        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS)?;
-        let none: Option<&str> = None;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
-        for folder in ["/run", "/var/lib"] {
-            mount(Some("tmpfs"), folder, Some("tmpfs"), MsFlags::empty(), Some("mode=755"))?;
-        }
-        Ok(())
-    };
-    std::thread::scope(|scope| {
-        let ran = scope.spawn(|| match isolated() {
-            Ok(()) => test(),
-            Err(error) => {
-                let required = std::env::var("TEROK_TEST_REQUIRE").unwrap_or_default();
-                assert!(!required.contains("netns"), "required: netns: {error}");
-                eprintln!("skipped: netns: cannot make a mount namespace: {error}");
-            }
-        });
-        if let Err(panic) = ran.join() {
-            std::panic::resume_unwind(panic);
-        }
-    });
-}
 
 /// A user's own installation before the telling runtime, and a bundle.
 struct Lab {
@@ -242,7 +215,7 @@ fn a_bundle_without_a_key_stays_octet_by_octet() {
 
 #[test]
 fn what_precreate_makes_of_a_bundle_the_shim_makes_too_and_hooks_besides() {
-    with_folders(|| {
+    with_empty_folders(|| {
         for name in CONFIGS {
             for ours in [
                 &[("terok.shield", "up")][..],
@@ -265,7 +238,7 @@ fn what_precreate_makes_of_a_bundle_the_shim_makes_too_and_hooks_besides() {
 
 #[test]
 fn tokens_are_made_at_each_start_but_not_where_precreate_made_them() {
-    with_folders(|| {
+    with_empty_folders(|| {
         let ours = [("terok.vault", "anthropic"), ("terok.ssh", "work@github.com")];
         let before = config(CONFIGS[2], &ours);
         let lab = Lab::new(&before);
@@ -311,7 +284,7 @@ fn tokens_are_made_at_each_start_but_not_where_precreate_made_them() {
 
 #[test]
 fn what_cannot_be_protected_does_not_reach_the_runtime() {
-    with_folders(|| {
+    with_empty_folders(|| {
         let lab = |name: &str, ours: &[(&str, &str)]| Lab::new(&config(name, ours));
         let shield = [("terok.shield", "up")];
         lab(CONFIGS[0], &[("terok.sheild", "up")]).refused("terok.sheild");
@@ -367,7 +340,7 @@ fn why_is_said_on_stderr_and_in_the_log_as_the_engine_wants_it() {
 
 #[test]
 fn with_all_containers_one_without_a_key_is_protected_too() {
-    with_folders(|| {
+    with_empty_folders(|| {
         let lab = Lab::new(&config(CONFIGS[0], &[]));
         lab.settings("all_containers = true");
         lab.passed();
@@ -391,7 +364,7 @@ fn settings_that_are_wrong_stop_it_and_name_the_file() {
 
 #[test]
 fn a_further_process_of_a_restricted_container_is_restricted() {
-    with_folders(|| {
+    with_empty_folders(|| {
         for (restricted, ours) in [(true, ("terok.restricted", "true")), (false, ("terok.shield", "up"))] {
             let lab = Lab::new(&config(CONFIGS[0], &[ours]));
             lab.passed();

@@ -138,7 +138,7 @@ fn holds(pid: i32, needle: &[u8]) -> bool {
 
 #[test]
 fn a_credential_goes_to_the_service_and_follows_the_vault_without_a_restart() {
-    if !rig::possible() {
+    if !terok_need::network_namespaces() {
         return;
     }
     let (port, seen) = service();
@@ -185,7 +185,7 @@ fn a_credential_goes_to_the_service_and_follows_the_vault_without_a_restart() {
 /// From the person's own file and terok's, for the granted host alone, and before the container runs.
 #[test]
 fn a_container_with_a_key_finds_the_keys_of_the_host_that_it_may_log_in_at() {
-    if !rig::possible() {
+    if !terok_need::network_namespaces() {
         return;
     }
     let root = tempfile::tempdir().unwrap();
@@ -212,7 +212,7 @@ fn a_container_with_a_key_finds_the_keys_of_the_host_that_it_may_log_in_at() {
 
 #[test]
 fn the_parent_never_holds_a_key_and_the_worker_only_what_was_granted() {
-    if !rig::possible() {
+    if !terok_need::network_namespaces() {
         return;
     }
     let (port, _seen) = service();

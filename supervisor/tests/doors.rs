@@ -69,7 +69,7 @@ fn waiting(rig: &Rig) -> Vec<Value> {
 
 #[test]
 fn an_unlisted_name_waits_for_a_word_over_the_control_socket() {
-    if !rig::possible() {
+    if !terok_need::network_namespaces() {
         return;
     }
     let (port, asked) = upstream();
@@ -105,7 +105,7 @@ fn an_unlisted_name_waits_for_a_word_over_the_control_socket() {
 
 #[test]
 fn a_published_port_reaches_the_container_and_outlives_its_worker() {
-    if !rig::possible() {
+    if !terok_need::network_namespaces() {
         return;
     }
     let rig = Rig::start(&Wish { publish: vec![7000, 7001], ..Wish::default() });

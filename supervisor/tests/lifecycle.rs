@@ -23,7 +23,7 @@ fn chain_holds(log: &str) {
 
 #[test]
 fn ready_means_that_names_are_answered_over_udp_and_tcp() {
-    if !rig::possible() {
+    if !terok_need::network_namespaces() {
         return;
     }
     let rig = Rig::start(&Wish::allow(&["api.example.com", "*.pkg.example"]));
@@ -47,7 +47,7 @@ fn ready_means_that_names_are_answered_over_udp_and_tcp() {
 
 #[test]
 fn a_killed_worker_comes_back_and_nothing_is_forgotten() {
-    if !rig::possible() {
+    if !terok_need::network_namespaces() {
         return;
     }
     let rig = Rig::start(&Wish::allow(&["*.example"]));
@@ -70,7 +70,7 @@ fn a_killed_worker_comes_back_and_nothing_is_forgotten() {
 
 #[test]
 fn a_killed_parent_leaves_a_worker_that_serves_on_and_clears_up() {
-    if !rig::possible() {
+    if !terok_need::network_namespaces() {
         return;
     }
     let mut rig = Rig::start(&Wish::allow(&["a.example"]));
@@ -94,7 +94,7 @@ fn a_killed_parent_leaves_a_worker_that_serves_on_and_clears_up() {
 
 #[test]
 fn both_end_with_the_container_at_once() {
-    if !rig::possible() {
+    if !terok_need::network_namespaces() {
         return;
     }
     let rig = Rig::start(&Wish::allow(&["a.example"]));
@@ -106,7 +106,7 @@ fn both_end_with_the_container_at_once() {
 
 #[test]
 fn a_container_that_ends_while_no_worker_runs_has_a_whole_log() {
-    if !rig::possible() {
+    if !terok_need::network_namespaces() {
         return;
     }
     let rig = Rig::start(&Wish::allow(&["a.example"]));
@@ -120,7 +120,7 @@ fn a_container_that_ends_while_no_worker_runs_has_a_whole_log() {
 
 #[test]
 fn an_operators_word_survives_stop_and_start() {
-    if !rig::possible() {
+    if !terok_need::network_namespaces() {
         return;
     }
     let wish = Wish::allow(&["a.example", "b.example"]);
@@ -142,7 +142,7 @@ fn an_operators_word_survives_stop_and_start() {
 
 #[test]
 fn a_lowered_shield_rises_by_itself() {
-    if !rig::possible() {
+    if !terok_need::network_namespaces() {
         return;
     }
     let rig = Rig::start(&Wish::allow(&["a.example"]));
@@ -161,7 +161,7 @@ fn a_lowered_shield_rises_by_itself() {
 
 #[test]
 fn a_refused_change_changes_nothing_and_says_why() {
-    if !rig::possible() {
+    if !terok_need::network_namespaces() {
         return;
     }
     let rig = Rig::start(&Wish { deny: vec!["*.evil.example"], ..Wish::default() });
@@ -181,7 +181,7 @@ fn a_refused_change_changes_nothing_and_says_why() {
 
 #[test]
 fn subscribers_see_each_line_and_the_interface_describes_itself() {
-    if !rig::possible() {
+    if !terok_need::network_namespaces() {
         return;
     }
     let rig = Rig::start(&Wish::allow(&["a.example"]));
@@ -203,7 +203,7 @@ fn subscribers_see_each_line_and_the_interface_describes_itself() {
 
 #[test]
 fn parent_and_worker_are_confined() {
-    if !rig::possible() {
+    if !terok_need::network_namespaces() {
         return;
     }
     let rig = Rig::start(&Wish::allow(&["a.example"]));
@@ -227,7 +227,7 @@ fn parent_and_worker_are_confined() {
 
 #[test]
 fn what_the_kernel_refuses_is_in_the_log() {
-    if !rig::possible() {
+    if !terok_need::network_namespaces() {
         return;
     }
     let rig = Rig::start(&Wish::allow(&["a.example"]));
@@ -247,7 +247,7 @@ fn what_the_kernel_refuses_is_in_the_log() {
 
 #[test]
 fn an_idle_supervisor_is_small() {
-    if !rig::possible() {
+    if !terok_need::network_namespaces() {
         return;
     }
     let rig = Rig::start(&Wish::allow(&["a.example"]));
@@ -266,7 +266,7 @@ fn an_idle_supervisor_is_small() {
 
 #[test]
 fn a_name_is_answered_well_under_a_millisecond() {
-    if !rig::possible() {
+    if !terok_need::network_namespaces() {
         return;
     }
     let rig = Rig::start(&Wish::allow(&["a.example"]));
@@ -285,7 +285,7 @@ fn started_by_hand_it_says_who_starts_it() {
 
 #[test]
 fn nobody_in_another_network_namespace_is_heard_whatever_his_uid() {
-    if !rig::possible() {
+    if !terok_need::network_namespaces() {
         return;
     }
     let rig = Rig::start(&Wish::allow(&["a.example"]));
@@ -310,7 +310,7 @@ fn nobody_in_another_network_namespace_is_heard_whatever_his_uid() {
 
 #[test]
 fn many_rules_are_told_a_page_at_a_time() {
-    if !rig::possible() {
+    if !terok_need::network_namespaces() {
         return;
     }
     let rig = Rig::start(&Wish::allow(&["a.example"]));

@@ -51,7 +51,7 @@ fn echo(socket: &UdpSocket) -> bool {
 
 #[test]
 fn a_changed_table_cuts_the_container_off_until_it_is_started_again() {
-    if !rig::possible() {
+    if !terok_need::network_namespaces() {
         return;
     }
     let rig = Rig::start(&filtered(&["a.example", "198.51.100.1:443/udp"]));
@@ -83,7 +83,7 @@ fn a_changed_table_cuts_the_container_off_until_it_is_started_again() {
 
 #[test]
 fn a_full_disk_does_not_keep_a_card_open_to_an_operator_who_blocks() {
-    if !rig::possible() {
+    if !terok_need::network_namespaces() {
         return;
     }
     let rig = Rig::start(&filtered(&["198.51.100.1:443/udp"]));
@@ -106,7 +106,7 @@ fn a_full_disk_does_not_keep_a_card_open_to_an_operator_who_blocks() {
 
 #[test]
 fn a_change_is_noticed_while_no_worker_runs() {
-    if !rig::possible() {
+    if !terok_need::network_namespaces() {
         return;
     }
     let rig = Rig::start(&filtered(&["a.example"]));
@@ -123,7 +123,7 @@ fn a_change_is_noticed_while_no_worker_runs() {
 
 #[test]
 fn a_change_is_noticed_during_a_large_one_of_our_own() {
-    if !rig::possible() {
+    if !terok_need::network_namespaces() {
         return;
     }
     let block = |n: u32| -> &'static str { format!("100.{}.{}.1", 128 + n / 256, n % 256).leak() };
@@ -152,7 +152,7 @@ fn a_change_is_noticed_during_a_large_one_of_our_own() {
 
 #[test]
 fn what_a_container_without_a_card_does_to_its_own_table_is_recorded_once_and_harms_nobody() {
-    if !rig::possible() {
+    if !terok_need::network_namespaces() {
         return;
     }
     let rig = Rig::start(&Wish::allow(&["a.example"]));
@@ -169,7 +169,7 @@ fn what_a_container_without_a_card_does_to_its_own_table_is_recorded_once_and_ha
 
 #[test]
 fn the_containers_end_is_no_tampering() {
-    if !rig::possible() {
+    if !terok_need::network_namespaces() {
         return;
     }
     let rig = Rig::start(&filtered(&["a.example"]));
@@ -183,7 +183,7 @@ fn the_containers_end_is_no_tampering() {
 
 #[test]
 fn a_lowered_shield_rises_in_the_kernel_when_everybody_is_dead() {
-    if !rig::possible() {
+    if !terok_need::network_namespaces() {
         return;
     }
     let mut rig = Rig::start(&filtered(&["a.example"]));
@@ -209,7 +209,7 @@ fn a_lowered_shield_rises_in_the_kernel_when_everybody_is_dead() {
 
 #[test]
 fn a_card_that_is_attached_later_is_told_to_the_worker_and_the_log() {
-    if !rig::possible() {
+    if !terok_need::network_namespaces() {
         return;
     }
     let rig = Rig::start(&filtered(&["a.example"]));

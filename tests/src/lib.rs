@@ -65,12 +65,7 @@ fn install_once() {
 fn in_lab() -> bool {
     let inside = std::env::var_os("TEROK_LAB").is_some();
     if !inside {
-        let required = std::env::var("TEROK_TEST_REQUIRE").unwrap_or_default();
-        assert!(
-            !required.split(',').any(|need| need == "podman"),
-            "this test needs the lab: run it with cargo xtask test"
-        );
-        eprintln!("skipped: not in the lab (cargo xtask test opens it)");
+        terok_need::missing("podman", "not in the lab, which cargo xtask test opens");
     }
     inside
 }

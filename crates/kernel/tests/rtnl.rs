@@ -47,7 +47,7 @@ fn lo_carries_everything_by_routes_of_last_resort() {
 fn a_namespace_without_ipv6_is_told_and_ipv4_works() {
     in_netns(|| {
         if let Err(e) = std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1") {
-            return support::missing("netns", &format!("disable_ipv6 cannot be set: {e}"));
+            return support::missing("netns", format!("disable_ipv6 cannot be set: {e}"));
         }
         assert!(!Rtnl::open().unwrap().lo_up().unwrap());
         std::net::UdpSocket::bind("127.0.0.1:0").unwrap().connect("198.18.0.1:1").unwrap();

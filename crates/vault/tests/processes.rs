@@ -247,7 +247,7 @@ fn a_full_disk_is_said_so_and_loses_nothing() {
         // Also what a rootless supervisor is: uid 0 of a user namespace.
         let works = Command::new("unshare").args(["-Urm", "true"]).output();
         if !works.as_ref().is_ok_and(|output| output.status.success()) {
-            return support::missing("mount", &format!("unshare -Urm does not work: {works:?}"));
+            return terok_need::missing("mount", format!("unshare -Urm does not work: {works:?}"));
         }
         let again = support::again(name, folder.path());
         let mut command = Command::new("unshare");

@@ -66,20 +66,9 @@ struct Rig {
     state: tempfile::TempDir,
 }
 
-/// Whether it can be done here; says why not.
+/// Whether it can be done here.
 fn possible() -> bool {
-    let made = std::thread::spawn(|| unshare(CloneFlags::CLONE_NEWNET)).join().unwrap();
-    let why = match made {
-        Err(errno) => format!("no network namespace: {errno}"),
-        Ok(()) if Command::new("nft").arg("-V").stdout(Stdio::null()).status().is_err() => {
-            "no nft".to_owned()
-        }
-        Ok(()) => return true,
-    };
-    let required = std::env::var("TEROK_TEST_REQUIRE").unwrap_or_default();
-    assert!(!required.split(',').any(|word| word == "netns" || word == "nft"), "{why}");
-    eprintln!("skipped: {why}");
-    false
+    terok_need::network_namespaces() && terok_need::starts("nft", "nft", &["-V"])
 }
 
 fn policy(allow: &[&str], deny: &[&str]) -> Policy {

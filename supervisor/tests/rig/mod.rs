@@ -36,18 +36,6 @@ fn spawning() -> MutexGuard<'static, ()> {
     SPAWNING.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// Whether namespaces can be made; says why not, and fails where `TEROK_TEST_REQUIRE` names `netns`.
-pub(crate) fn possible() -> bool {
-    let made = std::thread::spawn(|| unshare(CloneFlags::CLONE_NEWNET)).join().unwrap();
-    if let Err(errno) = made {
-        let required = std::env::var("TEROK_TEST_REQUIRE").unwrap_or_default();
-        assert!(!required.split(',').any(|word| word == "netns"), "no network namespace: {errno}");
-        eprintln!("skipped: no network namespace ({errno}); run as root or under `unshare -Ur`");
-        return false;
-    }
-    true
-}
-
 /// A running supervisor and its container.
 pub(crate) struct Rig {
     pub(crate) root: tempfile::TempDir,

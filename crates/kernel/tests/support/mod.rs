@@ -22,7 +22,7 @@ pub fn in_netns(test: impl FnOnce() + Send) {
         let thread = scope.spawn(|| match unshare(CloneFlags::CLONE_NEWNET) {
             Ok(()) => test(),
             Err(Errno::EPERM) if std::env::var_os(INNER).is_none() => again(this.name()),
-            Err(e) => missing("netns", &format!("no network namespace: {e}")),
+            Err(e) => missing("netns", format!("no network namespace: {e}")),
         });
         if let Err(panic) = thread.join() {
             std::panic::resume_unwind(panic);
@@ -36,7 +36,7 @@ fn again(test: Option<&str>) {
     };
     let works = Command::new("unshare").args(["-Urn", "true"]).output();
     if !works.as_ref().is_ok_and(|o| o.status.success()) {
-        return missing("netns", &format!("unshare -Urn does not work: {works:?}"));
+        return missing("netns", format!("unshare -Urn does not work: {works:?}"));
     }
     let mut command = Command::new("unshare");
     command.arg("-Urn").arg(std::env::current_exe().unwrap());
@@ -44,20 +44,11 @@ fn again(test: Option<&str>) {
     assert!(command.status().unwrap().success(), "{test} failed in a user namespace");
 }
 
-/// Says why a test is skipped; fails where `what` is required.
-pub fn missing(what: &str, why: &str) {
-    let required = std::env::var("TEROK_TEST_REQUIRE").unwrap_or_default();
-    assert!(!required.split([',', ' ']).any(|word| word == what), "required: {what}: {why}");
-    eprintln!("skipped: {what}: {why}");
-}
+pub use terok_need::missing;
 
 /// Whether `program` is installed; says so if not.
 pub fn has(program: &str) -> bool {
-    let found = Command::new(program).arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
-    if !found {
-        missing(program, "not installed");
-    }
-    found
+    terok_need::starts(program, program, &["-V"])
 }
 
 /// Runs a program in this thread's namespace, with `input`; its output if it succeeded.

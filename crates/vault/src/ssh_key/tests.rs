@@ -4,15 +4,9 @@ use super::*;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Whether `ssh-keygen` is there; fails where `TEROK_TEST_REQUIRE` names `ssh`.
+/// Whether `ssh-keygen` is there.
 fn possible() -> bool {
-    let there = Command::new("ssh-keygen").arg("-?").stderr(Stdio::null()).status().is_ok();
-    if !there {
-        let required = std::env::var("TEROK_TEST_REQUIRE").unwrap_or_default();
-        assert!(!required.split(',').any(|word| word == "ssh"), "no ssh-keygen");
-        eprintln!("skipped: no ssh-keygen");
-    }
-    there
+    terok_need::starts("ssh", "ssh-keygen", &["-?"])
 }
 
 fn keygen(folder: &Path, arguments: &[&str]) -> String {

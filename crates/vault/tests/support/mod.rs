@@ -90,10 +90,3 @@ pub fn again(test: &str, folder: &Path) -> Command {
     command.args([test, "--exact", "--nocapture", "--test-threads=1"]).env(CHILD, folder);
     command
 }
-
-/// Says why a test is skipped; fails where `what` is required.
-pub fn missing(what: &str, why: &str) {
-    let required = std::env::var("TEROK_TEST_REQUIRE").unwrap_or_default();
-    assert!(!required.split([',', ' ']).any(|word| word == what), "required: {what}: {why}");
-    eprintln!("skipped: {what}: {why}");
-}

@@ -247,9 +247,7 @@ fn openssl(arguments: &[&str]) -> Option<std::process::Child> {
     match command.spawn() {
         Ok(child) => Some(child),
         Err(error) => {
-            let required = std::env::var("TEROK_TEST_REQUIRE").unwrap_or_default();
-            assert!(!required.contains("openssl"), "required: openssl: {error}");
-            eprintln!("skipped: openssl: {error}");
+            terok_need::missing("openssl", error);
             None
         }
     }
