@@ -2,7 +2,7 @@
 
 use super::*;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 /// Whether `ssh-keygen` is there.
 fn possible() -> bool {
