@@ -11,6 +11,7 @@ use crate::state::Annotations;
 use crate::{asked, handover, publish, standing};
 use serde_json::Value;
 use terok_policy::plan::{HostFacts, Plan};
+use terok_policy::provision::Provision;
 use terok_policy::{Policy, amend, layout, provision};
 
 /// Which container it is.
@@ -68,15 +69,25 @@ fn judged(
         publish::listen(&policy.publish)?;
     }
     let birth = born(&config, &policy, place, subject)?;
-    let amended = amend::amend(config, &policy).and_then(|amended| match &birth {
-        Some(birth) => amend::provide(amended, &birth.provision(&policy)),
-        None => Ok(amended),
-    });
+    let amended = edited(config, &policy, birth.as_ref().map(|birth| birth.provision(&policy)).as_ref());
     if let (Err(_), Some(birth)) = (&amended, &birth) {
         // The refusal is what matters; the next start replaces the folder anyway.
         let _ = birth.abandon();
     }
     Ok(amended?)
+}
+
+/// The edit itself, of what has been judged: pure, so that it can be shown as well as done.
+pub(crate) fn edited(
+    config: Value,
+    policy: &Policy,
+    provision: Option<&Provision>,
+) -> Result<Value, amend::AmendError> {
+    let amended = amend::amend(config, policy)?;
+    match provision {
+        Some(provision) => amend::provide(amended, provision),
+        None => Ok(amended),
+    }
 }
 
 /// What the container is given, where its policy grants anything.

@@ -14,6 +14,7 @@ mod image;
 mod inside;
 mod place;
 mod precreate;
+pub mod preview;
 mod publish;
 mod refusal;
 pub mod shim;

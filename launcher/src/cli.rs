@@ -73,21 +73,9 @@ enum Verb {
         #[command(flatten)]
         json: Json,
     },
-    /// Print what annotations mean, without doing anything
+    /// Print what annotations mean, or what would be done to a bundle's config.json, without doing anything
     #[command(after_long_help = keys())]
-    Explain {
-        /// KEY=VALUE
-        #[arg(value_name = "ANNOTATION")]
-        annotations: Vec<String>,
-        /// Whether this could be reached: NAME:PORT, ADDRESS:PORT or host:PORT
-        #[arg(long, value_name = "TARGET")]
-        ask: Vec<String>,
-        /// The network it would be started with: none, bridge, slirp4netns, pasta or the name of one
-        #[arg(long, value_name = "MODE", default_value = "none")]
-        network: String,
-        #[command(flatten)]
-        json: Json,
-    },
+    Explain(explain::ExplainArgs),
     /// Look at the egress lists that --profile names
     #[command(subcommand)]
     Profile(Profile),
@@ -282,9 +270,7 @@ fn call(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Audit(args) => audit::audit(&host, &args)?,
         Verb::Verdict(args) => verdict::verdict(&host, &args)?,
         Verb::Watch { containers, ask, json } => watch::watch(&host, &containers, ask, json)?,
-        Verb::Explain { annotations, ask, network, json } => {
-            explain::explain(&host, &annotations, &ask, &network, json)?;
-        }
+        Verb::Explain(args) => explain::explain(&host, &args)?,
         Verb::Profile(Profile::List(json)) => profiles::list(&host, json.json)?,
         Verb::Profile(Profile::Show { names, json }) => profiles::show(&host, &names, json.json)?,
         Verb::Profile(Profile::Learn(args)) => profiles::learn::learn(&host, &args)?,

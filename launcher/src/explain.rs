@@ -1,37 +1,63 @@
-//! `terok explain`: what annotations mean, with no effect on anything (A3).
+//! `terok explain`: what annotations mean, and what becomes of a configuration, with no effect on anything (A3).
+
+mod changes;
+mod config;
+mod patch;
 
 use crate::{cli::Json, profiles, run, show};
 use anyhow::{Context as _, bail};
+use config::{Config, Outcome};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
+use terok_hook::preview::Network as Seen;
 use terok_install::host::Host;
 use terok_policy::live::Live;
-use terok_policy::plan::Network;
+use terok_policy::plan::{HostFacts, Network};
 use terok_policy::policy::{Policy, Sourced};
 use terok_policy::rule::Proto;
-use terok_policy::{Name, Plan, Query, Verdict, annotation, judge};
+use terok_policy::{Name, Plan, Query, Verdict, annotation, judge, tighten};
 
-/// Prints the plan, and the verdict on each question.
-pub(crate) fn explain(
-    host: &Host,
-    given: &[String],
-    asked: &[String],
-    network: &str,
+/// What is to be explained.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ExplainArgs {
+    /// KEY=VALUE
+    #[arg(value_name = "ANNOTATION")]
+    annotations: Vec<String>,
+    /// Whether this could be reached: NAME:PORT, ADDRESS:PORT or host:PORT
+    #[arg(long, value_name = "TARGET")]
+    ask: Vec<String>,
+    /// The network it would be started with: none, bridge, slirp4netns, pasta or the name of one
+    #[arg(long, value_name = "MODE", default_value = "none")]
+    network: String,
+    /// What terok would do to this config.json of an OCI bundle, `-` for standard input: annotations and network are those in it.
+    /// Annotations beside it count as if they stood there
+    #[arg(long, value_name = "FILE", conflicts_with = "network")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
     json: Json,
-) -> anyhow::Result<()> {
-    let facts = run::facts(network)?;
-    let mut annotations = BTreeMap::new();
-    for text in given {
-        let (key, value) = text.split_once('=').with_context(|| format!("{text:?}: write KEY=VALUE"))?;
-        if !key.starts_with(annotation::PREFIX) {
-            bail!("{key}: not a key of terok; they begin with {}", annotation::PREFIX);
-        }
-        if annotations.insert(key.to_owned(), value.to_owned()).is_some() {
-            bail!("{key} is given twice");
-        }
+}
+
+/// Prints the plan, what becomes of a configuration, and the verdict on each question.
+pub(crate) fn explain(host: &Host, args: &ExplainArgs) -> anyhow::Result<()> {
+    let ExplainArgs { ask: asked, json, .. } = args;
+    let given = given(&args.annotations)?;
+    let config = args.config.as_ref().map(|path| Config::read(host, path, &given)).transpose()?;
+    if let Some(config) = config.as_ref().filter(|config| !config.is_ours()) {
+        return config.pass(json.json);
     }
-    let policy = annotation::parse(&annotations, &profiles::catalog(host)?)?;
-    let plan = Plan::new(policy, facts)?;
+    let catalog = profiles::catalog(host)?;
+    let plan = match &config {
+        None => Plan::new(annotation::parse(&given, &catalog)?, run::facts(&args.network)?)?,
+        Some(config) => {
+            let policy = match config.default(host)? {
+                Some(default) => tighten::under(&default, &config.annotations, &catalog)?,
+                None => annotation::parse(&config.annotations, &catalog)?,
+            };
+            plan(policy, config.network())?
+        }
+    };
+    let outcome = config.as_ref().map(|config| (config, config.outcome(host, &plan.policy)));
     let questions: Vec<Question> =
         asked.iter().map(|text| Question::parse(text)).collect::<Result<_, _>>()?;
     let verdicts = questions.iter().map(|question| {
@@ -48,15 +74,21 @@ pub(crate) fn explain(
                 _ => serde_json::json!({"ask": text, "answer": verdict}),
             })
             .collect();
-        let value = serde_json::json!({"policy": plan.policy, "verdicts": verdicts});
+        let mut value = serde_json::json!({"policy": plan.policy, "verdicts": verdicts});
+        if let Some((config, outcome)) = &outcome {
+            value["config"] = config.json(outcome);
+        }
         say!("{}", serde_json::to_string(&value)?)?;
-        return Ok(());
+        return ended(outcome.as_ref());
     }
     say!("{}", plan.to_string().trim_end())?;
     if plan.facts.network == Network::Filtered {
         say!(
             "note        the card is an example: the networks and gateways of the real one are known at the start"
         )?;
+    }
+    if let Some((config, outcome)) = &outcome {
+        config.say(outcome)?;
     }
     for ((text, question), verdict) in asked.iter().zip(&questions).zip(verdicts) {
         // Redirected before any rule is asked (the table's first rules).
@@ -73,7 +105,40 @@ pub(crate) fn explain(
         };
         say!("{text}: {answer}")?;
     }
-    Ok(())
+    ended(outcome.as_ref())
+}
+
+/// Annotations of the command line.
+fn given(words: &[String]) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut annotations = BTreeMap::new();
+    for text in words {
+        let (key, value) = text.split_once('=').with_context(|| format!("{text:?}: write KEY=VALUE"))?;
+        if !key.starts_with(annotation::PREFIX) {
+            bail!("{key}: not a key of terok; they begin with {}", annotation::PREFIX);
+        }
+        if annotations.insert(key.to_owned(), value.to_owned()).is_some() {
+            bail!("{key} is given twice");
+        }
+    }
+    Ok(annotations)
+}
+
+/// Of a network that others made it cannot be told whether a card is in it: none if the policy can do without.
+fn plan(policy: Policy, network: Seen) -> anyhow::Result<Plan> {
+    let sealed = Plan::new(policy.clone(), HostFacts::sealed(true));
+    match network {
+        Seen::Own => Ok(sealed?),
+        Seen::Joined { .. } if sealed.is_ok() => Ok(sealed?),
+        Seen::Prepared | Seen::Joined { .. } | Seen::Host => Ok(Plan::new(policy, run::example())?),
+    }
+}
+
+/// A start that would be refused is a failure here as well.
+fn ended(outcome: Option<&(&Config, Outcome)>) -> anyhow::Result<()> {
+    match outcome.and_then(|(_, outcome)| outcome.refused.as_ref()) {
+        Some(reason) => bail!("the start would be refused: {}", show::printable(reason)),
+        None => Ok(()),
+    }
 }
 
 /// Whatever the address, this port leads to the container's own DNS server.

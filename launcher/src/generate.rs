@@ -72,6 +72,7 @@ fn overview() -> String {
             "Would this be reached?",
             "terok explain terok.shield.allow=api.example.com --ask api.example.com:443",
         ),
+        ("What is done to a container's configuration?", "terok explain --config BUNDLE/config.json"),
         ("What was refused:", "terok audit NAME --refused"),
         ("Behind the same rules, with a network card:", "terok run --network bridge --allow db:5432 IMAGE"),
         (

@@ -292,7 +292,7 @@ pub(crate) fn facts(network: &str) -> anyhow::Result<HostFacts> {
 }
 
 /// A card that stands for the real one, whose networks are known at the start.
-fn example() -> HostFacts {
+pub(crate) fn example() -> HostFacts {
     let card =
         Card { index: 2, name: "eth0".to_owned(), shared: false, nets: Vec::new(), gateways: Vec::new() };
     HostFacts { network: Network::Filtered, cards: vec![card], ..HostFacts::sealed(true) }

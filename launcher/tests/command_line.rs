@@ -360,3 +360,125 @@ fn a_reader_that_went_away_ends_the_program_quietly() {
         assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()), "{line:?}");
     }
 }
+
+/// A configuration as Podman 4.3 wrote it, with these annotations.
+fn bundle(person: &Person, name: &str, annotations: &[(&str, &str)]) -> String {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../hooks/tests/fixtures");
+    let captured = std::fs::read(fixture.join(format!("{name}.config.json"))).unwrap();
+    let mut config: serde_json::Value = serde_json::from_slice(&captured).unwrap();
+    let all = config["annotations"].as_object_mut().unwrap();
+    all.retain(|key, _| !key.starts_with("terok."));
+    all.extend(annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).into())));
+    let path = person.home.path().join("config.json");
+    std::fs::write(&path, config.to_string()).unwrap();
+    path.display().to_string()
+}
+
+#[test]
+fn explain_shows_what_becomes_of_a_configuration_and_leaves_the_file_alone() {
+    let person = Person::new();
+    let keys = [("terok.vault", "anthropic github"), ("terok.restricted", "true")];
+    let file = bundle(&person, "podman-4.3.1-rootless", &keys);
+    let before = std::fs::read(&file).unwrap();
+    let output = person.terok(&["explain", "--config", &file, "--ask", "api.anthropic.com:443"]);
+    let said = text(&output.stdout);
+    assert!(output.status.success(), "{said}{}", text(&output.stderr));
+    for line in [
+        "restricted  yes",
+        "network     sealed",
+        "+ /annotations/io.terok.amended  restricted",
+        "+ /process/env  ANTHROPIC_API_KEY=<token for anthropic>",
+        "- /process/capabilities/bounding  CAP_",
+        "+ /process/noNewPrivileges  true",
+        "/.birth/<id>/inside (rbind,rprivate,ro,nosuid,nodev,noexec)",
+        "+ /hooks/createRuntime  ",
+        "base64 of x-access-token:token for github",
+        "in some forms only: clone socket socketpair",
+        "sockets that pass: AF_UNIX",
+        "+ /linux/maskedPaths  /proc/interrupts",
+        "api.anthropic.com:443: ",
+    ] {
+        assert!(said.contains(line), "{line}: {said}");
+    }
+    assert_eq!(std::fs::read(&file).unwrap(), before);
+    assert_eq!(std::fs::read_dir(person.home.path()).unwrap().count(), 3, "something was made");
+}
+
+#[test]
+fn a_configuration_is_explained_with_more_annotations_and_from_standard_input() {
+    let person = Person::new();
+    let file = bundle(&person, "podman-4.3.1-rootless", &[("terok.shield", "up")]);
+    let output = person.terok(&["explain", "--config", &file, "terok.shield=block"]);
+    assert!(text(&output.stdout).starts_with("shield      block\n"), "{}", text(&output.stdout));
+    let shell = format!("{} explain --config - <{file}", env!("CARGO_BIN_EXE_terok"));
+    let output = Command::new("sh").args(["-c", &shell]).env("HOME", person.home.path()).output().unwrap();
+    assert!(text(&output.stdout).contains("config      standard input\n"), "{}", text(&output.stderr));
+}
+
+/// The patch is what makes the amended configuration, which terok then has nothing to add to.
+#[test]
+fn the_patch_of_explain_applied_gives_a_configuration_that_is_amended_already() {
+    let person = Person::new();
+    let file = bundle(&person, "podman-4.3.1-rootless", &[("terok.vault", "anthropic")]);
+    let explained = |file: &str| -> serde_json::Value {
+        serde_json::from_slice(&person.terok(&["explain", "--json", "--config", file]).stdout).unwrap()
+    };
+    let first = explained(&file);
+    assert_eq!((&first["config"]["amended"], &first["config"]["network"]), (&false.into(), &"own".into()));
+    assert_eq!(first["policy"]["vault"][0]["provider"]["name"], "anthropic");
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let patch: json_patch::Patch = serde_json::from_value(first["config"]["patch"].clone()).unwrap();
+    json_patch::patch(&mut config, &patch).unwrap();
+    std::fs::write(&file, config.to_string()).unwrap();
+    let again = explained(&file);
+    assert_eq!(
+        (&again["config"]["amended"], &again["config"]["patch"]),
+        (&true.into(), &serde_json::json!([]))
+    );
+    let said = text(&person.terok(&["explain", "--config", &file]).stdout);
+    assert!(
+        said.contains("config.json, amended already\n") && said.ends_with("changes     none\n"),
+        "{said}"
+    );
+}
+
+#[test]
+fn explain_says_what_would_refuse_a_configuration() {
+    let person = Person::new();
+    let up = [("terok.shield", "up")];
+    for (name, keys, hint) in [
+        ("podman-4.3.1-rootful-host", &up[..], "host's network namespace"),
+        ("podman-4.3.1-rootless-privileged", &up, "--privileged"),
+        ("podman-4.3.1-rootless", &[("terok.sheild", "up")], "terok.shield"),
+        ("podman-4.3.1-rootless", &[("terok.shield", "up"), ("run.oci.handler", "krun")], "run.oci.handler"),
+    ] {
+        let file = bundle(&person, name, keys);
+        for form in [&["explain", "--config", &file][..], &["explain", "--json", "--config", &file]] {
+            let output = person.terok(form);
+            let said = text(&output.stderr);
+            assert_eq!((output.status.code(), said.lines().count()), (Some(1), 1), "{said}");
+            assert!(said.starts_with("terok: ") && said.contains(hint), "{said}");
+        }
+    }
+}
+
+#[test]
+fn a_configuration_that_is_none_of_teroks_is_left_alone_and_a_broken_one_is_one_clear_line() {
+    let person = Person::new();
+    let file = bundle(&person, "podman-4.3.1-rootless", &[]);
+    let output = person.terok(&["explain", "--config", &file]);
+    assert!(output.status.success() && text(&output.stdout).contains("it is not protected"));
+    for (content, hint) in
+        [("{", "is not JSON"), ("[]", "object"), (r#"{"annotations":{"a":1}}"#, "not text")]
+    {
+        std::fs::write(&file, content).unwrap();
+        let output = person.terok(&["explain", "--config", &file, "terok.shield=up"]);
+        let said = text(&output.stderr);
+        assert_eq!((output.status.code(), said.lines().count()), (Some(1), 1), "{said}");
+        assert!(said.contains(&file) && said.contains(hint), "{said}");
+    }
+    std::fs::remove_file(&file).unwrap();
+    assert!(text(&person.terok(&["explain", "--config", &file]).stderr).contains("No such file"));
+    let both = person.terok(&["explain", "--config", &file, "--network", "bridge"]);
+    assert_eq!(both.status.code(), Some(64));
+}

@@ -98,6 +98,15 @@ pub fn is_amended(config: &Value) -> Result<(), AmendError> {
     }
 }
 
+/// The sockets that a container with this configuration can make, as numbers of family and type; `None`: of every kind, for it
+/// has no filter.
+pub fn sockets(config: &Value) -> Result<Option<Vec<(u32, u32)>>, AmendError> {
+    match config.pointer("/linux/seccomp") {
+        Some(seccomp) if !seccomp.is_null() => Ok(Some(sockets::passing(&Filter::read(seccomp)?))),
+        _ => Ok(None),
+    }
+}
+
 fn refuse_orders(config: &Value) -> Result<(), AmendError> {
     let annotations = config.pointer("/annotations").and_then(Value::as_object);
     for key in annotations.into_iter().flat_map(Map::keys) {

@@ -74,6 +74,14 @@ pub(super) fn open_door(filter: &Filter, raw: bool) -> Option<String> {
         .map(|syscall| (*syscall).to_owned())
 }
 
+/// The sockets that `filter` lets a program make, by family and type, with the family's own protocol.
+pub(super) fn passing(filter: &Filter) -> Vec<(u32, u32)> {
+    let socket = filter.about("socket");
+    let kinds = |family| [STREAM, DGRAM, RAW, SEQPACKET, DCCP, PACKET].map(|kind| (family, kind));
+    let passes = |(family, kind): &(u32, u32)| socket.permits(&args(*family, *kind, 0));
+    (0..64).flat_map(kinds).filter(passes).collect()
+}
+
 /// The forms of `socket` that may pass. As few as can be: libseccomp's time to compile a filter grows faster than its
 /// rules, and crun compiles it at every start.
 fn forms(filter: &Filter, raw: bool) -> Vec<Form> {
