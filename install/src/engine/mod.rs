@@ -2,12 +2,13 @@
 //!
 //! An engine knows the shim as [`layout::ENGINE_RUNTIME`]; behind that name is a link that says which runtime the shim stands before.
 
+mod docker;
 mod podman;
 
 use crate::host::Host;
 use crate::setup::{SetupError, Step};
 use crate::target::Target;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use terok_policy::layout;
 
 /// An engine.
@@ -15,6 +16,8 @@ use terok_policy::layout;
 pub enum Engine {
     /// Podman: a drop-in of `containers.conf`.
     Podman,
+    /// Docker: its daemon's file.
+    Docker,
 }
 
 /// What an engine knows of terok.
@@ -39,12 +42,13 @@ pub struct Removal {
 
 impl Engine {
     /// Every engine.
-    pub const ALL: [Engine; 1] = [Engine::Podman];
+    pub const ALL: [Engine; 2] = [Engine::Podman, Engine::Docker];
 
     /// As written on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Engine::Podman => "podman",
+            Engine::Docker => "docker",
         }
     }
 
@@ -55,6 +59,7 @@ impl Engine {
     pub fn registered(self, target: &Target) -> Result<Registered, SetupError> {
         match self {
             Engine::Podman => podman::registered(target),
+            Engine::Docker => docker::registered(target),
         }
     }
 
@@ -66,6 +71,7 @@ impl Engine {
     pub fn register(self, host: &Host, target: &Target, default: bool) -> Result<Vec<Step>, SetupError> {
         match self {
             Engine::Podman => podman::register(host, target, default),
+            Engine::Docker => docker::register(host, target, default),
         }
     }
 
@@ -76,6 +82,7 @@ impl Engine {
     pub fn unregister(self, target: &Target) -> Result<Removal, SetupError> {
         match self {
             Engine::Podman => podman::unregister(target),
+            Engine::Docker => docker::unregister(target),
         }
     }
 
@@ -83,6 +90,7 @@ impl Engine {
     pub fn reload(self) -> Option<&'static str> {
         match self {
             Engine::Podman => None,
+            Engine::Docker => Some("systemctl reload docker"),
         }
     }
 }
@@ -126,4 +134,11 @@ pub(crate) fn shim_before(target: &Target, runtime: &str) -> PathBuf {
 /// The link by which the shim stands before `runtime`.
 pub(crate) fn link(runtime: &str) -> String {
     format!("{}-{runtime}", layout::SHIM)
+}
+
+/// Whether `path`, which an engine names, is the shim of some installation.
+pub(crate) fn is_shim(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let link = |runtime: &str| name == link(runtime);
+    path.is_absolute() && (name == layout::SHIM || layout::RUNTIMES.into_iter().any(link))
 }

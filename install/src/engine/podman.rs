@@ -53,7 +53,7 @@ pub(super) fn unregister(target: &Target) -> Result<Removal, SetupError> {
 fn text(shim: &Path, runtime: &str, default: bool, mut without_cgroups: Vec<String>) -> String {
     let name = layout::ENGINE_RUNTIME;
     let mut text =
-        format!("# Written by `terok setup --engine podman`, taken away by `terok uninstall`.\n[engine]\n");
+        "# Written by `terok setup --engine podman`, taken away by `terok uninstall`.\n[engine]\n".to_owned();
     if default {
         text += &format!("runtime = {}\n", quoted(name));
     }

@@ -1,0 +1,303 @@
+//! Docker: `runtimes` and `default-runtime` in the daemon's own file, which belongs to the machine's people: what they wrote stays
+//! octet by octet. The daemon reads both keys again at SIGHUP.
+
+use crate::engine::{Registered, Removal, is_shim, shim_before};
+use crate::host::Host;
+use crate::json_text::JsonText;
+use crate::process::{command_lines, is_called};
+use crate::setup::{SetupError, Step};
+use crate::target::{Scope, Target};
+use serde_json::{Value, json};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use terok_policy::layout;
+
+/// The daemon's configuration (dockerd(8)).
+const FILE: &str = "/etc/docker/daemon.json";
+/// The runtime that Docker has by itself.
+const DOCKERS_OWN: &str = "runc";
+const RUNTIMES: &str = "runtimes";
+const DEFAULT: &str = "default-runtime";
+/// Where our entry stands.
+const ENTRY: [&str; 2] = [RUNTIMES, layout::ENGINE_RUNTIME];
+
+pub(super) fn registered(target: &Target) -> Result<Registered, SetupError> {
+    let Some((_, json)) = read(target)? else { return Ok(Registered::No) };
+    Ok(match (json.get(&ENTRY).as_ref().is_some_and(is_ours), is_default(&json)) {
+        (false, _) => Registered::No,
+        (true, false) => Registered::Named,
+        (true, true) => Registered::Default,
+    })
+}
+
+pub(super) fn register(host: &Host, target: &Target, default: bool) -> Result<Vec<Step>, SetupError> {
+    let refused = |path: &Path, reason: String| Err(SetupError::Engine { path: path.to_path_buf(), reason });
+    if let Scope::User { .. } = target.scope {
+        return refused(
+            Path::new(FILE),
+            "docker is the machine's: as root, terok setup --engine docker; its rootless mode is not supported"
+                .to_owned(),
+        );
+    }
+    if target.destdir == host.root
+        && let Some(flag) = flag_in_the_way(host, default)
+    {
+        return refused(
+            &target.at(Path::new(FILE)),
+            format!(
+                "the running dockerd was started with {flag}, beside which this file does not count: move it into the file first"
+            ),
+        );
+    }
+    let entry = json!({ "path": shim_before(target, DOCKERS_OWN).display().to_string() });
+    let Some((path, mut json)) = read(target)? else {
+        return Ok(vec![Step::Text { to: target.at(Path::new(FILE)), text: fresh(&entry, default) }]);
+    };
+    if let Some(other) = json.get(&ENTRY).filter(|there| !is_ours(there)) {
+        return refused(
+            &path,
+            format!("{} is there already and not terok's, {other}: give it another name", ENTRY.join(".")),
+        );
+    }
+    let set = |json: &mut JsonText, path: &[&str], value: &Value| json.set(path, value);
+    let edited = set(&mut json, &ENTRY, &entry);
+    let edited = match json.get(&[DEFAULT]) {
+        _ if edited.is_err() => edited,
+        Some(Value::String(other)) if default && other != layout::ENGINE_RUNTIME && other != DOCKERS_OWN => {
+            Err(format!(
+                "{DEFAULT} is {other:?}, before which terok does not stand: take it out, or leave out --default-runtime"
+            ))
+        }
+        _ if default => set(&mut json, &[DEFAULT], &layout::ENGINE_RUNTIME.into()),
+        _ => {
+            if is_default(&json) {
+                json.remove(&[DEFAULT]);
+            }
+            Ok(())
+        }
+    };
+    match edited {
+        Ok(()) => Ok(vec![Step::Amended { to: path, text: json.text().to_owned() }]),
+        Err(reason) => refused(&path, reason),
+    }
+}
+
+pub(super) fn unregister(target: &Target) -> Result<Removal, SetupError> {
+    if let Scope::User { .. } = target.scope {
+        return Ok(Removal::default());
+    }
+    let Some((path, mut json)) = read(target)? else { return Ok(Removal::default()) };
+    match json.get(&ENTRY) {
+        None => return Ok(Removal::default()),
+        Some(entry) if !is_ours(&entry) => {
+            let note = format!("{}: {} is not terok's and stays", path.display(), ENTRY.join("."));
+            return Ok(Removal { steps: Vec::new(), notes: vec![note] });
+        }
+        Some(entry) if [true, false].iter().any(|default| json.text() == fresh(&entry, *default)) => {
+            return Ok(Removal { steps: vec![Step::Remove(path)], notes: Vec::new() });
+        }
+        Some(_) => {}
+    }
+    if is_default(&json) {
+        json.remove(&[DEFAULT]);
+    }
+    json.remove(&ENTRY);
+    if json.get(&[RUNTIMES]) == Some(json!({})) {
+        json.remove(&[RUNTIMES]);
+    }
+    let steps = vec![Step::Amended { to: path, text: json.text().to_owned() }];
+    Ok(Removal { steps, notes: Vec::new() })
+}
+
+/// An option of the running daemon that reads another file, or that it refuses to find in the file as well (dockerd's "specified
+/// both as a flag and in the configuration file").
+fn flag_in_the_way(host: &Host, default: bool) -> Option<String> {
+    let mut daemons = command_lines(host).into_iter().filter(|words| is_called(words, "dockerd"));
+    daemons.find_map(|words| {
+        words.iter().enumerate().skip(1).find_map(|(n, word)| {
+            let (name, value) =
+                word.split_once('=').map_or((word.as_str(), None), |(name, value)| (name, Some(value)));
+            let value = value.or(words.get(n + 1).map(String::as_str));
+            let other = match name.trim_start_matches('-') {
+                "add-runtime" => true,
+                "default-runtime" => default,
+                "config-file" => value != Some(FILE),
+                _ => false,
+            };
+            (name.starts_with('-') && other).then(|| name.to_owned())
+        })
+    })
+}
+
+/// The file that is made where there is none.
+fn fresh(entry: &Value, default: bool) -> String {
+    let mut json = JsonText::empty();
+    // An empty object has nothing in the way.
+    let _ = json.set(&ENTRY, entry);
+    if default {
+        let _ = json.set(&[DEFAULT], &layout::ENGINE_RUNTIME.into());
+    }
+    json.text().to_owned()
+}
+
+/// Whether an entry of `runtimes` is one that terok writes, with nothing added by somebody.
+fn is_ours(entry: &Value) -> bool {
+    entry.as_object().is_some_and(|entry| {
+        entry.len() == 1
+            && entry.get("path").and_then(Value::as_str).is_some_and(|path| is_shim(Path::new(path)))
+    })
+}
+
+fn is_default(json: &JsonText) -> bool {
+    json.get(&[DEFAULT]).is_some_and(|name| name == layout::ENGINE_RUNTIME)
+}
+
+/// The file, followed to where it is, and what is in it; `None` where there is none.
+fn read(target: &Target) -> Result<Option<(PathBuf, JsonText)>, SetupError> {
+    let path = target.at(Path::new(FILE));
+    let failed = |reason: String| SetupError::Engine { path: path.clone(), reason };
+    let text = match std::fs::read_to_string(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        read => read.map_err(|error| failed(error.to_string()))?,
+    };
+    let place = path.canonicalize().map_err(|error| failed(error.to_string()))?;
+    let json = JsonText::parse(&text)
+        .map_err(|reason| failed(format!("{reason}; docker does not start with it: put it right first")))?;
+    Ok(Some((place, json)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{Engine, register_steps};
+    use crate::host::tests_host;
+    use crate::process::tests_process;
+    use crate::setup::apply;
+    use std::os::unix::fs::PermissionsExt;
+
+    const TEXT: &str = "{\n  \"log-driver\": \"journald\",\n  \"data-root\": \"/srv/docker\"\n}\n";
+
+    fn set_up(host: &Host, asked: &[Engine], default: Option<bool>) -> Result<Vec<PathBuf>, SetupError> {
+        let target = Target::of(host, false, None);
+        let all = register_steps(host, &target, asked, default)?;
+        Ok(all.iter().flat_map(|(_, steps)| apply(steps).unwrap()).collect())
+    }
+
+    fn take_away(host: &Host) -> Vec<String> {
+        let removal = Engine::Docker.unregister(&Target::of(host, false, None)).unwrap();
+        apply(&removal.steps).unwrap();
+        removal.notes
+    }
+
+    fn with_file(text: &str) -> (tempfile::TempDir, Host, PathBuf) {
+        let root = tempfile::tempdir().unwrap();
+        let host = tests_host(root.path(), 0);
+        let file = host.at(FILE);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(&file, text).unwrap();
+        (root, host, file)
+    }
+
+    #[test]
+    fn a_file_that_is_there_is_the_same_again_afterwards() {
+        let (_root, host, file) = with_file(TEXT);
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let read = || std::fs::read_to_string(&file).unwrap();
+        let docker = [Engine::Docker];
+        set_up(&host, &docker, None).unwrap();
+        let json: Value = serde_json::from_str(&read()).unwrap();
+        assert_eq!(json["runtimes"], json!({ "terok": { "path": "/usr/libexec/terok/terok-shim-runc" } }));
+        assert!(read().starts_with(TEXT.trim_end().trim_end_matches('}').trim_end()));
+        assert_eq!(set_up(&host, &docker, None).unwrap(), Vec::<PathBuf>::new());
+        let named = read();
+        assert_eq!(set_up(&host, &docker, Some(true)).unwrap().len(), 1);
+        assert!(read().contains("\n  \"default-runtime\": \"terok\"\n}"), "{}", read());
+        assert_eq!(set_up(&host, &[], None).unwrap(), Vec::<PathBuf>::new(), "a plain setup keeps it");
+        set_up(&host, &docker, Some(false)).unwrap();
+        assert_eq!(read(), named);
+        set_up(&host, &docker, Some(true)).unwrap();
+        assert_eq!(take_away(&host), Vec::<String>::new());
+        assert_eq!(read(), TEXT);
+        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(set_up(&host, &[], None).unwrap(), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn a_file_that_terok_made_goes_and_one_that_somebody_wrote_into_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let host = tests_host(root.path(), 0);
+        for default in [None, Some(true)] {
+            set_up(&host, &[Engine::Docker], default).unwrap();
+            assert!(host.at(FILE).exists());
+            take_away(&host);
+            assert!(!host.at(FILE).exists());
+        }
+        set_up(&host, &[Engine::Docker], None).unwrap();
+        let text =
+            std::fs::read_to_string(host.at(FILE)).unwrap().replacen('{', "{\n    \"debug\": true,", 1);
+        std::fs::write(host.at(FILE), &text).unwrap();
+        take_away(&host);
+        assert_eq!(std::fs::read_to_string(host.at(FILE)).unwrap(), "{\n    \"debug\": true\n}\n");
+    }
+
+    #[test]
+    fn what_is_somebody_elses_is_neither_overwritten_nor_removed() {
+        let other = "{\"runtimes\": {\"terok\": {\"path\": \"/opt/terok\"}}}";
+        let (_root, host, file) = with_file(other);
+        let error = set_up(&host, &[Engine::Docker], None).unwrap_err().to_string();
+        assert!(error.contains("/opt/terok") && error.contains("daemon.json"), "{error}");
+        assert!(take_away(&host)[0].contains("not terok's"));
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), other);
+        let (_root, host, file) = with_file("{\"default-runtime\": \"nvidia\"}");
+        assert!(set_up(&host, &[Engine::Docker], Some(true)).unwrap_err().to_string().contains("\"nvidia\""));
+        set_up(&host, &[Engine::Docker], None).unwrap();
+        take_away(&host);
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "{\"default-runtime\": \"nvidia\"}");
+        let (_root, host, _) = with_file("{\"runtimes\": []}");
+        assert!(set_up(&host, &[Engine::Docker], None).unwrap_err().to_string().contains("not an object"));
+    }
+
+    #[test]
+    fn a_broken_file_and_a_users_docker_are_refused() {
+        let (root, host, file) = with_file("{\n  \"debug\": true,\n}");
+        let error = set_up(&host, &[Engine::Docker], None).unwrap_err().to_string();
+        assert!(error.contains("daemon.json") && error.contains("line 3"), "{error}");
+        assert_eq!(set_up(&host, &[], None).unwrap(), Vec::<PathBuf>::new(), "who did not ask is not kept");
+        std::fs::write(&file, TEXT).unwrap();
+        let user = tests_host(root.path(), 1001);
+        let error = set_up(&user, &[Engine::Docker], None).unwrap_err().to_string();
+        assert!(error.contains("as root") && error.contains("rootless"), "{error}");
+        assert_eq!(take_away(&user), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_daemon_that_would_not_start_with_the_file_again_is_told_of() {
+        let root = tempfile::tempdir().unwrap();
+        let host = tests_host(root.path(), 0);
+        for (line, refused) in [
+            ("/usr/bin/dockerd -H fd:// --config-file /etc/docker/daemon.json", false),
+            ("/usr/bin/dockerd --config-file=/srv/daemon.json", true),
+            ("/usr/bin/dockerd --add-runtime nvidia=/usr/bin/nvidia", true),
+            ("/usr/bin/dockerd --default-runtime=runc", false),
+            ("/usr/bin/other --add-runtime x", false),
+        ] {
+            tests_process(&host, 7, line);
+            assert_eq!(set_up(&host, &[Engine::Docker], None).is_err(), refused, "{line}");
+        }
+        tests_process(&host, 7, "dockerd --default-runtime runc");
+        let error = set_up(&host, &[Engine::Docker], Some(true)).unwrap_err().to_string();
+        assert!(error.contains("--default-runtime, beside which"), "{error}");
+    }
+
+    #[test]
+    fn a_link_to_the_file_stays_a_link() {
+        let (root, host, file) = with_file(TEXT);
+        let place = root.path().join("managed.json");
+        std::fs::rename(&file, &place).unwrap();
+        std::os::unix::fs::symlink(&place, &file).unwrap();
+        set_up(&host, &[Engine::Docker], None).unwrap();
+        assert!(file.is_symlink() && std::fs::read_to_string(&place).unwrap().contains("terok"));
+        take_away(&host);
+        assert_eq!(std::fs::read_to_string(&place).unwrap(), TEXT);
+    }
+}
