@@ -93,7 +93,10 @@ pub(super) struct Pool {
 #[derive(Default)]
 struct Known {
     http2: RefCell<Option<Multiplexed>>,
+    /// The longest kept first.
     idle: RefCell<VecDeque<Idle>>,
+    /// Whether somebody ends those that were kept too long.
+    swept: Cell<bool>,
     next: Cell<u64>,
     /// When a request last went over HTTP/2.
     asked: Cell<Option<Instant>>,
@@ -110,7 +113,7 @@ struct Multiplexed {
 }
 
 struct Idle {
-    number: u64,
+    since: Instant,
     sender: http1::SendRequest<Outgoing>,
     address: Option<SocketAddr>,
 }
@@ -151,6 +154,12 @@ impl Pool {
     #[cfg(test)]
     pub(super) fn lines(&self) -> usize {
         self.known.borrow().values().filter(|known| known.http2.borrow().is_some()).count()
+    }
+
+    /// How many tasks of HTTP/1 wait for something, a connection's own not counted.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.known.borrow().values().map(|known| Rc::strong_count(known) - 1).sum()
     }
 
     /// Sends `request`, whose target is `path`, and returns the head of its answer.
@@ -349,10 +358,25 @@ impl Known {
             if sender.ready().await.is_err() || known.idle.borrow().len() >= IDLE_MOST {
                 return;
             }
-            let number = known.number();
-            known.idle.borrow_mut().push_back(Idle { number, sender, address });
-            tokio::time::sleep(IDLE).await;
-            known.idle.borrow_mut().retain(|idle| idle.number != number);
+            known.idle.borrow_mut().push_back(Idle { since: Instant::now(), sender, address });
+            known.sweep();
+        });
+    }
+
+    /// Ends connections that nobody used for a while. One task for all of them: with one for each request, as many would wait as there are
+    /// requests in that while.
+    fn sweep(self: &Rc<Self>) {
+        if self.swept.replace(true) {
+            return;
+        }
+        let known = self.clone();
+        tokio::task::spawn_local(async move {
+            loop {
+                let Some(end) = known.idle.borrow().front().map(|idle| idle.since + IDLE) else { break };
+                tokio::time::sleep_until(end).await;
+                known.idle.borrow_mut().retain(|idle| idle.since + IDLE > Instant::now());
+            }
+            known.swept.set(false);
         });
     }
 }

@@ -276,6 +276,38 @@ async fn an_http2_connection_that_nobody_uses_ends_with_its_last_answer() {
 }
 
 #[tokio::test(flavor = "current_thread")]
+async fn however_many_requests_there_were_one_task_waits_to_end_the_connection_that_they_used() {
+    local! {
+        let rig = Rig::new();
+        let ended = Rc::new(Cell::new(0));
+        let count = ended.clone();
+        rig.upstream(move |mut stream| {
+            let count = count.clone();
+            async move {
+                while read_request(&mut stream).await.is_some() {
+                    stream.write_all(ok("answer").as_bytes()).await.unwrap();
+                }
+                count.set(count.get() + 1);
+            }
+        })
+        .await;
+        for _ in 0..20 {
+            assert!(rig.ask(&rig.get("/plain/v1", "")).await.ends_with("answer"));
+        }
+        until(|| rig.broker.pool.waiting() == 1).await;
+        assert_eq!((rig.dialled().len(), ended.get()), (1, 0));
+        pass(Duration::from_secs(80)).await;
+        assert!(rig.ask(&rig.get("/plain/v1", "")).await.ends_with("answer"));
+        until(|| rig.broker.pool.waiting() == 1).await;
+        // It was used in between.
+        pass(Duration::from_secs(20)).await;
+        assert_eq!((rig.dialled().len(), ended.get()), (1, 0));
+        pass(Duration::from_secs(80)).await;
+        until(|| ended.get() == 1 && rig.broker.pool.waiting() == 0).await;
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
 async fn any_version_inside_meets_any_version_outside() {
     local! {
         for inside in [&b"h2"[..], b"http/1.1"] {
