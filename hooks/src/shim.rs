@@ -35,7 +35,7 @@ impl Refused {
     }
 }
 
-/// What is to stand in place of `config`, the `config.json` of container `id` in the folder `bundle`; `None` where it stays as it is.
+/// What is to stand in place of `config`, the `config.json` of container `id` in the folder `bundle`; `None` where it is none of terok's.
 /// `folder` is where the hook is installed.
 pub fn bundle(
     request: &Request,
@@ -73,11 +73,8 @@ fn amended(
         all: request.all,
     };
     let subject = Subject { id: Ok(id.to_owned()), container: image::by_bundle(bundle, id) };
-    let amended = adapter::amended(request, config.clone(), &ours, &subject)?;
+    let amended = adapter::amended(request, config, &ours, &subject)?;
     let amended = hooks::inject(amended, &installed)?;
-    if amended == config {
-        return Ok(None);
-    }
     serde_json::to_vec(&amended).map(Some).map_err(|error| Refusal::input(what(), error))
 }
 

@@ -14,6 +14,7 @@ use crate::rule::Rule;
 use crate::spelling;
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// Tables whose keys are taken from the other definition one by one; anything else that is written replaces the other's.
@@ -89,8 +90,7 @@ pub fn read(catalog: &Catalog, name: &str) -> Result<Definition, ProviderError> 
     };
     let file = File { name, text };
     let table = joined(catalog, &file, &mut open)?;
-    let written =
-        Written::deserialize(table).map_err(|error| file.refuse::<&str>(&[], first_line(error.message())))?;
+    let written = written(table).map_err(|error| file.refuse::<&str>(&[], first_line(error.message())))?;
     settle(name, written).map_err(|wrong| file.refuse(&wrong.path, wrong.reason))
 }
 
@@ -105,15 +105,14 @@ fn joined<'a>(
     catalog: &'a Catalog,
     file: &File<'a>,
     open: &mut Vec<&'a str>,
-) -> Result<toml::Table, ProviderError> {
+) -> Result<DeTable<'a>, ProviderError> {
     let at = |error: toml::de::Error| {
         let line = error.span().map_or(0, |span| file.line(span.start));
         let place = if line == 0 { String::new() } else { format!("line {line}") };
         ProviderError { provider: file.name.to_owned(), place, reason: first_line(error.message()) }
     };
-    let written: Written = toml::from_str(file.text).map_err(at)?;
-    let mut own: toml::Table = toml::from_str(file.text).map_err(at)?;
-    let Some(like) = written.like else { return Ok(own) };
+    let mut own = DeTable::parse(file.text).map_err(at)?.into_inner();
+    let Some(like) = written(own.clone()).map_err(at)?.like else { return Ok(own) };
     own.remove("like");
     open.push(file.name);
     let bundled = || BUNDLED.iter().find(|(name, _)| *name == like).copied();
@@ -132,16 +131,25 @@ fn joined<'a>(
     };
     let mut table = joined(catalog, &File { name: other.0, text: other.1 }, open)?;
     for (key, value) in own {
-        match (table.get_mut(&key), value) {
-            (Some(toml::Value::Table(below)), toml::Value::Table(over)) if JOINED.contains(&key.as_str()) => {
-                below.extend(over);
+        match table.get_mut(&key).map(Spanned::get_mut) {
+            Some(DeValue::Table(below))
+                if value.get_ref().is_table() && JOINED.contains(&&**key.get_ref()) =>
+            {
+                if let DeValue::Table(over) = value.into_inner() {
+                    below.extend(over);
+                }
             }
-            (_, value) => {
+            _ => {
                 table.insert(key, value);
             }
         }
     }
     Ok(table)
+}
+
+/// The keys of `table`, checked but for what they say.
+fn written(table: DeTable<'_>) -> Result<Written, toml::de::Error> {
+    Written::deserialize(toml::de::Deserializer::from(Spanned::new(0..0, table)))
 }
 
 /// A file's keys; which of them must be there is known only once it is joined with what it is like.
