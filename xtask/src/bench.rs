@@ -16,7 +16,7 @@ pub(crate) struct Options {
     /// On Debian 13 with Podman 5, instead of this machine's Podman
     #[arg(long)]
     podman5: bool,
-    /// Only these parts: start, hooks, footprint, network, dns, growth, crowd, filtered, card, rules, broker
+    /// Only these parts: start, hooks, bundle, footprint, granted, network, dns, growth, crowd, filtered, card, rules, broker
     only: Vec<String>,
 }
 

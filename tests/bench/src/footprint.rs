@@ -9,14 +9,17 @@ use terok_policy::layout;
 use terok_tests::{Container, Mode};
 
 /// The most a start may cost in memory for each idle container.
-const RESIDENT: Budget = Budget::AtMost(8.0);
+pub(crate) const RESIDENT: Budget = Budget::AtMost(8.0);
 /// The hook is mapped by every start.
 const HOOK: Budget = Budget::AtMost(1.0);
 
 pub(crate) fn measure(report: &mut Report) -> anyhow::Result<()> {
-    for (program, budget) in
-        [(layout::HOOK, Some(HOOK)), (layout::SUPERVISOR, None), (layout::LAUNCHER, None)]
-    {
+    for (program, budget) in [
+        (layout::HOOK, Some(HOOK)),
+        (layout::SHIM, None),
+        (layout::SUPERVISOR, None),
+        (layout::LAUNCHER, None),
+    ] {
         let size = std::fs::metadata(Path::new("/run/lab/bin").join(program)).context(program)?.len();
         let size = Samples::from(vec![size as f64 / f64::from(1 << 20)]);
         match budget {

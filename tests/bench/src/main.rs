@@ -3,8 +3,10 @@
 //! Standard output: one line of JSON, then the table. Progress goes to standard error.
 
 mod broker;
+mod bundle;
 mod filtered;
 mod footprint;
+mod granted;
 mod hooks;
 mod network;
 mod report;
@@ -20,10 +22,12 @@ use terok_tests::Mode;
 /// A part of the run: its name and what measures it.
 type Section = (&'static str, fn(&mut Report) -> anyhow::Result<()>);
 
-const SECTIONS: [Section; 11] = [
+const SECTIONS: [Section; 13] = [
     ("start", start::phases),
     ("hooks", start::hooks_alone),
+    ("bundle", bundle::measure),
     ("footprint", footprint::measure),
+    ("granted", granted::measure),
     ("network", network::measure),
     ("dns", network::dns),
     ("growth", start::growth),

@@ -112,7 +112,8 @@ pub(crate) fn hooks_alone(report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn watched(stopwatch: &Stopwatch, mut subject: Subject) -> Subject {
+/// `subject` with hooks that are timed.
+pub(crate) fn watched(stopwatch: &Stopwatch, mut subject: Subject) -> Subject {
     subject.global = vec![format!("--hooks-dir={}", stopwatch.folder.display())];
     subject
 }
@@ -203,7 +204,7 @@ fn compare(report: &mut Report, what: &str, than: &str, pair: [&Outcome<3>; 2]) 
 }
 
 /// `podman start`, and the two hooks in it.
-fn started(stopwatch: &Stopwatch, subject: &Subject) -> anyhow::Result<[f64; 3]> {
+pub(crate) fn started(stopwatch: &Stopwatch, subject: &Subject) -> anyhow::Result<[f64; 3]> {
     let [start] = start(subject)?;
     let [precreate, create] = stopwatch.take(["precreate", "create"])?;
     Ok([start, precreate, create])
