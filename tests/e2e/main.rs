@@ -1,7 +1,8 @@
-//! End to end on real Podman: what must be shown, one module for each promise. The ids A1 … are attacks (tests/README.md).
+//! End to end on real engines: what must be shown, one module for each promise. The ids A1 … are attacks (tests/README.md).
 
 mod birth;
 mod cards;
+mod docker;
 mod egress;
 mod expect;
 mod floods;

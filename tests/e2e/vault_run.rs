@@ -39,7 +39,7 @@ both_modes! {
         let name = format!("ci{}", service.site.number);
         let grant = format!("{}=env:CI_KEY", service.provider);
         let said = run(mode, ("CI_KEY", &secret("lab-")), &["--detach", "--name", &name, "--credential", &grant, "localhost/wl", "sleep", "1000"]);
-        let container = Container { mode, name, id: said.succeeded().trim().to_owned() };
+        let container = Container { engine: terok_tests::Engine::Podman, mode, name, id: said.succeeded().trim().to_owned() };
         assert_eq!(container.curl("$LAB_BASE_URL/v1/x -H \"Authorization: Bearer $LAB_TOKEN\"").status, 200);
         let annotation = container.podman(&["inspect", "--format={{index .Config.Annotations \"terok.vault\"}}"]).succeeded();
         assert!(annotation.contains(&format!("{}=@", service.provider)), "{annotation}");

@@ -1,10 +1,14 @@
 //! Containers of the tests: started as a user would, gone when the test is.
 
-use crate::{Mode, Net, eventually};
+use crate::{Engine, Mode, Net, eventually};
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+/// What stands before runc.
+const SHIM: &str = "/usr/libexec/terok/terok-shim-runc";
 
 /// Where the probe is in a container.
 const PROBE: &str = "/run/terok-probe";
@@ -73,6 +77,7 @@ impl Ended {
 /// A container to be started: whose, on which network, with which annotations and options.
 #[derive(Debug, Clone)]
 pub struct Recipe {
+    engine: Engine,
     mode: Mode,
     image: String,
     networks: Vec<String>,
@@ -98,10 +103,46 @@ impl Recipe {
     /// Without a card and without any annotation.
     pub fn bare(mode: Mode) -> Self {
         Recipe {
+            engine: Engine::Podman,
             mode,
             image: "localhost/bb".to_owned(),
             networks: vec!["none".to_owned()],
             options: Vec::new(),
+        }
+    }
+
+    /// Docker's, with the runtime `terok`, that may reach `allow`.
+    pub fn docker(network: &str, allow: &str) -> Self {
+        let recipe = Self::docker_bare(network).option("--runtime=terok");
+        if allow.is_empty() {
+            recipe.annotate("shield", "up")
+        } else {
+            recipe.annotate("shield.allow", allow)
+        }
+    }
+
+    /// Docker's with its own runtime and without a word to terok.
+    pub fn docker_bare(network: &str) -> Self {
+        Recipe { engine: Engine::Docker, networks: vec![network.to_owned()], ..Self::bare(Mode::Rootful) }
+    }
+
+    /// containerd's, without a card, with the shim for its runtime, that may reach `allow`.
+    pub fn containerd(allow: &str) -> Self {
+        let recipe = Self::containerd_bare().option(&format!("--runc-binary={SHIM}"));
+        if allow.is_empty() {
+            recipe.annotate("shield", "up")
+        } else {
+            recipe.annotate("shield.allow", allow)
+        }
+    }
+
+    /// containerd's with its own runtime and without a word to terok.
+    pub fn containerd_bare() -> Self {
+        Recipe {
+            engine: Engine::Containerd,
+            networks: Vec::new(),
+            image: "localhost/bb:latest".to_owned(),
+            ..Self::bare(Mode::Rootful)
         }
     }
 
@@ -110,13 +151,22 @@ impl Recipe {
         Recipe { networks: vec![net.network().to_owned()], ..Self::bare(net.mode()) }
     }
 
-    /// Adds the annotation `terok.KEY`.
+    /// Adds the annotation `terok.KEY`; a label where the engine's command line has no annotations.
     #[must_use]
     pub fn annotate(self, key: &str, value: &str) -> Self {
+        if self.engine == Engine::Docker && Engine::docker_major() < 24 {
+            return self.label(key, value);
+        }
         self.option(&format!("--annotation=terok.{key}={value}"))
     }
 
-    /// Adds a podman option.
+    /// Adds the label `terok.KEY`, which is Docker's older word for it.
+    #[must_use]
+    pub fn label(self, key: &str, value: &str) -> Self {
+        self.option(&format!("--label=terok.{key}={value}"))
+    }
+
+    /// Adds an option of the engine's `run`.
     #[must_use]
     pub fn option(mut self, option: &str) -> Self {
         self.options.push(option.to_owned());
@@ -179,9 +229,8 @@ impl Recipe {
     /// Runs `command` as the container's program to its end.
     pub fn run(&self, command: &[&str]) -> (Container, Ended) {
         let mut container = self.named();
-        let mut ended = Ended::of(self.podman(&container.name, &[]).args(command).stdin(Stdio::null()));
-        container.id =
-            container.mode.podman(&["inspect", "--format={{.Id}}", &container.name]).stdout.trim().to_owned();
+        let mut ended = Ended::of(self.command(&container.name, &[], command).stdin(Stdio::null()));
+        container.id = container.full_id();
         ended.stderr.push_str(&container.log());
         (container, ended)
     }
@@ -190,10 +239,8 @@ impl Recipe {
     #[track_caller]
     pub fn start(&self, command: &[&str]) -> Container {
         let mut container = self.named();
-        let mut ended =
-            Ended::of(self.podman(&container.name, &["--detach"]).args(command).stdin(Stdio::null()));
-        container.id =
-            container.mode.podman(&["inspect", "--format={{.Id}}", &container.name]).stdout.trim().to_owned();
+        let mut ended = Ended::of(self.command(&container.name, &["--detach"], command).stdin(Stdio::null()));
+        container.id = container.full_id();
         ended.stderr.push_str(&container.log());
         ended.succeeded();
         container
@@ -206,26 +253,39 @@ impl Recipe {
     }
 
     fn named(&self) -> Container {
-        Container { mode: self.mode, name: a_name(), id: String::new() }
+        Container { engine: self.engine, mode: self.mode, name: a_name(), id: String::new() }
     }
 
-    fn podman(&self, name: &str, more: &[&str]) -> Command {
-        let mut command = self.mode.command("podman");
-        command
-            .args(["run", "--name", name])
-            .args(self.networks.iter().map(|network| format!("--network={network}")))
-            .arg(format!("--volume=/run/lab/bin/terok-probe:{PROBE}:ro"))
-            .args(more)
-            .args(&self.options)
-            .arg(&self.image);
+    fn command(&self, name: &str, more: &[&str], words: &[&str]) -> Command {
+        let mut command = self.mode.command(self.engine.program());
+        command.arg("run");
+        if self.engine == Engine::Containerd {
+            let mount =
+                format!("--mount=type=bind,src=/run/lab/bin/terok-probe,dst={PROBE},options=rbind:ro");
+            command.arg(mount).args(more).args(&self.options).args([&self.image, name]);
+        } else {
+            command
+                .args(["--name", name])
+                .args(self.networks.iter().map(|network| format!("--network={network}")))
+                .arg(format!("--volume=/run/lab/bin/terok-probe:{PROBE}:ro"))
+                .args(more)
+                .args(&self.options)
+                .arg(&self.image);
+        }
+        command.args(words);
         command
     }
 }
 
-/// A name no other container or pod has.
+/// A name no other container or pod has, nor one of a lab beside this one, whose control groups are in the same folder.
 fn a_name() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(1);
-    format!("t{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+    static LAB: OnceLock<String> = OnceLock::new();
+    let lab = LAB.get_or_init(|| {
+        let text = std::fs::read_to_string("/proc/sys/kernel/random/uuid").expect("proc is mounted");
+        text[..4].to_owned()
+    });
+    format!("t{lab}-{}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// A pod; removed by force, with its members, at the end of the test.
@@ -258,6 +318,8 @@ impl Drop for Pod {
 /// A container; removed by force at the end of the test.
 #[derive(Debug)]
 pub struct Container {
+    /// Which engine's it is.
+    pub engine: Engine,
     /// Whose it is.
     pub mode: Mode,
     /// Its name.
@@ -270,7 +332,22 @@ impl Container {
     /// Runs the steps of the probe in the running container.
     #[track_caller]
     pub fn probe(&self, steps: &[&str]) -> Vec<Value> {
-        self.mode.podman(&[&["exec", &self.name, PROBE], steps].concat()).lines()
+        self.exec(&[&[PROBE], steps].concat()).lines()
+    }
+
+    /// Runs a further process in the running container to its end.
+    pub fn exec(&self, words: &[&str]) -> Ended {
+        Ended::of(self.exec_command().args(words).stdin(Stdio::null()))
+    }
+
+    /// The engine's command that starts a further process; add its words.
+    fn exec_command(&self) -> Command {
+        let mut command = self.mode.command(self.engine.program());
+        match self.engine {
+            Engine::Containerd => command.args(["task", "exec", "--exec-id", &a_name(), &self.name]),
+            _ => command.args(["exec", &self.name]),
+        };
+        command
     }
 
     /// Waits until the container has an address and a way out on both families, which a card's own services may give it only after
@@ -313,21 +390,35 @@ impl Container {
 
     /// Starts one step of the probe that goes on by itself.
     pub fn spawn(&self, step: &str) -> Running {
-        let mut command = self.mode.command("podman");
-        command.args(["exec", &self.name, PROBE, step]).stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut child = command.spawn().expect("podman starts");
+        let mut command = self.exec_command();
+        command.args([PROBE, step]).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("the engine's client starts");
         let out = child.stdout.take().map(std::io::BufReader::new);
         Running { child, out }
     }
 
-    /// A podman verb on this container, `start`, `stop`, …
+    /// A verb of Podman, or of Docker where it is Docker's, on this container, `start`, `stop`, …
     pub fn podman(&self, verb: &[&str]) -> Ended {
-        self.mode.podman(&[verb, &[&self.name]].concat())
+        self.mode.run(self.engine.program(), &[verb, &[&self.name]].concat())
+    }
+
+    /// Its full id, empty where it was never made.
+    fn full_id(&self) -> String {
+        match self.engine {
+            Engine::Containerd => self.name.clone(),
+            _ => self.podman(&["inspect", "--format={{.Id}}"]).stdout.trim().to_owned(),
+        }
     }
 
     /// Pid of its first process.
     #[track_caller]
     pub fn pid(&self) -> u32 {
+        if self.engine == Engine::Containerd {
+            let all = self.mode.run("ctr", &["task", "list"]).succeeded();
+            let mut lines = all.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+            let ours = lines.find(|words| words.first() == Some(&self.name.as_str()));
+            return ours.and_then(|words| words.get(1)?.parse().ok()).expect("a pid");
+        }
         self.podman(&["inspect", "--format={{.State.Pid}}"]).succeeded().trim().parse().expect("a pid")
     }
 
@@ -394,7 +485,14 @@ impl Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
-        let _ = self.mode.podman(&["rm", "--force", "--time=0", &self.name]);
+        match self.engine {
+            Engine::Podman => drop(self.podman(&["rm", "--force", "--time=0"])),
+            Engine::Docker => drop(self.podman(&["rm", "--force"])),
+            Engine::Containerd => {
+                drop(self.podman(&["task", "rm", "--force"]));
+                drop(self.podman(&["containers", "rm"]));
+            }
+        }
     }
 }
 

@@ -1,9 +1,14 @@
-//! Podman and terok as the two kinds of user call them.
+//! The engines, and terok, as the two kinds of user call them.
 
 use crate::container::Ended;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
+
+const DAEMON_JSON: &str = "/etc/docker/daemon.json";
+
+/// What starts and restarts daemons.
+const DAEMONS: &str = "/run/lab/scripts/engines.sh";
 
 /// Who runs Podman.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +69,119 @@ impl Mode {
             Mode::Rootful => PathBuf::from(terok_policy::layout::RUN_ROOTFUL).join(id),
             Mode::Rootless => PathBuf::from("/run/user/1001").join(terok_policy::layout::RUN_USER).join(id),
         }
+    }
+}
+
+/// Which engine's command line starts a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// Podman, by its hook files.
+    Podman,
+    /// Docker, by the runtime `terok`.
+    Docker,
+    /// containerd's own client, by the shim's path.
+    Containerd,
+}
+
+impl Engine {
+    /// Its client.
+    pub fn program(self) -> &'static str {
+        match self {
+            Engine::Podman => "podman",
+            // The one of the daemon's own package, whatever else this machine has.
+            Engine::Docker => "/usr/bin/docker",
+            Engine::Containerd => "ctr",
+        }
+    }
+
+    /// The word for it in `TEROK_TEST_REQUIRE`, and to lab/engines.sh.
+    fn word(self) -> &'static str {
+        match self {
+            Engine::Podman => "podman",
+            Engine::Docker => "docker",
+            Engine::Containerd => "containerd",
+        }
+    }
+
+    /// Starts the daemon, once, and has terok stand before its runtime; `false`, said aloud, where it does not run on this machine.
+    pub fn starts(self) -> bool {
+        static STARTED: [OnceLock<Result<(), String>>; 2] = [OnceLock::new(), OnceLock::new()];
+        if self == Engine::Podman {
+            return true;
+        }
+        let started = STARTED[usize::from(self == Engine::Docker)].get_or_init(|| {
+            let ended = Mode::Rootful.run(DAEMONS, &[self.word()]);
+            if ended.code == 0 { Ok(()) } else { Err(ended.stderr) }
+        });
+        if let Err(reason) = started {
+            let required = std::env::var("TEROK_TEST_REQUIRE").unwrap_or_default();
+            assert!(
+                !required.split(',').any(|need| need == self.word()),
+                "{} does not start: {reason}",
+                self.word()
+            );
+            eprintln!("skipped: {} does not start on this machine: {reason}", self.word());
+            return false;
+        }
+        self.register();
+        true
+    }
+
+    /// Docker's networks `duo` and `duo2`, with IPv6 and names; made once.
+    pub fn docker_networks() {
+        static MADE: OnceLock<()> = OnceLock::new();
+        MADE.get_or_init(|| {
+            for (name, v4, v6) in
+                [("duo", "10.92.1.0/24", "fd00:d:1::/64"), ("duo2", "10.92.2.0/24", "fd00:d:2::/64")]
+            {
+                let subnets = ["--ipv6", "--subnet", v4, "--subnet", v6];
+                let line = [&["network", "create"], &subnets[..], &[name]].concat();
+                Mode::Rootful.run(Engine::Docker.program(), &line).succeeded();
+            }
+        });
+    }
+
+    /// Stops the daemon, until [`Engine::restart`].
+    pub fn stop(self) {
+        Mode::Rootful.run(DAEMONS, &["stop", self.word()]).succeeded();
+    }
+
+    /// Stops the daemon and starts it again.
+    pub fn restart(self) {
+        Mode::Rootful.run(DAEMONS, &["restart", self.word()]).succeeded();
+    }
+
+    /// `terok setup --engine`, again where another test uninstalled it.
+    fn register(self) {
+        static REGISTERING: Mutex<()> = Mutex::new(());
+        let _one = REGISTERING.lock();
+        if self == Engine::Docker
+            && !std::fs::read_to_string(DAEMON_JSON).is_ok_and(|text| text.contains("terok"))
+        {
+            let shim = "/usr/libexec/terok/terok-shim";
+            Mode::Rootful.run("install", &["-m", "755", "/run/lab/bin/terok-shim", shim]).succeeded();
+            Mode::Rootful.run("ln", &["-sf", "terok-shim", "/usr/libexec/terok/terok-shim-runc"]).succeeded();
+            Mode::Rootful.run("mkdir", &["-p", "/etc/terok", "/etc/docker"]).succeeded();
+            std::fs::write(terok_policy::layout::SHIM_SYSTEM, "runtime = \"/usr/sbin/runc\"\n")
+                .expect("shim.toml");
+            std::fs::write(
+                DAEMON_JSON,
+                r#"{"runtimes": {"terok": {"path": "/usr/libexec/terok/terok-shim-runc"}}}"#,
+            )
+            .expect("daemon.json");
+            Mode::Rootful.run(DAEMONS, &["reload", "docker"]).succeeded();
+        }
+    }
+
+    /// Docker's major version: from 24 on its command line has annotations.
+    pub fn docker_major() -> u32 {
+        static MAJOR: OnceLock<u32> = OnceLock::new();
+        *MAJOR.get_or_init(|| {
+            let program = Engine::Docker.program();
+            let version =
+                Mode::Rootful.run(program, &["version", "--format={{.Server.Version}}"]).succeeded();
+            version.split('.').next().and_then(|major| major.trim().parse().ok()).unwrap_or(0)
+        })
     }
 }
 

@@ -1,4 +1,4 @@
-//! The harness of the end-to-end tests: real Podman and a fake internet, inside the lab that `cargo xtask test` opens.
+//! The harness of the end-to-end tests: real engines and a fake internet, inside the lab that `cargo xtask test` opens.
 //! Tests ask the servers' own logs and the kernel, not terok, whether something got out.
 
 mod container;
@@ -7,7 +7,7 @@ mod inet;
 mod vault;
 
 pub use container::{Container, Ended, Pod, Recipe, Running};
-pub use engine::{Mode, Net, major, networks};
+pub use engine::{Engine, Mode, Net, major, networks};
 pub use inet::{
     Site, bad_addresses, bad_blocks, host_port, on_the_host, outside, queries, seen, seen_at, site,
 };
@@ -40,6 +40,11 @@ impl Lab {
             install_once();
             lab
         })
+    }
+
+    /// The same with this engine's daemon, or `None`, said aloud, where it does not run.
+    pub fn with(engine: Engine) -> Option<Self> {
+        Self::open().filter(|_| engine.starts())
     }
 
     /// The lab for this test alone, which may uninstall and must leave a system-wide installation behind.

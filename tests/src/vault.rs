@@ -188,7 +188,12 @@ expires = "/end"
 
     /// A Debian with real clients that was granted this service.
     pub fn recipe(&self, net: Net) -> Recipe {
-        Recipe::on(net, "").image("localhost/wl").annotate("vault", &self.provider)
+        self.granted(Recipe::on(net, "").image("localhost/wl"))
+    }
+
+    /// The same on any recipe whose image has a shell and curl.
+    pub fn granted(&self, recipe: Recipe) -> Recipe {
+        recipe.annotate("vault", &self.provider)
     }
 
     /// The same without a card, idle.
@@ -236,7 +241,7 @@ impl Container {
     /// Runs a shell script inside, with the variables that programs started by the container have.
     pub fn sh(&self, script: &str) -> Ended {
         let script = format!(". /run/terok/env\n{script}");
-        self.mode.podman(&["exec", &self.name, "sh", "-ec", &script])
+        self.exec(&["sh", "-ec", &script])
     }
 
     /// Runs a Python program inside, with those variables.
