@@ -4,7 +4,7 @@
 # engines.sh kept COMMAND…: runs COMMAND where the daemons are.
 # They live in a mount namespace of their own with the machine's view of control groups (runc wants it; the lab itself shows crun
 # cgroup2 alone), use /var/lib/docker and /var/lib/containerd of this lab, and have localhost/bb and localhost/demo (containerd: in
-# the namespaces default and k8s.io). What they print is in /run/lab/docker.log and /run/lab/containerd.log.
+# the namespaces default and k8s.io); a network of both families with `ctr run --cni`. What they print is in /run/lab/docker.log and /run/lab/containerd.log.
 set -e
 R=/run/lab DAEMONS=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin # a daemon of systemd's has no other variables
 keeper() { cat $R/engines.pid 2>/dev/null; }
@@ -34,6 +34,14 @@ start() { # ENGINE: the daemon, until it answers
     # Answers of the fake internet find their way back, whether or not the daemon masquerades.
     ip -n inet route replace 172.16.0.0/12 via 192.0.2.10
     ip -n inet -6 route replace fd00:d::/32 via 2001:db8:ffff::10
+  fi
+  if [ "$engine" = containerd ]; then
+    # The network of who asks for one (ctr run --cni, Kubernetes): a bridge with both families, found before what Podman's package brings.
+    mkdir -p /etc/cni/net.d
+    ip -n inet route replace 10.93.0.0/16 via 192.0.2.10; ip -n inet -6 route replace fd00:d::/32 via 2001:db8:ffff::10
+    echo '{"cniVersion": "0.4.0", "name": "lab", "plugins": [{"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": {"type": "host-local",
+      "ranges": [[{"subnet": "10.93.0.0/16"}], [{"subnet": "fd00:d:c::/64"}]], "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}},
+      {"type": "portmap", "capabilities": {"portMappings": true}}]}' > /etc/cni/net.d/10-lab.conflist
   fi
   setsid nsenter --mount=/proc/"$(keeper)"/ns/mnt --wd=/ \
     env -i "PATH=$DAEMONS" "${command[@]}" </dev/null >>"$R/$engine.log" 2>&1 9>&- &

@@ -114,13 +114,7 @@ impl Engine {
             if ended.code == 0 { Ok(()) } else { Err(ended.stderr) }
         });
         if let Err(reason) = started {
-            let required = std::env::var("TEROK_TEST_REQUIRE").unwrap_or_default();
-            assert!(
-                !required.split(',').any(|need| need == self.word()),
-                "{} does not start: {reason}",
-                self.word()
-            );
-            eprintln!("skipped: {} does not start on this machine: {reason}", self.word());
+            terok_need::missing(self.word(), format!("it does not start on this machine: {reason}"));
             return false;
         }
         self.register();
@@ -158,17 +152,7 @@ impl Engine {
         if self == Engine::Docker
             && !std::fs::read_to_string(DAEMON_JSON).is_ok_and(|text| text.contains("terok"))
         {
-            let shim = "/usr/libexec/terok/terok-shim";
-            Mode::Rootful.run("install", &["-m", "755", "/run/lab/bin/terok-shim", shim]).succeeded();
-            Mode::Rootful.run("ln", &["-sf", "terok-shim", "/usr/libexec/terok/terok-shim-runc"]).succeeded();
-            Mode::Rootful.run("mkdir", &["-p", "/etc/terok", "/etc/docker"]).succeeded();
-            std::fs::write(terok_policy::layout::SHIM_SYSTEM, "runtime = \"/usr/sbin/runc\"\n")
-                .expect("shim.toml");
-            std::fs::write(
-                DAEMON_JSON,
-                r#"{"runtimes": {"terok": {"path": "/usr/libexec/terok/terok-shim-runc"}}}"#,
-            )
-            .expect("daemon.json");
+            Mode::Rootful.terok(&["setup", "--system", "--engine", "docker"]).succeeded();
             Mode::Rootful.run(DAEMONS, &["reload", "docker"]).succeeded();
         }
     }

@@ -90,7 +90,12 @@ impl Subject {
 
     /// A running container that does nothing; removed when dropped.
     pub(crate) fn idle(&self) -> anyhow::Result<Container> {
-        let mut container = Container { mode: self.mode, name: name(), id: String::new() };
+        let mut container = Container {
+            engine: terok_tests::Engine::Podman,
+            mode: self.mode,
+            name: name(),
+            id: String::new(),
+        };
         let mut arguments = self.arguments(&["run", "--detach"], &container.name);
         arguments.extend([PROBE.to_owned(), "sleep".to_owned()]);
         container.id = podman(self.mode, &arguments)?.trim().to_owned();
