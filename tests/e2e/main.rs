@@ -9,6 +9,7 @@ mod floods;
 mod guards;
 mod host;
 mod install;
+mod kubernetes;
 mod launcher;
 mod lifecycle;
 mod live;

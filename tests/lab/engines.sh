@@ -1,7 +1,7 @@
 #!/bin/bash
 # engines.sh docker|containerd…: inside a lab, as root: starts the named daemons, if they do not run yet, and waits until they answer.
 # engines.sh reload|restart|stop docker|containerd: as systemctl would, and what an engine keeps alive stays alive.
-# engines.sh kept COMMAND…: runs COMMAND where the daemons are.
+# engines.sh place: only makes the place where the daemons are; kept COMMAND…: runs COMMAND there.
 # They live in a mount namespace of their own with the machine's view of control groups (runc wants it; the lab itself shows crun
 # cgroup2 alone), use /var/lib/docker and /var/lib/containerd of this lab, and have localhost/bb and localhost/demo (containerd: in
 # the namespaces default and k8s.io); a network of both families with `ctr run --cni`. What they print is in /run/lab/docker.log and /run/lab/containerd.log.
@@ -94,12 +94,13 @@ leftovers() { # ENGINE: containers of an earlier lab, whose storage this is
 }
 
 case ${1-} in
+  place) exec 9>$R/engines.lock; flock 9; place; exit ;;
   kept) shift; kept "$@"; exit ;;
   stop) stop "$2"; exit ;;
   reload) kill -HUP "$(cat "$R/$2.pid")"; exit ;;
   restart) stop "$2"; start "$2"; exit ;;
   docker | containerd) ;;
-  *) echo "usage: engines.sh docker|containerd…, reload|restart|stop ENGINE, kept COMMAND…" >&2; exit 64 ;;
+  *) echo "usage: engines.sh docker|containerd…, reload|restart|stop ENGINE, place, kept COMMAND…" >&2; exit 64 ;;
 esac
 exec 9>$R/engines.lock; flock 9
 place

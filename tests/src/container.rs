@@ -50,6 +50,12 @@ impl Ended {
         }
     }
 
+    /// A program that something else ran.
+    pub(crate) fn from_parts(code: i32, stdout: &[u8], stderr: &[u8], what: String) -> Self {
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        Ended { code, stdout: text(stdout), stderr: text(stderr), what }
+    }
+
     /// The standard output of a program that must have ended well.
     #[track_caller]
     pub fn succeeded(self) -> String {

@@ -2,8 +2,10 @@
 //! Tests ask the servers' own logs and the kernel, not terok, whether something got out.
 
 mod container;
+mod cri;
 mod engine;
 mod inet;
+pub mod kubernetes;
 mod vault;
 
 pub use container::{Container, Ended, Pod, Recipe, Running};

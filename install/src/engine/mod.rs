@@ -2,6 +2,7 @@
 //!
 //! An engine knows the shim as [`layout::ENGINE_RUNTIME`]; behind that name is a link that says which runtime the shim stands before.
 
+mod containerd;
 mod docker;
 mod podman;
 
@@ -18,6 +19,8 @@ pub enum Engine {
     Podman,
     /// Docker: its daemon's file.
     Docker,
+    /// containerd, for the pods of a Kubernetes node: its configuration.
+    Containerd,
 }
 
 /// What an engine knows of terok.
@@ -42,13 +45,14 @@ pub struct Removal {
 
 impl Engine {
     /// Every engine.
-    pub const ALL: [Engine; 2] = [Engine::Podman, Engine::Docker];
+    pub const ALL: [Engine; 3] = [Engine::Podman, Engine::Docker, Engine::Containerd];
 
     /// As written on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Engine::Podman => "podman",
             Engine::Docker => "docker",
+            Engine::Containerd => "containerd",
         }
     }
 
@@ -60,6 +64,7 @@ impl Engine {
         match self {
             Engine::Podman => podman::registered(target),
             Engine::Docker => docker::registered(target),
+            Engine::Containerd => containerd::registered(target),
         }
     }
 
@@ -72,6 +77,7 @@ impl Engine {
         match self {
             Engine::Podman => podman::register(host, target, default),
             Engine::Docker => docker::register(host, target, default),
+            Engine::Containerd => containerd::register(host, target, default),
         }
     }
 
@@ -83,6 +89,7 @@ impl Engine {
         match self {
             Engine::Podman => podman::unregister(target),
             Engine::Docker => docker::unregister(target),
+            Engine::Containerd => containerd::unregister(target),
         }
     }
 
@@ -91,6 +98,8 @@ impl Engine {
         match self {
             Engine::Podman => None,
             Engine::Docker => Some("systemctl reload docker"),
+            // Containers run on meanwhile.
+            Engine::Containerd => Some("systemctl restart containerd"),
         }
     }
 }
