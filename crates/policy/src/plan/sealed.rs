@@ -47,6 +47,8 @@ fn output() -> Vec<NftRule> {
     let own = Cidr { addr: V6_SELF.into(), prefix: 128 };
     let mut rules: Vec<NftRule> =
         loopback().chain([own]).map(|block| rule([Match::DAddr(block)], [Statement::Accept])).collect();
+    // The kernel's own resets, where a card came later: they go to its address.
+    rules.push(rule([Match::ToLocal, Match::CtState(RELATED)], [Statement::Accept]));
     rules.extend(neighbour_discovery().map(|kind| rule([Match::L4Proto(ICMP6), kind], [Statement::Accept])));
     for lookup in lookups(End::Destination, ["deny4", "deny6"], true) {
         rules.extend(refusal(&[lookup], "terok:deny"));
