@@ -4,7 +4,7 @@
 use crate::argv::Request;
 use crate::birth::{self, Birth};
 use crate::guards::{self, Wanted};
-use crate::image::Found;
+use crate::origin::Origin;
 use crate::place::Place;
 use crate::refusal::{self, Refusal};
 use crate::state::Annotations;
@@ -19,8 +19,8 @@ use terok_policy::{Policy, amend, layout, provision};
 pub(crate) struct Subject {
     /// Its id; why it is not known, where it is not.
     pub(crate) id: Result<String, String>,
-    /// What its engine's store knows of it.
-    pub(crate) container: Result<Found, String>,
+    /// What its engine knows of it.
+    pub(crate) origin: Origin,
 }
 
 /// The configuration as the runtime is to get it, or why the container does not start, left in its logs as well.
@@ -49,18 +49,23 @@ fn judged(
     place: &Place,
 ) -> Result<Value, Refusal> {
     place.refuse_in_panic()?;
-    let policy = asked::read(request, ours, place, &subject.container)?.policy;
+    let policy = asked::read(request, ours, place, &subject.origin)?.policy;
     // The other adapter may have been here already.
     let given = match provision::is_wanted(&policy) {
         true => birth::mounted(&config, &place.runtime()?),
         false => None,
     };
-    guards::check(&config, &place.keep(given.as_deref()))?;
+    let carded = guards::wanted(&config) != Wanted::Own || subject.origin.brings_card(&config);
+    let config = match carded && subject.origin.has_raw_by_default() {
+        true => amend::without_raw_sockets(config)?,
+        false => config,
+    };
+    guards::check(&config, &place.keep(given.as_deref()), carded)?;
     if let Wanted::Joined { holder } = guards::wanted(&config) {
         standing::foresee(&config, holder, &policy, ours, &place.runtime()?)?;
     }
     // What `create` will need or find, where its refusal would be an exit code only.
-    if guards::wanted(&config) == Wanted::Own {
+    if !carded {
         Plan::new(policy.clone(), HostFacts::sealed(true))?;
     }
     place.check()?;

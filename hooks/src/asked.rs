@@ -2,7 +2,7 @@
 
 use crate::argv::Request;
 use crate::catalog;
-use crate::image::{self, Found};
+use crate::origin::Origin;
 use crate::place::Place;
 use crate::refusal::Refusal;
 use crate::state::{Annotations, read_file};
@@ -25,13 +25,13 @@ pub(crate) fn read(
     request: &Request,
     ours: &Annotations,
     place: &Place,
-    container: &Result<Found, String>,
+    origin: &Origin,
 ) -> Result<Asked, Refusal> {
     let catalog = catalog::read(place.home())?;
     let settings = settings_of(place)?;
     let own = annotation::parse(ours, &catalog)?;
-    if !ours.is_empty() {
-        image::check(ours, &own, container)?;
+    if !ours.is_empty() || matches!(origin, Origin::Docker(_)) {
+        origin.check(ours, &own)?;
     }
     let policy = match request.all {
         true => tighten::under(&settings.all_containers, ours, &catalog)?,

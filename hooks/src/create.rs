@@ -9,7 +9,8 @@ use crate::place::Place;
 use crate::refusal::{self, Refusal};
 use crate::standing::{Asking, Standing};
 use crate::state::{self, Annotations, State, ours};
-use crate::{asked, guards, image, publish};
+use crate::origin::Origin;
+use crate::{asked, guards, publish};
 use serde_json::Value;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -46,26 +47,28 @@ fn protect(
 ) -> Result<(), Refusal> {
     // What was asked for, and by whom.
     place.refuse_in_panic()?;
-    let container = image::by_bundle(&state.bundle, &state.id);
-    let asked = asked::read(request, ours, place, &container)?;
+    let config = read_config(state, ours)?;
+    let origin = Origin::of_bundle(&state.bundle, &state.id, &config)?;
+    let asked = asked::read(request, ours, place, &origin)?;
     let mut policy = asked.policy;
 
     // What the runtime is about to start: is it what precreate made of it, in a network of its own?
-    let config = read_config(state, ours)?;
+    amend::is_amended(&config).map_err(Refusal::NotAmended)?;
     let base = place.runtime()?;
     let given = birth::mounted(&config, &base);
-    let sockets = guards::check(&config, &place.keep(given.as_deref()))?;
+    let alone = guards::wanted(&config) == guards::Wanted::Own;
+    let brings_card = origin.brings_card(&config);
+    let sockets = guards::check(&config, &place.keep(given.as_deref()), !alone || brings_card)?;
     let pid = state.pid.ok_or_else(|| Refusal::input("the OCI state", "has no pid"))?;
     let pidfd = PidFd::open(pid)?;
     let network = NetNs::of(pid, &pidfd)?;
     if network == NetNs::own()? {
-        return Err(guards::host());
+        return Err(guards::host(&config));
     }
 
     // Who else is in that network?
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let name = container.ok().and_then(|found| found.record.names).and_then(|names| names.into_iter().next());
-    let name = name.unwrap_or_default();
+    let name = origin.name();
     let digest = policy.digest();
     let asking = Asking { state, ours, config: &config, pid, network: &network, digest: &digest };
     let standing = asking.standing(&base)?;
@@ -119,11 +122,12 @@ fn protect(
         _ => (record.clone(), folder, &pidfd),
     };
     let published = publish::listen(&policy.publish)?;
-    let alone = guards::wanted(&config) == guards::Wanted::Own;
     let live = operator_state(folder)?;
     let before = Before {
-        own: if alone { Vec::new() } else { inside::own_addresses()? },
+        brings_card,
+        own: if alone && !brings_card { Vec::new() } else { inside::own_addresses()? },
         resolvers: inside::nameservers(&resolv_conf(&config)),
+        name_server: origin.name_server(),
         beyond_a_card: guards::capabilities(&config).err(),
         live: &live,
         now,
@@ -171,7 +175,7 @@ fn born(config: &Value, policy: &Policy, base: &Dir, id: &str) -> Result<Option<
     }
 }
 
-/// The bundle's `config.json`: amended, and with the same annotations.
+/// The bundle's `config.json`, with the same annotations.
 fn read_config(state: &State, ours: &Annotations) -> Result<Value, Refusal> {
     let path = state.bundle.join("config.json");
     let what = || path.display().to_string();
@@ -181,7 +185,6 @@ fn read_config(state: &State, ours: &Annotations) -> Result<Value, Refusal> {
     if state::ours(&annotations) != *ours {
         return Err(Refusal::input(what(), "has other terok. annotations than the runtime reports"));
     }
-    amend::is_amended(&config).map_err(Refusal::NotAmended)?;
     Ok(config)
 }
 

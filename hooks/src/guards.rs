@@ -4,9 +4,13 @@
 use crate::doors::{self, Keep};
 use crate::refusal::Refusal;
 use serde_json::Value;
+use std::os::unix::fs::MetadataExt;
 
-const HOST: &str = "the container is in the host's network namespace, where nothing can be kept from it; start it with another --network";
-const HOST_PIDS: &str = "the container is in the host's pid namespace, where it reaches processes outside of every protection; start it without --pid=host";
+const HOST: &str = "the container is in the host's network namespace, where nothing can be kept from it; ";
+const HOST_PIDS: &str =
+    "the container is in the host's pid namespace, where it reaches processes outside of every protection; ";
+/// By what CRI's engines say of a container of Kubernetes, where nobody writes options.
+const KUBERNETES: &str = "/annotations/io.kubernetes.cri.container-type";
 /// Over its own network a container that has one of these can undo what the table says, or see and send what passes it by.
 const CAPABILITIES: [&str; 4] = ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE"];
 
@@ -57,16 +61,17 @@ pub(crate) fn joins_pids(config: &Value) -> bool {
     namespace(config, "pid").is_some_and(|path| !path.is_empty())
 }
 
-/// Refuses what cannot be protected, whatever the network; the host's sockets that are mounted, for the audit log. `uid` is
-/// the owner's, `keep` what of theirs nobody may mount.
-pub(crate) fn check(config: &Value, keep: &Keep<'_>) -> Result<Vec<String>, Refusal> {
-    if wanted(config) == Wanted::Host {
-        return Err(host());
+/// Refuses what cannot be protected; the host's sockets that are mounted, for the audit log. `keep` is what of the owner's nobody
+/// may mount, `carded` whether there is a network card or will be.
+pub(crate) fn check(config: &Value, keep: &Keep<'_>, carded: bool) -> Result<Vec<String>, Refusal> {
+    if wanted(config) == Wanted::Host || is_hosts(namespace(config, "network")) {
+        return Err(host(config));
     }
     if namespace(config, "pid").is_none() {
-        return Err(Refusal::Guard(HOST_PIDS.into()));
+        let remedy = remedy(config, "start it without --pid=host", "start the pod without hostPID");
+        return Err(Refusal::Guard(format!("{HOST_PIDS}{remedy}")));
     }
-    if wanted(config) != Wanted::Own {
+    if carded {
         capabilities(config)?;
     }
     doors::check(config, keep)
@@ -80,18 +85,43 @@ pub(crate) fn capabilities(config: &Value) -> Result<(), Refusal> {
         all.any(|found| found.as_str().is_some_and(|found| found.eq_ignore_ascii_case(capability)))
     };
     let Some(found) = CAPABILITIES.into_iter().find(|capability| has(capability)) else { return Ok(()) };
-    let drop = match has("CAP_SYS_MODULE") && has("CAP_SYS_RAWIO") {
-        true => "without --privileged".to_owned(),
-        false => format!("with --cap-drop={}", found.trim_start_matches("CAP_")),
+    let short = found.trim_start_matches("CAP_");
+    let (option, field) = match has("CAP_SYS_MODULE") && has("CAP_SYS_RAWIO") {
+        true => ("start it without --privileged, or with --network none".to_owned(), "start it without securityContext.privileged".to_owned()),
+        false => (
+            format!("start it with --cap-drop={short}, or with --network none"),
+            format!("list {short} in securityContext.capabilities.drop, and not in add"),
+        ),
     };
     Err(Refusal::Guard(format!(
-        "the container has {found}, with which it could undo the protection of its network card; start it {drop}, or with --network none"
+        "the container has {found}, with which it could undo the protection of its network card; {}",
+        remedy(config, &option, &field)
     )))
 }
 
-/// The refusal of a process that is in the host's namespace in spite of its configuration.
-pub(crate) fn host() -> Refusal {
-    Refusal::Guard(HOST.into())
+/// Refuses a further process of a container with a card that has more rights than the container may have.
+pub(crate) fn further(process: &Value) -> Result<(), Refusal> {
+    let config = serde_json::json!({ "process": process });
+    capabilities(&config).map_err(|_| {
+        Refusal::Guard("the process has capabilities with which it could undo the protection of the container's network card; start it without --privileged and --cap-add".into())
+    })
+}
+
+/// The refusal of a process that is in the host's namespace, be it in spite of its configuration.
+pub(crate) fn host(config: &Value) -> Refusal {
+    let remedy = remedy(config, "start it with another --network", "start the pod without hostNetwork");
+    Refusal::Guard(format!("{HOST}{remedy}"))
+}
+
+/// What to do, in the words of the engine: an option of its command line, or a field of a manifest.
+fn remedy<'a>(config: &Value, option: &'a str, field: &'a str) -> &'a str {
+    if config.pointer(KUBERNETES).is_some() { field } else { option }
+}
+
+/// Whether the namespace at this path is ours, and so the host's: Docker 20.10 names one where others name none.
+fn is_hosts(path: Option<&str>) -> bool {
+    let id = |path: &str| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    path.filter(|path| !path.is_empty()).and_then(id).is_some_and(|there| id("/proc/self/ns/net") == Some(there))
 }
 
 #[cfg(test)]
@@ -109,7 +139,7 @@ mod tests {
     }
 
     fn refused(config: &Value) -> String {
-        check(config, &keep()).unwrap_err().to_string()
+        check(config, &keep(), wanted(config) != Wanted::Own).unwrap_err().to_string()
     }
 
     #[test]
@@ -131,7 +161,7 @@ mod tests {
     #[test]
     fn what_podman_starts_by_default_passes_on_every_network() {
         for name in ["", "-slirp4netns", "-bridge", "-pod-member"] {
-            assert_eq!(check(&fixture(&format!("podman-4.3.1-rootless{name}")), &keep()).unwrap(), [""; 0]);
+            assert_eq!(check(&fixture(&format!("podman-4.3.1-rootless{name}")), &keep(), true).unwrap(), [""; 0]);
         }
     }
 
@@ -151,7 +181,7 @@ mod tests {
         for namespace in config["linux"]["namespaces"].as_array_mut().unwrap() {
             namespace.as_object_mut().unwrap().remove("path");
         }
-        check(&config, &keep()).unwrap();
+        check(&config, &keep(), false).unwrap();
     }
 
     #[test]

@@ -37,10 +37,14 @@ pub(crate) struct Inside {
 /// What is found out before the namespace is entered.
 #[derive(Debug)]
 pub(crate) struct Before<'a> {
+    /// A card is there or will be: the engine may attach it when we are done.
+    pub(crate) brings_card: bool,
     /// The host's own addresses.
     pub(crate) own: Vec<IpAddr>,
     /// The servers of the container's `resolv.conf`.
     pub(crate) resolvers: Vec<IpAddr>,
+    /// The engine's own name server, inside the namespace.
+    pub(crate) name_server: Option<IpAddr>,
     /// Why the container must not have a card, where there is a reason.
     pub(crate) beyond_a_card: Option<Refusal>,
     /// What an operator set in an earlier run.
@@ -61,7 +65,7 @@ pub(crate) fn prepare(policy: Policy, before: Before<'_>) -> Result<Inside, Refu
     if let Some(refusal) = before.beyond_a_card.filter(|_| !cards.is_empty()) {
         return Err(refusal);
     }
-    let facts = match cards.is_empty() {
+    let facts = match cards.is_empty() && !before.brings_card {
         true => HostFacts::sealed(true),
         false => HostFacts {
             network: Network::Filtered,
@@ -72,7 +76,9 @@ pub(crate) fn prepare(policy: Policy, before: Before<'_>) -> Result<Inside, Refu
         },
     };
     // What cannot be carried is refused before anything is changed.
-    let mut plan = Plan::new(policy, with_near_resolvers(facts))?;
+    let mut facts = with_near_resolvers(facts);
+    facts.resolvers.extend(before.name_server);
+    let mut plan = Plan::new(policy, facts)?;
 
     let ipv6 = route.lo_up()?;
     plan.facts.ipv6 = ipv6;
@@ -95,7 +101,7 @@ pub(crate) fn prepare(policy: Policy, before: Before<'_>) -> Result<Inside, Refu
     };
     let now = Now { live: before.live, grants: &Grants::default(), unix: before.now };
     let missing = load(&nftables, &plan, &wiring, &now, before.may_have_a_table)?;
-    if !plan.facts.cards.is_empty() {
+    if plan.facts.network == Network::Filtered {
         // It protects nothing: where it is not ours to say (/proc/sys is read-only), the table translates ports, and a server that
         // remembers one from an earlier connection may keep the next one waiting there.
         let _ = socket::own_ports(FIRST_OWN_PORT);

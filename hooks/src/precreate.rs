@@ -2,7 +2,7 @@
 
 use crate::adapter::{self, Subject};
 use crate::argv::Request;
-use crate::image;
+use crate::origin::Origin;
 use crate::refusal::Refusal;
 use crate::state::{self, Annotations, ours};
 use serde_json::Value;
@@ -23,8 +23,7 @@ pub(crate) fn run(request: &Request) -> Result<(), Refusal> {
 
 fn amended(request: &Request, config: Value, ours: &Annotations) -> Result<Vec<u8>, Refusal> {
     let rootfs = config.pointer("/root/path").and_then(Value::as_str).unwrap_or_default();
-    let container = image::by_rootfs(Path::new(rootfs));
-    let id = container.as_ref().map(|found| found.record.id.clone()).map_err(String::clone);
-    let amended = adapter::amended(request, config, ours, &Subject { id, container })?;
+    let origin = Origin::of_rootfs(Path::new(rootfs));
+    let amended = adapter::amended(request, config, ours, &Subject { id: origin.id(), origin })?;
     serde_json::to_vec(&amended).map_err(|error| Refusal::input("config.json", error))
 }

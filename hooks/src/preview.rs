@@ -40,7 +40,8 @@ pub fn network(config: &Value) -> Network {
 /// whatever its policy. `uid` is its owner's, `vault` the folder of their vault.
 pub fn guard(config: &Value, uid: u32, vault: &Path) -> Result<Vec<String>, String> {
     let given = given(config);
-    guards::check(config, &Keep { uid, vault: vault.into(), given: given.as_deref() }).map_err(line)
+    let carded = guards::wanted(config) != Wanted::Own;
+    guards::check(config, &Keep { uid, vault: vault.into(), given: given.as_deref() }, carded).map_err(line)
 }
 
 /// The configuration as the runtime would get it from the shim; from `precreate` without the hooks, which Podman adds itself.

@@ -31,9 +31,22 @@ pub(crate) enum Refusal {
     Annotation(#[from] AnnotationError),
     /// A2
     #[error(
-        "annotation {key}={value:?} comes from the image, which may not set it; give {key} yourself, with another value, or remove it from the image"
+        "{what} {key}={value:?} comes from the image, which may not set it; give {key} yourself, with another value, or remove it from the image"
     )]
-    FromImage { key: String, value: String },
+    FromImage { what: &'static str, key: String, value: String },
+    /// A2
+    #[error(
+        "annotation {key}={value:?} is in the container's configuration, but Docker was not asked for it; give it with --annotation"
+    )]
+    Unasked { key: String, value: String },
+    /// A2
+    #[error(
+        "Docker was asked for {key}, which is not in the container's configuration: the container was not started through terok's shim; run `terok doctor`"
+    )]
+    Lacking { key: String },
+    /// A2
+    #[error("{key} is given as annotation with {annotation:?} and as label with {label:?}; give it once")]
+    TwoValues { key: String, annotation: String, label: String },
     /// A2
     #[error("cannot tell whether the image set {grant}, because {reason}; start the container without it")]
     ImageUnknown { grant: String, reason: String },

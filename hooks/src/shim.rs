@@ -7,13 +7,15 @@ use crate::birth::Birth;
 use crate::place::Place;
 use crate::refusal::{self, Refusal};
 use crate::state::{self, ours};
-use crate::{asked, image};
+use crate::{asked, guards};
+use crate::origin::Origin;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use terok_kernel::program::Program;
 use terok_kernel::statedir::Dir;
 use terok_policy::amend::{self, hooks};
 use terok_policy::control::Container;
+use terok_policy::plan::Network;
 use terok_policy::{layout, provision};
 
 const CONTAINER_LIMIT: u64 = 1 << 20;
@@ -59,7 +61,11 @@ fn amended(
         Ok(read) => read,
         Err(error) => return Err(Refusal::input(what(), error)),
     };
-    let ours = ours(&annotations);
+    if ours(&annotations).is_empty() && !request.all && !Origin::has_labels(bundle) {
+        return Ok(None);
+    }
+    let origin = Origin::of_bundle(bundle, id, &config)?;
+    let ours = origin.ours(&annotations)?;
     if ours.is_empty() && !request.all {
         return Ok(None);
     }
@@ -72,8 +78,9 @@ fn amended(
         home: request.home.as_ref().map(|home| home.display().to_string()),
         all: request.all,
     };
-    let subject = Subject { id: Ok(id.to_owned()), container: image::by_bundle(bundle, id) };
-    let amended = adapter::amended(request, config, &ours, &subject)?;
+    let subject = Subject { id: Ok(id.to_owned()), origin };
+    let said = amend::annotate(config, &ours)?;
+    let amended = adapter::amended(request, said, &ours, &subject)?;
     let amended = hooks::inject(amended, &installed)?;
     serde_json::to_vec(&amended).map(Some).map_err(|error| Refusal::input(what(), error))
 }
@@ -95,12 +102,18 @@ fn further(request: &Request, id: &str, process: &[u8]) -> Result<Option<Vec<u8>
     let before: Value =
         serde_json::from_slice(process).map_err(|error| Refusal::input("the process to start", error))?;
     let mut after = before.clone();
+    if amend::is_without_raw_sockets(&config) {
+        after = amend::process_without_raw_sockets(after)?;
+    }
     if amend::is_restricted(&config) {
         after = amend::restrict_process(after)?;
     }
     let guard = container.served_by.as_deref().unwrap_or(id);
     if let Some(provision) = provision(request, &place, &base, guard, &ours(&annotations)) {
         after = amend::provide_process(after, &provision)?;
+    }
+    if container.network == Some(Network::Filtered) {
+        guards::further(&after)?;
     }
     if after == before {
         return Ok(None);

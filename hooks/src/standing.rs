@@ -3,7 +3,7 @@
 
 use crate::companions::{self, Companions};
 use crate::guards::{self, Wanted};
-use crate::image;
+use crate::origin::Origin;
 use crate::refusal::Refusal;
 use crate::state::{Annotations, State};
 use serde_json::Value;
@@ -63,7 +63,7 @@ pub(crate) fn foresee(
 ) -> Result<(), Refusal> {
     let network = NetNs::of(holder, &PidFd::open(holder)?)?;
     if network == NetNs::own()? {
-        return Err(guards::host());
+        return Err(guards::host(config));
     }
     let companions = Companions::of(holder, false)?;
     let (members, _) = companions::members(base, network.id())?;
@@ -131,8 +131,10 @@ impl Asking<'_> {
         let all = self.state.bundle.parent().and_then(|folder| folder.parent());
         let bundle = all.map(|all| all.join(id).join("userdata")).unwrap_or_default();
         // Podman 4.3 takes annotations from images too: only a container of the engine's own store is a pod's.
-        let Ok(found) = image::by_bundle(&bundle, id) else { return Ok(None) };
-        let name = found.record.names.and_then(|names| names.into_iter().next());
-        Ok(Some(Infra { id: id.to_owned(), name: name.unwrap_or_default(), bundle, pid: holder, pidfd }))
+        let origin = Origin::of_bundle(&bundle, id, &Value::Null)?;
+        if !matches!(origin, Origin::Storage(_)) {
+            return Ok(None);
+        }
+        Ok(Some(Infra { id: id.to_owned(), name: origin.name(), bundle, pid: holder, pidfd }))
     }
 }

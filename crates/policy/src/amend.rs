@@ -9,6 +9,7 @@ mod sockets;
 use crate::policy::Policy;
 use seccomp::Filter;
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 
 pub use provide::{provide, provide_process};
 
@@ -16,6 +17,9 @@ pub use provide::{provide, provide_process};
 /// Not under `terok.`, where an unknown key is an error.
 pub const MARK: &str = "io.terok.amended";
 const RESTRICTED: &str = "restricted";
+/// Names the capabilities that [`without_raw_sockets`] took away, for people and for further processes.
+pub const DROPPED: &str = "io.terok.dropped";
+const RAW: &str = "CAP_NET_RAW";
 
 /// Annotations by which crun is told to go around what it is configured to do. Podman 4.3 takes an image's annotations
 /// over, so that its author can give such orders too.
@@ -65,6 +69,47 @@ pub fn amend(config: Value, policy: &Policy) -> Result<Value, AmendError> {
     linux.insert("seccomp".to_owned(), filter.into_value());
     let mark = if policy.restricted { RESTRICTED } else { "1" };
     object(&mut config, &["annotations"])?.insert(MARK.to_owned(), mark.into());
+    Ok(config)
+}
+
+/// Takes CAP_NET_RAW from a container that has it because its engine gives it to every one: over a card it could be used to send
+/// what the table does not see, and to look like who may.
+pub fn without_raw_sockets(config: Value) -> Result<Value, AmendError> {
+    let mut config = config;
+    if drop_raw(object(&mut config, &["process"])?) {
+        object(&mut config, &["annotations"])?.insert(DROPPED.to_owned(), RAW.into());
+    }
+    Ok(config)
+}
+
+/// Whether [`without_raw_sockets`] took something from the container of `config`.
+pub fn is_without_raw_sockets(config: &Value) -> bool {
+    config.get("annotations").and_then(|annotations| annotations.get(DROPPED)).is_some()
+}
+
+/// As [`without_raw_sockets`], for a further process: the engine gives it the same capabilities.
+pub fn process_without_raw_sockets(process: Value) -> Result<Value, AmendError> {
+    let mut process = process;
+    drop_raw(object(&mut process, &[])?);
+    Ok(process)
+}
+
+fn drop_raw(process: &mut Map<String, Value>) -> bool {
+    let sets = process.get_mut("capabilities").and_then(Value::as_object_mut);
+    let mut dropped = false;
+    for set in sets.into_iter().flat_map(|sets| sets.values_mut()).filter_map(Value::as_array_mut) {
+        let before = set.len();
+        set.retain(|capability| !capability.as_str().is_some_and(|name| name.eq_ignore_ascii_case(RAW)));
+        dropped |= set.len() < before;
+    }
+    dropped
+}
+
+/// Adds `annotations`: what an engine keeps elsewhere is in the configuration for whoever looks at it later.
+pub fn annotate(config: Value, annotations: &BTreeMap<String, String>) -> Result<Value, AmendError> {
+    let mut config = config;
+    let all = object(&mut config, &["annotations"])?;
+    all.extend(annotations.iter().map(|(key, value)| (key.clone(), value.as_str().into())));
     Ok(config)
 }
 

@@ -1,8 +1,11 @@
-//! `amend` on configurations that Podman wrote: what the precreate hook saw on Debian 12 and 13.
+//! `amend` on configurations that Podman and Docker wrote: what hook and shim saw on Debian 12 and 13.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use serde_json::{Value, json};
-use terok_policy::amend::{MARK, amend, is_amended, restrict_process};
+use terok_policy::amend::{
+    DROPPED, MARK, amend, annotate, is_amended, is_without_raw_sockets, process_without_raw_sockets, restrict_process,
+    without_raw_sockets,
+};
 use terok_policy::policy::Policy;
 
 fn fixtures() -> Vec<(String, Value)> {
@@ -278,4 +281,34 @@ fn what_is_no_configuration_is_refused_with_its_place() {
     ] {
         assert_eq!(amend(config, &Policy::default()).unwrap_err().place, place);
     }
+}
+
+#[test]
+fn a_capability_that_every_container_of_dockers_gets_is_taken_from_each_set_and_the_filter_closes_behind_it() {
+    let config = fixture("docker-26.1-network");
+    assert!(config["process"]["capabilities"]["bounding"].to_string().contains("CAP_NET_RAW"));
+    let without = without_raw_sockets(config.clone()).unwrap();
+    assert!(!without["process"].to_string().contains("CAP_NET_RAW"));
+    assert_eq!(without["annotations"][DROPPED], "CAP_NET_RAW");
+    assert!(is_without_raw_sockets(&without) && !is_without_raw_sockets(&config));
+    assert_eq!(without_raw_sockets(without.clone()).unwrap(), without);
+    let mut amended = amend(without.clone(), &Policy::default()).unwrap();
+    assert_eq!(is_amended(&amended), Ok(()));
+    // The filter that fits the capability does not do for a container without it.
+    amended["linux"]["seccomp"] = amend(config.clone(), &Policy::default()).unwrap()["linux"]["seccomp"].take();
+    assert!(is_amended(&amended).is_err());
+
+    let process = process_without_raw_sockets(config["process"].clone()).unwrap();
+    assert_eq!(process, without["process"]);
+    let podmans = fixture("podman-5.4-rootful");
+    assert_eq!(without_raw_sockets(podmans.clone()).unwrap(), podmans);
+}
+
+#[test]
+fn what_is_said_by_label_becomes_an_annotation_beside_the_others() {
+    let label = [("terok.task".to_owned(), "t".to_owned())].into();
+    let annotated = annotate(json!({ "annotations": { "a": "b" } }), &label).unwrap();
+    assert_eq!(annotated["annotations"], json!({ "a": "b", "terok.task": "t" }));
+    assert_eq!(annotate(json!({ "annotations": null }), &label).unwrap()["annotations"], json!({ "terok.task": "t" }));
+    assert!(annotate(json!({ "annotations": [] }), &label).is_err());
 }

@@ -1,7 +1,8 @@
 //! Golden cases: `tests/golden/<case>/annotations` (a `KEY=VALUE` a line) and what becomes of them, as reviewable text:
 //! `policy`, `plan`, `ruleset` or `error`; with `facts`, those of the host (else a sealed container's), and the table at the
 //! cards, `egress`; with `grants`, a `NAME ADDRESS UNTIL` a line; with `questions`, their `verdicts`; with `live`, the
-//! operator's state in force at Unix second 1000; with `config` (the name of a fixture), `amended`: what the edit changes.
+//! operator's state in force at Unix second 1000; with `config` (the name of a fixture), `amended`: what the edit changes, Docker's
+//! default CAP_NET_RAW over a card included.
 //! `UPDATE_GOLDEN=1` rewrites the results.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -11,7 +12,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use terok_policy::grants::Grants;
 use terok_policy::live::Live;
-use terok_policy::plan::{HostFacts, Now, Plan, Wiring};
+use terok_policy::plan::{HostFacts, Network, Now, Plan, Wiring};
 use terok_policy::policy::VaultGrant;
 use terok_policy::profile::Catalog;
 use terok_policy::provision::Issued;
@@ -91,7 +92,7 @@ fn results(case: &Path) -> BTreeMap<&'static str, String> {
         results.insert("verdicts", verdicts(&policy, &live, &questions));
     }
     if let Some(fixture) = read("config") {
-        results.insert("amended", amended(&policy, fixture.trim()));
+        results.insert("amended", amended(&policy, &facts, fixture.trim()));
     }
     results
 }
@@ -146,13 +147,17 @@ fn verdicts(policy: &Policy, live: &Live, questions: &str) -> String {
 }
 
 /// What `amend` changes in a captured configuration: system calls that lost or won a rule, and every other value.
-fn amended(policy: &Policy, fixture: &str) -> String {
+fn amended(policy: &Policy, facts: &HostFacts, fixture: &str) -> String {
     let path = format!("{}/tests/fixtures/{fixture}.json", env!("CARGO_MANIFEST_DIR"));
     let mut before: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let token = |grant: &VaultGrant| phantom::token(&grant.provider.token, &[7; phantom::MOST]);
     let issued = Issued { tokens: policy.vault.iter().map(token).collect() };
     let provision = provision::provision(policy, &issued, "/run/user/1000/terok/.birth/x/inside");
-    let amended = amend::amend(before.clone(), policy).unwrap();
+    let given = match facts.network == Network::Filtered && fixture.starts_with("docker") {
+        true => amend::without_raw_sockets(before.clone()).unwrap(),
+        false => before.clone(),
+    };
+    let amended = amend::amend(given, policy).unwrap();
     let mut after = amend::provide(amended, &provision).unwrap();
     let (rules_before, rules_after) = (take_rules(&mut before), take_rules(&mut after));
     let (mut values_before, mut values_after) = (BTreeSet::new(), BTreeSet::new());

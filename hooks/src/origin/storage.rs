@@ -1,20 +1,18 @@
-//! Whether the image spoke instead of the person (A2). Podman 4.3 copies the annotations of an image's manifest into the
-//! container's configuration; containers/storage keeps that manifest where it can be compared.
+//! Containers of containers/storage (Podman, CRI-O). Podman 4.3 copies the annotations of an image's manifest into the
+//! container's configuration; the store keeps that manifest where it can be compared.
 
-use crate::refusal::Refusal;
-use crate::state::{Annotations, read_file};
+use super::Unknown;
+use super::said::{Said, said};
+use crate::state::read_file;
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use std::path::{Path, PathBuf};
-use terok_policy::Policy;
-use terok_policy::annotation;
 
 const LIST_LIMIT: u64 = 64 << 20;
 const MANIFEST_LIMIT: u64 = 4 << 20;
 
 /// A store of containers/storage: `<root>/<driver>-containers`, `<root>/<driver>-images`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Storage {
+struct Storage {
     root: PathBuf,
     driver: String,
 }
@@ -23,10 +21,10 @@ pub(crate) struct Storage {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 pub(crate) struct Record {
     /// Full id.
-    pub(crate) id: String,
+    pub(super) id: String,
     /// Names; the first is the container's own.
     #[serde(default)]
-    pub(crate) names: Option<Vec<String>>,
+    names: Option<Vec<String>>,
     #[serde(default)]
     image: Option<String>,
     #[serde(default)]
@@ -37,7 +35,7 @@ pub(crate) struct Record {
 #[derive(Debug)]
 pub(crate) struct Found {
     storage: Storage,
-    pub(crate) record: Record,
+    pub(super) record: Record,
 }
 
 impl Storage {
@@ -82,33 +80,27 @@ impl Storage {
 }
 
 /// The container with this id, by its bundle.
-pub(crate) fn by_bundle(bundle: &Path, id: &str) -> Result<Found, String> {
+pub(super) fn by_bundle(bundle: &Path, id: &str) -> Result<Found, String> {
     let storage = Storage::of_bundle(bundle)
         .ok_or_else(|| format!("{} is not in a container store", bundle.display()))?;
     storage.find(|record| record.id == id)
 }
 
 /// The container whose root filesystem this is: all that `precreate` is told.
-pub(crate) fn by_rootfs(rootfs: &Path) -> Result<Found, String> {
+pub(super) fn by_rootfs(rootfs: &Path) -> Result<Found, String> {
     let (storage, layer) = Storage::of_rootfs(rootfs)
         .ok_or_else(|| format!("{} is not in a container store", rootfs.display()))?;
     storage.find(|record| record.layer.as_ref() == Some(&layer))
 }
 
-/// Why the image cannot be asked.
-enum Unknown {
-    /// There is no manifest where one is looked for: another engine, another store.
-    Missing(String),
-    /// There is one, and Podman may have read annotations in it that we cannot: its author's doing.
-    Damaged(String),
-}
-
-/// `terok.` keys with their values, each as often as it is there.
-type Said = Vec<(String, String)>;
-
 impl Found {
+    /// The container's name.
+    pub(super) fn name(&self) -> String {
+        self.record.names.iter().flatten().next().cloned().unwrap_or_default()
+    }
+
     /// The `terok.` annotations of the image's manifest; none where there is no image.
-    fn image_annotations(&self) -> Result<Said, Unknown> {
+    pub(super) fn image_annotations(&self) -> Result<Said, Unknown> {
         let Some(image) = self.record.image.as_deref().filter(|image| !image.is_empty()) else {
             return Ok(Said::new());
         };
@@ -128,102 +120,15 @@ impl Found {
     }
 }
 
-/// Every pair below [`annotation::PREFIX`] wherever it stands in `manifest`. Podman's JSON reader takes `Annotations`,
-/// `ANNOTATIONS` and `annotation\u{17f}` for `annotations` too and merges them if there are several: to look at every
-/// object and at every repetition is to miss none.
-fn said(manifest: &[u8]) -> serde_json::Result<Said> {
-    let mut said = Said::new();
-    let mut reader = serde_json::Deserializer::from_slice(manifest);
-    Pairs(&mut said).deserialize(&mut reader)?;
-    reader.end()?;
-    Ok(said)
-}
-
-/// Collects the pairs of all objects; its value is the text, where the value read is one.
-struct Pairs<'a>(&'a mut Said);
-
-impl<'de> DeserializeSeed<'de> for Pairs<'_> {
-    type Value = Option<String>;
-    fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<Self::Value, D::Error> {
-        reader.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Pairs<'_> {
-    type Value = Option<String>;
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("a manifest")
-    }
-    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-        Ok(Some(text.to_owned()))
-    }
-    fn visit_unit<E>(self) -> Result<Self::Value, E> {
-        // Go reads null as the empty text.
-        Ok(Some(String::new()))
-    }
-    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
-        Ok(None)
-    }
-    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
-        Ok(None)
-    }
-    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
-        Ok(None)
-    }
-    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
-        Ok(None)
-    }
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
-        while items.next_element_seed(Pairs(self.0))?.is_some() {}
-        Ok(None)
-    }
-    fn visit_map<A: MapAccess<'de>>(self, mut pairs: A) -> Result<Self::Value, A::Error> {
-        while let Some(key) = pairs.next_key::<String>()? {
-            let text = pairs.next_value_seed(Pairs(self.0))?;
-            if let Some(text) = text.filter(|_| key.starts_with(annotation::PREFIX)) {
-                self.0.push((key, text));
-            }
-        }
-        Ok(None)
-    }
-}
-
-/// Refuses what the image said, and what it may have said where that cannot be known.
-pub(crate) fn check(
-    ours: &Annotations,
-    policy: &Policy,
-    container: &Result<Found, String>,
-) -> Result<(), Refusal> {
-    let from_image = match container {
-        Ok(found) => found.image_annotations(),
-        Err(reason) => Err(Unknown::Missing(reason.clone())),
-    };
-    let (grant, reason) = match from_image {
-        Ok(from_image) => {
-            let of_image = |key: &str, value: &str| from_image.iter().any(|(k, v)| k == key && v == value);
-            return match ours.iter().find(|(key, value)| of_image(key, value)) {
-                Some((key, value)) => Err(Refusal::FromImage { key: key.clone(), value: value.clone() }),
-                None => Ok(()),
-            };
-        }
-        Err(Unknown::Missing(reason)) => (annotation::grant(policy), reason),
-        Err(Unknown::Damaged(reason)) => {
-            let widens = [annotation::ALLOW, annotation::PROFILES]
-                .into_iter()
-                .find_map(|key| ours.get(key).map(|value| format!("{key}={value}")));
-            (annotation::grant(policy).or(widens), reason)
-        }
-    };
-    match grant {
-        Some(grant) => Err(Refusal::ImageUnknown { grant, reason }),
-        None => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::Origin;
     use super::*;
+    use crate::refusal::Refusal;
+    use crate::state::Annotations;
+    use serde_json::Value;
     use std::fs;
+    use terok_policy::Policy;
 
     const IMAGE: &str = "2eebab8b296d42ded1a2bc1a14958970807977b47421fd0c7e864a4c5849e27d";
 
@@ -243,6 +148,10 @@ mod tests {
         (root, bundle)
     }
 
+    fn by_bundle(bundle: &Path, id: &str) -> Origin {
+        Origin::of_bundle(bundle, id, &Value::Null).unwrap()
+    }
+
     fn annotations(pairs: &[(&str, &str)]) -> Annotations {
         pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
     }
@@ -253,11 +162,11 @@ mod tests {
         for list in ["containers.json", "volatile-containers.json"] {
             let (root, bundle) = store(list, manifest);
             let rootfs = root.path().join("overlay/l1/merged");
-            for container in [by_bundle(&bundle, "c1"), by_rootfs(&rootfs)] {
-                let refused = check(&annotations(&[("terok.shield", "up")]), &Policy::default(), &container);
+            for container in [by_bundle(&bundle, "c1"), Origin::of_rootfs(&rootfs)] {
+                let refused = container.check(&annotations(&[("terok.shield", "up")]), &Policy::default());
                 assert!(matches!(refused, Err(Refusal::FromImage { .. })), "{refused:?}");
-                check(&annotations(&[("terok.shield", "block")]), &Policy::default(), &container).unwrap();
-                assert_eq!(container.unwrap().record.names.unwrap()[0], "box");
+                container.check(&annotations(&[("terok.shield", "block")]), &Policy::default()).unwrap();
+                assert_eq!(container.name(), "box");
             }
         }
     }
@@ -268,12 +177,12 @@ mod tests {
         let (_root, bundle) = store("containers.json", "garbage");
         let unknown = [by_bundle(&bundle, "c1"), by_bundle(&bundle, "c2"), by_bundle(Path::new("/b"), "c1")];
         for container in unknown {
-            check(&annotations(&[]), &Policy::default(), &container).unwrap();
-            let refused = check(&annotations(&[]), &down, &container);
+            container.check(&annotations(&[]), &Policy::default()).unwrap();
+            let refused = container.check(&annotations(&[]), &down);
             assert!(matches!(refused, Err(Refusal::ImageUnknown { .. })), "{refused:?}");
         }
         let (_root, bundle) = store("containers.json", "{}");
-        check(&annotations(&[]), &down, &by_bundle(&bundle, "c1")).unwrap();
+        by_bundle(&bundle, "c1").check(&annotations(&[]), &down).unwrap();
     }
 
     #[test]
@@ -286,7 +195,7 @@ mod tests {
         ] {
             let (_root, bundle) = store("containers.json", manifest);
             let ours = annotations(&[("terok.shield", "up"), ("terok.shield.allow", "evil.example")]);
-            let refused = check(&ours, &Policy::default(), &by_bundle(&bundle, "c1"));
+            let refused = by_bundle(&bundle, "c1").check(&ours, &Policy::default());
             assert!(matches!(refused, Err(Refusal::FromImage { .. })), "{manifest}: {refused:?}");
         }
     }
@@ -297,7 +206,7 @@ mod tests {
         let manifest = r#"{"x":"\ud800","annotations":{"terok.shield.allow":"evil.example"}}"#;
         let (_root, bundle) = store("containers.json", manifest);
         let of = |pairs: &[(&str, &str)]| {
-            check(&annotations(pairs), &Policy::default(), &by_bundle(&bundle, "c1"))
+            by_bundle(&bundle, "c1").check(&annotations(pairs), &Policy::default())
         };
         for pair in [("terok.shield.allow", "evil.example"), ("terok.shield.profiles", "wide")] {
             assert!(matches!(of(&[pair]), Err(Refusal::ImageUnknown { .. })), "{pair:?}");
