@@ -62,6 +62,10 @@ fn everything_but_the_filter_and_the_mark_survives() {
         let mut amended = amend(config.clone(), &Policy::default()).unwrap();
         assert_eq!(amended["annotations"].as_object_mut().unwrap().remove(MARK), Some("1".into()), "{name}");
         let mut config = config;
+        if config.get("annotations").is_none() {
+            assert_eq!(amended["annotations"].take(), json!({}), "{name}");
+            config["annotations"] = Value::Null;
+        }
         for config in [&mut amended, &mut config] {
             config["linux"].as_object_mut().unwrap().remove("seccomp");
         }
