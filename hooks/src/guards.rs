@@ -87,7 +87,10 @@ pub(crate) fn capabilities(config: &Value) -> Result<(), Refusal> {
     let Some(found) = CAPABILITIES.into_iter().find(|capability| has(capability)) else { return Ok(()) };
     let short = found.trim_start_matches("CAP_");
     let (option, field) = match has("CAP_SYS_MODULE") && has("CAP_SYS_RAWIO") {
-        true => ("start it without --privileged, or with --network none".to_owned(), "start it without securityContext.privileged".to_owned()),
+        true => (
+            "start it without --privileged, or with --network none".to_owned(),
+            "start it without securityContext.privileged".to_owned(),
+        ),
         false => (
             format!("start it with --cap-drop={short}, or with --network none"),
             format!("list {short} in securityContext.capabilities.drop, and not in add"),
@@ -121,7 +124,9 @@ fn remedy<'a>(config: &Value, option: &'a str, field: &'a str) -> &'a str {
 /// Whether the namespace at this path is ours, and so the host's: Docker 20.10 names one where others name none.
 fn is_hosts(path: Option<&str>) -> bool {
     let id = |path: &str| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
-    path.filter(|path| !path.is_empty()).and_then(id).is_some_and(|there| id("/proc/self/ns/net") == Some(there))
+    path.filter(|path| !path.is_empty())
+        .and_then(id)
+        .is_some_and(|there| id("/proc/self/ns/net") == Some(there))
 }
 
 #[cfg(test)]
@@ -161,7 +166,10 @@ mod tests {
     #[test]
     fn what_podman_starts_by_default_passes_on_every_network() {
         for name in ["", "-slirp4netns", "-bridge", "-pod-member"] {
-            assert_eq!(check(&fixture(&format!("podman-4.3.1-rootless{name}")), &keep(), true).unwrap(), [""; 0]);
+            assert_eq!(
+                check(&fixture(&format!("podman-4.3.1-rootless{name}")), &keep(), true).unwrap(),
+                [""; 0]
+            );
         }
     }
 

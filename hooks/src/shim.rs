@@ -4,11 +4,11 @@
 use crate::adapter::{self, Subject};
 use crate::argv::Request;
 use crate::birth::Birth;
+use crate::origin::Origin;
 use crate::place::Place;
 use crate::refusal::{self, Refusal};
 use crate::state::{self, ours};
 use crate::{asked, guards};
-use crate::origin::Origin;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use terok_kernel::program::Program;

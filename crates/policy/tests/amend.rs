@@ -3,8 +3,8 @@
 
 use serde_json::{Value, json};
 use terok_policy::amend::{
-    DROPPED, MARK, amend, annotate, is_amended, is_without_raw_sockets, process_without_raw_sockets, restrict_process,
-    without_raw_sockets,
+    DROPPED, MARK, amend, annotate, is_amended, is_without_raw_sockets, process_without_raw_sockets,
+    restrict_process, without_raw_sockets,
 };
 use terok_policy::policy::Policy;
 
@@ -288,7 +288,8 @@ fn what_is_no_configuration_is_refused_with_its_place() {
 }
 
 #[test]
-fn a_capability_that_every_container_of_dockers_gets_is_taken_from_each_set_and_the_filter_closes_behind_it() {
+fn a_capability_that_every_container_of_dockers_gets_is_taken_from_each_set_and_the_filter_closes_behind_it()
+{
     let config = fixture("docker-26.1-network");
     assert!(config["process"]["capabilities"]["bounding"].to_string().contains("CAP_NET_RAW"));
     let without = without_raw_sockets(config.clone()).unwrap();
@@ -299,7 +300,8 @@ fn a_capability_that_every_container_of_dockers_gets_is_taken_from_each_set_and_
     let mut amended = amend(without.clone(), &Policy::default()).unwrap();
     assert_eq!(is_amended(&amended), Ok(()));
     // The filter that fits the capability does not do for a container without it.
-    amended["linux"]["seccomp"] = amend(config.clone(), &Policy::default()).unwrap()["linux"]["seccomp"].take();
+    amended["linux"]["seccomp"] =
+        amend(config.clone(), &Policy::default()).unwrap()["linux"]["seccomp"].take();
     assert!(is_amended(&amended).is_err());
 
     let process = process_without_raw_sockets(config["process"].clone()).unwrap();
@@ -313,6 +315,9 @@ fn what_is_said_by_label_becomes_an_annotation_beside_the_others() {
     let label = [("terok.task".to_owned(), "t".to_owned())].into();
     let annotated = annotate(json!({ "annotations": { "a": "b" } }), &label).unwrap();
     assert_eq!(annotated["annotations"], json!({ "a": "b", "terok.task": "t" }));
-    assert_eq!(annotate(json!({ "annotations": null }), &label).unwrap()["annotations"], json!({ "terok.task": "t" }));
+    assert_eq!(
+        annotate(json!({ "annotations": null }), &label).unwrap()["annotations"],
+        json!({ "terok.task": "t" })
+    );
     assert!(annotate(json!({ "annotations": [] }), &label).is_err());
 }

@@ -95,7 +95,8 @@ impl Docker {
             return Err(format!("{id:?} is no container's id"));
         }
         let roots = data_roots(config);
-        let found = roots.iter().find(|root| folder(root, id).join("config.v2.json").symlink_metadata().is_ok());
+        let found =
+            roots.iter().find(|root| folder(root, id).join("config.v2.json").symlink_metadata().is_ok());
         let root = found.ok_or_else(|| match roots.first() {
             Some(root) => format!("{} has no config.v2.json", folder(root, id).display()),
             None => "the configuration shows no data folder of its".to_owned(),
@@ -141,7 +142,8 @@ impl Docker {
 
     /// Refuses what is neither the person's annotation nor the person's label.
     pub(super) fn check(&self, ours: &Annotations, policy: &Policy) -> Result<(), Refusal> {
-        let annotated = |key: &str, value: &str| self.annotations.get(key).is_some_and(|given| given == value);
+        let annotated =
+            |key: &str, value: &str| self.annotations.get(key).is_some_and(|given| given == value);
         let others: Annotations = ours
             .iter()
             .filter(|(key, value)| !annotated(key, value))
@@ -150,7 +152,9 @@ impl Docker {
         if let Some((key, value)) = others.iter().find(|(key, value)| self.labels.get(*key) != Some(value)) {
             return Err(Refusal::Unasked { key: key.clone(), value: value.clone() });
         }
-        if let Some(key) = self.labels.keys().chain(self.annotations.keys()).find(|key| !ours.contains_key(*key)) {
+        if let Some(key) =
+            self.labels.keys().chain(self.annotations.keys()).find(|key| !ours.contains_key(*key))
+        {
             return Err(Refusal::Lacking { key: key.clone() });
         }
         match &self.image {
@@ -276,14 +280,16 @@ mod tests {
     }
 
     fn fixture(name: &str) -> String {
-        fs::read_to_string(format!("{}/tests/fixtures/docker-{name}.json", env!("CARGO_MANIFEST_DIR"))).unwrap()
+        fs::read_to_string(format!("{}/tests/fixtures/docker-{name}.json", env!("CARGO_MANIFEST_DIR")))
+            .unwrap()
     }
 
     impl Host {
         fn with(name: &str) -> Self {
             let root = tempfile::tempdir().unwrap();
             let place = root.path().canonicalize().unwrap();
-            let config = fixture(&format!("{name}.config")).replace("/var/lib/docker", place.to_str().unwrap());
+            let config =
+                fixture(&format!("{name}.config")).replace("/var/lib/docker", place.to_str().unwrap());
             let container = fixture(&format!("{name}.config.v2"));
             let read: Container = serde_json::from_str(&container).unwrap();
             let image = digest(read.image.as_deref().unwrap()).unwrap();
@@ -327,7 +333,8 @@ mod tests {
             };
             edit("hostconfig.json", "/Annotations", annotations);
             edit("config.v2.json", "/Config/Labels", labels);
-            let mut configuration: Value = serde_json::from_str(&fixture("26.1.5-image-label.image")).unwrap();
+            let mut configuration: Value =
+                serde_json::from_str(&fixture("26.1.5-image-label.image")).unwrap();
             configuration["config"]["Labels"] = serde_json::to_value(map(image)).unwrap();
             host.image(&configuration.to_string());
             host
@@ -453,7 +460,8 @@ mod tests {
         let host = Host::with("26.1.5-containerd-images");
         let refused = host.judged(&[], &down());
         assert!(matches!(refused, Err(Refusal::ImageUnknown { .. })), "{refused:?}");
-        let container: Container = serde_json::from_str(&fixture("26.1.5-containerd-images.config.v2")).unwrap();
+        let container: Container =
+            serde_json::from_str(&fixture("26.1.5-containerd-images.config.v2")).unwrap();
         let blobs = host.root.path().join("containerd/daemon").join(CONTENT);
         fs::create_dir_all(&blobs).unwrap();
         let configuration = "a".repeat(64);
@@ -508,7 +516,12 @@ mod tests {
 
     #[test]
     fn every_network_but_none_brings_a_card_and_raw_sockets_are_wanted_where_they_were_asked_for() {
-        for (name, card) in [("26.1.5-bridge", true), ("20.10.24-network", true), ("26.1.5-none", false), ("20.10.24-joined", false)] {
+        for (name, card) in [
+            ("26.1.5-bridge", true),
+            ("20.10.24-network", true),
+            ("26.1.5-none", false),
+            ("20.10.24-joined", false),
+        ] {
             let host = Host::with(name);
             let origin = host.origin().unwrap();
             assert_eq!(origin.brings_card(&host.config), card, "{name}");

@@ -205,9 +205,8 @@ mod tests {
         // Go takes a lone surrogate for U+FFFD.
         let manifest = r#"{"x":"\ud800","annotations":{"terok.shield.allow":"evil.example"}}"#;
         let (_root, bundle) = store("containers.json", manifest);
-        let of = |pairs: &[(&str, &str)]| {
-            by_bundle(&bundle, "c1").check(&annotations(pairs), &Policy::default())
-        };
+        let of =
+            |pairs: &[(&str, &str)]| by_bundle(&bundle, "c1").check(&annotations(pairs), &Policy::default());
         for pair in [("terok.shield.allow", "evil.example"), ("terok.shield.profiles", "wide")] {
             assert!(matches!(of(&[pair]), Err(Refusal::ImageUnknown { .. })), "{pair:?}");
         }

@@ -143,9 +143,7 @@ fn output(peers: &Peers<'_>, mark: u32) -> Vec<NftRule> {
         rules.extend((peers.port != 0).then(|| rule(question, [Statement::Accept])));
         rules.extend(refusal(&[server], "terok:dns"));
     }
-    rules.extend(
-        loopback().map(|net| rule([Match::SAddr(net), Match::DAddr(net)], [Statement::Accept])),
-    );
+    rules.extend(loopback().map(|net| rule([Match::SAddr(net), Match::DAddr(net)], [Statement::Accept])));
     // The kernel's own resets come in the name of who was not reached.
     rules.push(rule([Match::ToLocal, Match::CtState(RELATED)], [Statement::Accept]));
     rules.extend(neighbour_discovery().map(|kind| rule([Match::L4Proto(ICMP6), kind], pass())));
