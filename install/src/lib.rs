@@ -11,6 +11,7 @@ mod findings;
 pub mod hook_json;
 pub mod host;
 mod image;
+pub mod in_use;
 mod json_text;
 pub mod podman;
 pub mod probe;

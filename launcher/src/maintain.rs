@@ -10,7 +10,7 @@ use terok_install::engine::{self, Engine, Registered};
 use terok_install::hook_json::Containers;
 use terok_install::host::Host;
 use terok_install::target::{Scope, Target};
-use terok_install::{consulted, setup};
+use terok_install::{consulted, in_use, setup};
 use terok_policy::layout;
 use terok_policy::plan::Network;
 
@@ -159,7 +159,18 @@ pub(crate) fn uninstall(host: &Host, place: &Place, purge: bool) -> anyhow::Resu
             running.iter().map(containers::Known::name).collect::<Vec<_>>().join(", ")
         );
     }
+    if place.destdir.is_none() {
+        let users = in_use::users(host, &target);
+        if !users.is_empty() {
+            let names: Vec<_> = users.iter().map(|user| format!("{} ({})", user.name, user.engine)).collect();
+            bail!(
+                "containers run through the shim, without which their engine can neither stop nor remove them: {}; stop them first",
+                names.join(", ")
+            );
+        }
+    }
     let purge = purge && place.destdir.is_none();
+    // All is decided before anything is done.
     let mut removals = Vec::new();
     for engine in Engine::ALL {
         removals.push((engine, engine.unregister(&target)?));
@@ -168,6 +179,13 @@ pub(crate) fn uninstall(host: &Host, place: &Place, purge: bool) -> anyhow::Resu
     let mut lines = Vec::new();
     for (engine, removal) in removals {
         let files = setup::apply(&removal.steps)?;
+        if !files.is_empty() {
+            lines.push(format!(
+                "{}: containers made with --runtime {} do not start any more",
+                engine.name(),
+                layout::ENGINE_RUNTIME
+            ));
+        }
         if let Some(command) = engine.reload().filter(|_| !files.is_empty()) {
             lines.push(format!("make {} read it: {command}", engine.name()));
         }
