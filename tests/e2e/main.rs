@@ -18,6 +18,7 @@ mod networks;
 mod operator;
 mod published;
 mod rebinding;
+mod registered;
 mod restricted;
 mod shared;
 mod shim;

@@ -24,14 +24,14 @@ fn take_shim() {
 }
 
 /// Takes away, or puts back, what makes Podman read our hook files.
-fn hook_files(there: bool) {
+pub(crate) fn hook_files(there: bool) {
     let files = ["/run/drop-in.away", "/etc/containers/containers.conf.d/50-terok.conf"];
     let [from, to] = if there { files } else { [files[1], files[0]] };
     Mode::Rootful.run("mv", &[from, to]).succeeded();
 }
 
 #[track_caller]
-fn is_protected(container: &Container, allowed: &str) {
+pub(crate) fn is_protected(container: &Container, allowed: &str) {
     let (v4, _) = bad_addresses();
     let lines = container.probe(&[
         &format!("http {allowed} 80 {allowed} /shim"),

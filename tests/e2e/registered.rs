@@ -1,0 +1,91 @@
+//! The shim under its name: `terok setup --engine podman`, then `podman run --runtime terok` and Podman's default.
+
+use crate::shim::{hook_files, is_protected};
+use terok_tests::{Lab, Mode, Recipe, install, site};
+
+fn set_up(more: &[&str]) -> String {
+    let words = [&["setup", "--system", "--engine", "podman"], more].concat();
+    Mode::Rootful.terok(&words).succeeded()
+}
+
+fn default_runtime(mode: Mode) -> String {
+    mode.podman(&["info", "--format={{.Host.OCIRuntime.Name}}"]).succeeded().trim().to_owned()
+}
+
+#[test]
+fn a_container_that_names_terok_is_protected_through_stop_start_and_upgrade() {
+    let Some(_lab) = Lab::alone() else { return };
+    set_up(&[]);
+    assert!(set_up(&[]).contains("already set up"));
+    hook_files(false);
+    for mode in [Mode::Rootless, Mode::Rootful] {
+        assert_eq!(default_runtime(mode), "crun", "it is asked for by name alone");
+        // The names that were there are there.
+        mode.podman(&["--runtime=crun", "info"]).succeeded();
+        let site = site();
+        let container = Recipe::sealed(mode, &site.name).option("--runtime=terok").idle();
+        is_protected(&container, &site.name);
+        let said = Mode::Rootful.terok(&["uninstall", "--system"]).failed();
+        assert!(said.contains(&container.name) && said.contains("stop them first"), "{said}");
+        is_protected(&container, &site.name);
+        // Other programs of the same name, in the place of those that stand over a container.
+        let newer = "mkdir -p /run/newer; cd /run/lab/bin; for p in terok terok-hook terok-shim terok-supervisor; do \
+            cp $p /run/newer/ && echo >> /run/newer/$p; done; exec /run/newer/terok setup --system";
+        let said = Mode::Rootful.run("sh", &["-c", newer]).succeeded();
+        // Setup has put the hook files' drop-in back.
+        hook_files(false);
+        assert!(said.contains("wrote /usr/libexec/terok/terok-shim\n") && !said.contains("terok-runtime.conf"), "{said}");
+        for verb in [&["stop", "--time=0"][..], &["kill"]] {
+            container.podman(verb).succeeded();
+            container.is_left_alone();
+            container.podman(&["start"]).succeeded();
+            is_protected(&container, &site.name);
+        }
+        Recipe::bare(mode).option("--runtime=terok").run(&["true"]).1.succeeded();
+        install();
+        hook_files(false);
+    }
+    hook_files(true);
+    Mode::Rootful.terok(&["uninstall", "--system"]).succeeded();
+    install();
+}
+
+#[test]
+fn as_podmans_default_runtime_it_cannot_be_forgotten() {
+    let Some(_lab) = Lab::alone() else { return };
+    set_up(&["--default-runtime"]);
+    hook_files(false);
+    for mode in [Mode::Rootless, Mode::Rootful] {
+        assert_eq!(default_runtime(mode), "terok");
+        let site = site();
+        let container = Recipe::sealed(mode, &site.name).idle();
+        is_protected(&container, &site.name);
+        Recipe::bare(mode).run(&["true"]).1.succeeded();
+        let (_gone, ended) = Recipe::bare(mode).annotate("sheild", "up").run(&["true"]);
+        assert!(ended.failed().contains("terok.shield"));
+        // A user's own drop-in adds a runtime, and takes none away.
+        if mode == Mode::Rootless {
+            let own = "mkdir -p .config/containers/containers.conf.d && \
+                printf '[engine.runtimes]\\nmine = [\"/usr/bin/crun\"]\\n' > .config/containers/containers.conf.d/mine.conf";
+            mode.run("sh", &["-c", own]).succeeded();
+            for name in ["mine", "terok", "crun"] {
+                mode.podman(&["--runtime", name, "info"]).succeeded();
+            }
+            mode.run("rm", &["-r", ".config/containers/containers.conf.d"]).succeeded();
+        }
+        container.podman(&["stop", "--time=0"]).succeeded();
+        hook_files(true);
+        let said = Mode::Rootful.terok(&["uninstall", "--system"]).succeeded();
+        assert!(said.contains("removed /etc/containers/containers.conf.d/50-terok-runtime.conf"), "{said}");
+        assert!(said.contains("do not start any more"), "{said}");
+        assert_eq!(default_runtime(mode), "crun");
+        container.podman(&["start"]).failed();
+        container.podman(&["rm", "--force"]).succeeded();
+        set_up(&["--default-runtime"]);
+        hook_files(false);
+    }
+    assert!(set_up(&["--no-default-runtime"]).contains("with --runtime terok"));
+    assert_eq!(default_runtime(Mode::Rootful), "crun");
+    Mode::Rootful.terok(&["uninstall", "--system"]).succeeded();
+    install();
+}
