@@ -4,7 +4,7 @@ use crate::consulted::consulted;
 use crate::findings;
 use crate::hook_json::Containers;
 use crate::host::Host;
-use crate::{podman, trial};
+use crate::{podman, shim_findings, trial};
 use serde::Serialize;
 use terok_policy::control::Status;
 
@@ -23,7 +23,7 @@ pub enum Level {
 /// One thing looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// `kernel`, `engine`, `configuration`, `container` (one without a network card) or `network` (one with a card).
+    /// `kernel`, `engine`, `shim`, `configuration`, `container` (one without a network card) or `network` (one with a card).
     pub area: &'static str,
     /// How bad it is.
     pub level: Level,
@@ -57,11 +57,17 @@ pub fn examine(host: &Host, ask: Ask<'_>) -> Vec<Finding> {
     let podman = match podman::find() {
         Ok(podman) => podman,
         Err(error) => {
-            found.push(Finding::fail("engine", error.to_string(), ""));
+            let others = shim_findings::other_engines(host);
+            found.push(match others.is_empty() {
+                true => Finding::fail("engine", error.to_string(), ""),
+                false => Finding::ok("engine", "no podman, so no hooks: other engines call the shim"),
+            });
+            found.extend(shim_findings::findings(host));
             return found;
         }
     };
     found.extend(findings::engine(&podman));
+    found.extend(shim_findings::findings(host));
     found.extend(findings::configuration(host));
     found.extend(findings::folders(host));
     found.extend(findings::networks(host));

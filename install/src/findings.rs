@@ -151,7 +151,8 @@ pub(crate) fn engine(podman: &Path) -> Vec<Finding> {
     found
 }
 
-fn runtime_finding(name: &str, version_text: &str) -> Vec<Finding> {
+/// An OCI runtime by its name and the first line of its `--version`.
+pub(crate) fn runtime_finding(name: &str, version_text: &str) -> Vec<Finding> {
     // `crun version 1.8.1\ncommit: …`
     let text = version_text.lines().next().unwrap_or_default();
     let word = text

@@ -1,6 +1,6 @@
 //! Where terok is installed, in which order, and whether Podman consults it: the library behind
 //! `terok setup`, `terok uninstall`, `terok doctor` and the check that `terok run` makes before every start.
-//! It starts nothing but Podman, and that only for `doctor`.
+//! It starts nothing but Podman and the shim, and those only for `doctor`.
 
 mod all_containers;
 pub mod consulted;
@@ -17,6 +17,8 @@ pub mod podman;
 pub mod probe;
 mod process;
 pub mod setup;
+mod shim_findings;
+mod shim_settings;
 pub mod target;
 mod trial;
 

@@ -7,6 +7,7 @@ use crate::containers_conf::{ConfError, DEFAULT_DIR, hook_dirs, system_hook_dirs
 use crate::engine;
 use crate::hook_json::{Containers, HookFile, STAGES};
 use crate::host::Host;
+use crate::shim_settings;
 use crate::target::{Scope, Target};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -138,6 +139,7 @@ pub fn install_steps(
         // Before the hooks that ask for it.
         steps.extend(all_containers::step(target)?);
     }
+    steps.extend(shim_settings::step(target, containers == Containers::All)?);
     for stage in STAGES {
         let to = target.at(&target.hooks_dir().join(stage.file));
         steps.push(Step::Text { to, text: stage.file_for(target, containers).text() });
@@ -173,6 +175,8 @@ pub fn uninstall_steps(host: &Host, target: &Target, purge: bool) -> Vec<Step> {
     if all_containers::is_untouched(target) {
         steps.push(Step::Remove(target.at(&target.settings())));
     }
+    // What cannot be read is somebody's, and stays.
+    steps.extend(shim_settings::step(target, false).ok().flatten());
     steps.extend(target.folders().iter().map(|folder| Step::RemoveFolder(target.at(folder))));
     if purge {
         steps.push(Step::RemoveTree(host.state_dir()));
@@ -183,6 +187,30 @@ pub fn uninstall_steps(host: &Host, target: &Target, purge: bool) -> Vec<Step> {
         steps.push(Step::RemoveFolder(host.run_dir()));
     }
     steps
+}
+
+impl Step {
+    /// What it is about.
+    pub fn path(&self) -> &Path {
+        match self {
+            Step::Program { to, .. } | Step::Text { to, .. } | Step::Amended { to, .. } => to,
+            Step::Link { at, .. } => at,
+            Step::Remove(path) | Step::RemoveFolder(path) | Step::RemoveTree(path) => path,
+        }
+    }
+
+    /// The text that it puts in place.
+    pub fn text(&self) -> Option<&str> {
+        match self {
+            Step::Text { text, .. } | Step::Amended { text, .. } => Some(text),
+            _ => None,
+        }
+    }
+}
+
+/// Whether a step about a text would change nothing of it.
+pub(crate) fn is_done(step: &Step) -> bool {
+    step.text().is_none_or(|text| std::fs::read_to_string(step.path()).is_ok_and(|old| old == text))
 }
 
 /// Does `steps` in order and returns what was changed: nothing where all was so already.
@@ -482,12 +510,12 @@ mod tests {
             let install = |containers| {
                 apply(&install_steps(&host, &target, &host.at("/build"), containers).unwrap()).unwrap()
             };
-            assert_eq!(install(Containers::All).len(), 4, "three hooks and the settings");
+            assert_eq!(install(Containers::All).len(), 5, "three hooks, the settings and the shim's");
             assert_eq!(consulted(&host).unwrap().containers, Containers::All);
             let before = tree(root.path());
             assert_eq!(tests_install(&host), Vec::<PathBuf>::new(), "a plain setup keeps it");
             assert_eq!(tree(root.path()), before);
-            assert_eq!(install(Containers::Annotated).len(), 3);
+            assert_eq!(install(Containers::Annotated).len(), 4);
             assert_eq!(consulted(&host).unwrap().containers, Containers::Annotated);
             install(Containers::All);
             std::fs::remove_dir_all(host.at("/build")).unwrap();

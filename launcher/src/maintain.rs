@@ -5,6 +5,7 @@ use anyhow::{Context as _, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 use terok_install::doctor::{self, Level};
 use terok_install::engine::{self, Engine, Registered};
 use terok_install::hook_json::Containers;
@@ -160,7 +161,7 @@ pub(crate) fn uninstall(host: &Host, place: &Place, purge: bool) -> anyhow::Resu
         );
     }
     if place.destdir.is_none() {
-        let users = in_use::users(host, &target);
+        let users = still_in_use(host, &target);
         if !users.is_empty() {
             let names: Vec<_> = users.iter().map(|user| format!("{} ({})", user.name, user.engine)).collect();
             bail!(
@@ -212,6 +213,18 @@ pub(crate) fn uninstall(host: &Host, place: &Place, purge: bool) -> anyhow::Resu
         say!("{line}")?;
     }
     Ok(())
+}
+
+/// Who runs through the shim. Who has just ended is tidied up through it as well, which takes an engine a moment.
+fn still_in_use(host: &Host, target: &Target) -> Vec<in_use::User> {
+    let patience = Instant::now() + Duration::from_secs(3);
+    loop {
+        let users = in_use::users(host, target);
+        if users.is_empty() || Instant::now() > patience {
+            return users;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// What becomes of containers that run while terok is taken away. A card is Podman's: it comes back without us.

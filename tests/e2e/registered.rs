@@ -1,11 +1,22 @@
 //! The shim under its name: `terok setup --engine podman`, then `podman run --runtime terok` and Podman's default.
 
 use crate::shim::{hook_files, is_protected};
-use terok_tests::{Lab, Mode, Recipe, install, site};
+use terok_tests::{Lab, Mode, Recipe, eventually, install, site};
 
 fn set_up(more: &[&str]) -> String {
     let words = [&["setup", "--system", "--engine", "podman"], more].concat();
     Mode::Rootful.terok(&words).succeeded()
+}
+
+/// Podman tidies up after its containers through the shim, on a slow machine for a while.
+fn uninstall() -> String {
+    let mut said = String::new();
+    eventually("podman has tidied up", || {
+        let ended = Mode::Rootful.terok(&["uninstall", "--system"]);
+        said = format!("{}{}", ended.stdout, ended.stderr);
+        ended.code == 0
+    });
+    said
 }
 
 fn default_runtime(mode: Mode) -> String {
@@ -34,7 +45,10 @@ fn a_container_that_names_terok_is_protected_through_stop_start_and_upgrade() {
         let said = Mode::Rootful.run("sh", &["-c", newer]).succeeded();
         // Setup has put the hook files' drop-in back.
         hook_files(false);
-        assert!(said.contains("wrote /usr/libexec/terok/terok-shim\n") && !said.contains("terok-runtime.conf"), "{said}");
+        assert!(
+            said.contains("wrote /usr/libexec/terok/terok-shim\n") && !said.contains("terok-runtime.conf"),
+            "{said}"
+        );
         for verb in [&["stop", "--time=0"][..], &["kill"]] {
             container.podman(verb).succeeded();
             container.is_left_alone();
@@ -46,7 +60,7 @@ fn a_container_that_names_terok_is_protected_through_stop_start_and_upgrade() {
         hook_files(false);
     }
     hook_files(true);
-    Mode::Rootful.terok(&["uninstall", "--system"]).succeeded();
+    uninstall();
     install();
 }
 
@@ -75,7 +89,8 @@ fn as_podmans_default_runtime_it_cannot_be_forgotten() {
         }
         container.podman(&["stop", "--time=0"]).succeeded();
         hook_files(true);
-        let said = Mode::Rootful.terok(&["uninstall", "--system"]).succeeded();
+        container.is_left_alone();
+        let said = uninstall();
         assert!(said.contains("removed /etc/containers/containers.conf.d/50-terok-runtime.conf"), "{said}");
         assert!(said.contains("do not start any more"), "{said}");
         assert_eq!(default_runtime(mode), "crun");
@@ -86,6 +101,6 @@ fn as_podmans_default_runtime_it_cannot_be_forgotten() {
     }
     assert!(set_up(&["--no-default-runtime"]).contains("with --runtime terok"));
     assert_eq!(default_runtime(Mode::Rootful), "crun");
-    Mode::Rootful.terok(&["uninstall", "--system"]).succeeded();
+    uninstall();
     install();
 }

@@ -6,6 +6,7 @@ mod containerd;
 mod docker;
 mod podman;
 
+use crate::doctor::Finding;
 use crate::host::Host;
 use crate::setup::{SetupError, Step};
 use crate::target::Target;
@@ -90,6 +91,14 @@ impl Engine {
             Engine::Podman => podman::unregister(target),
             Engine::Docker => docker::unregister(target),
             Engine::Containerd => containerd::unregister(target),
+        }
+    }
+
+    /// What other files of the engine make of what it was told.
+    pub(crate) fn hidden(self, host: &Host, target: &Target) -> Option<Finding> {
+        match self {
+            Engine::Podman => podman::hidden(host, target),
+            Engine::Docker => None,
         }
     }
 

@@ -2,6 +2,7 @@
 //! file that has it, other names stay). Podman reads its files at each call.
 
 use crate::containers_conf::{ConfError, files, table};
+use crate::doctor::Finding;
 use crate::engine::{Registered, Removal, shim_before};
 use crate::host::Host;
 use crate::setup::{SetupError, Step};
@@ -48,6 +49,35 @@ pub(super) fn register(host: &Host, target: &Target, default: bool) -> Result<Ve
 pub(super) fn unregister(target: &Target) -> Result<Removal, SetupError> {
     let steps = vec![Step::Remove(target.at(&target.runtime_drop_in()))];
     Ok(Removal { steps, notes: Vec::new() })
+}
+
+/// A later file of Podman's that has another word for the name, or for the default.
+pub(super) fn hidden(host: &Host, target: &Target) -> Option<Finding> {
+    let own = target.at(&target.runtime_drop_in());
+    let later = files(host).ok()?.into_iter().skip_while(|path| *path != own).skip(1);
+    let default = registered(target).ok()? == Registered::Default;
+    for path in later.filter(|path| path.file_name() != own.file_name()) {
+        let Ok(Some(table)) = table(&path) else { continue };
+        let Some(engine) = table.get("engine") else { continue };
+        let runtimes = engine.get("runtimes").and_then(|runtimes| runtimes.get(layout::ENGINE_RUNTIME));
+        if let Some(list) = runtimes {
+            return Some(Finding::fail(
+                "shim",
+                format!("{} makes {list} of the runtime terok", path.display()),
+                "take it out, or give it another name",
+            ));
+        }
+        if let Some(name) =
+            engine.get("runtime").filter(|name| default && name.as_str() != Some(layout::ENGINE_RUNTIME))
+        {
+            return Some(Finding::warn(
+                "shim",
+                format!("{} makes {name} podman's default runtime again", path.display()),
+                "take it out, or start containers with --runtime terok",
+            ));
+        }
+    }
+    None
 }
 
 fn text(shim: &Path, runtime: &str, default: bool, mut without_cgroups: Vec<String>) -> String {
