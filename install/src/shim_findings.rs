@@ -82,7 +82,9 @@ fn told(engine: Engine, registered: Registered) -> Finding {
         AREA,
         match registered {
             Registered::Default => format!("{name} starts every container that names no runtime through it"),
-            _ => format!("{name} starts containers with --runtime {runtime} through it, and others without"),
+            _ => format!(
+                "{name} starts containers that name the runtime {runtime} through it, and others without"
+            ),
         },
     )
 }
@@ -197,7 +199,7 @@ mod tests {
         tell(&host, &target, Engine::Docker, false);
         assert_eq!(other_engines(&host), [Engine::Docker]);
         let found = findings(&host);
-        assert!(found[0].what.contains("docker starts containers with --runtime terok"), "{found:?}");
+        assert!(found[0].what.contains("docker starts containers that name the runtime terok"), "{found:?}");
         assert!(found[1].what.contains("CVE-2024-21626") && found[1].level == Level::Warn, "{found:?}");
         let (host, target) = installed(root.path(), "echo \"terok: no OCI runtime found\" >&2; exit 2");
         tell(&host, &target, Engine::Docker, false);

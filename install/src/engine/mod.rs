@@ -98,7 +98,7 @@ impl Engine {
     pub(crate) fn hidden(self, host: &Host, target: &Target) -> Option<Finding> {
         match self {
             Engine::Podman => podman::hidden(host, target),
-            Engine::Docker => None,
+            Engine::Docker | Engine::Containerd => None,
         }
     }
 
