@@ -3,6 +3,7 @@
 
 use crate::refusal::Refusal;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use terok_policy::layout;
@@ -62,6 +63,9 @@ pub(crate) struct Keep<'a> {
     pub(crate) given: Option<&'a Path>,
 }
 
+/// A place on the host and what is there.
+type Place = (PathBuf, &'static str);
+
 /// What one mount brings in.
 struct Mounted {
     /// As the configuration has it.
@@ -74,13 +78,13 @@ struct Mounted {
 pub(crate) fn check(config: &Value, keep: &Keep<'_>) -> Result<Vec<String>, Refusal> {
     let mut mounted = mounted(config);
     mounted.retain(|mount| Some(mount.source.as_path()) != keep.given || mount.source != mount.real);
+    let known = known(keep, &mounted);
     if let Some(root) = config.pointer("/root/path").and_then(Value::as_str) {
-        check_root(Path::new(root), keep)?;
+        check_root(Path::new(root), &known)?;
     }
     if mounted.is_empty() {
         return Ok(Vec::new());
     }
-    let known = known(keep, &mounted);
     for mount in &mounted {
         for (place, what) in &known {
             if mount.real.starts_with(place) || place.starts_with(&mount.real) {
@@ -108,9 +112,9 @@ pub(crate) fn check(config: &Value, keep: &Keep<'_>) -> Result<Vec<String>, Refu
 }
 
 /// `--rootfs /`: a root file system may be a folder of the host's, with all that is mounted below it.
-fn check_root(root: &Path, keep: &Keep<'_>) -> Result<(), Refusal> {
+fn check_root(root: &Path, known: &[Place]) -> Result<(), Refusal> {
     let real = root.canonicalize().unwrap_or_else(|_| root.to_owned());
-    match known(keep, &[]).iter().find(|(place, _)| place.starts_with(&real)) {
+    match known.iter().find(|(place, _)| place.starts_with(&real)) {
         Some((place, what)) => Err(refusal(root, place, what)),
         None => Ok(()),
     }
@@ -155,15 +159,16 @@ fn mounted(config: &Value) -> Vec<Mounted> {
 }
 
 /// The known places, by where they lead as well: the machine's, the owner's, and those of users of whom something is mounted.
-fn known(keep: &Keep<'_>, mounted: &[Mounted]) -> Vec<(PathBuf, &'static str)> {
+fn known(keep: &Keep<'_>, mounted: &[Mounted]) -> Vec<Place> {
     let users = Path::new("/run/user");
-    let mut folders = vec![(PathBuf::from("/run"), SYSTEM), (users.join(keep.uid.to_string()), USER)];
+    let mut folders = BTreeSet::from([users.join(keep.uid.to_string())]);
     for mount in mounted {
         let user = mount.real.strip_prefix(users).ok().and_then(|below| below.components().next());
-        folders.extend(user.map(|user| (users.join(user), USER)));
+        folders.extend(user.map(|user| users.join(user)));
     }
-    let mut places = Vec::new();
-    for (folder, below) in folders {
+    let mut places: Vec<Place> = Vec::new();
+    let run = std::iter::once((PathBuf::from("/run"), SYSTEM));
+    for (folder, below) in run.chain(folders.into_iter().map(|folder| (folder, USER))) {
         places.extend(below.iter().map(|(name, what)| (folder.join(name), *what)));
     }
     places.push((PathBuf::from("/proc"), PROCESSES));

@@ -9,6 +9,8 @@ use terok_policy::{annotation, layout};
 /// Far above what Podman writes (11 KiB), far below what would hurt.
 const STATE_LIMIT: u64 = 1 << 20;
 const CONFIG_LIMIT: u64 = 16 << 20;
+/// Above what Podman writes.
+const ORDINARY: usize = 32 << 10;
 
 /// Annotations, sorted.
 pub type Annotations = BTreeMap<String, String>;
@@ -94,7 +96,8 @@ pub(crate) fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, Unreadable> 
 }
 
 fn bounded(input: impl Read, limit: u64) -> Result<Vec<u8>, Unreadable> {
-    let mut read = Vec::new();
+    // A configuration fits in; read in pieces that only double, it would take ten.
+    let mut read = Vec::with_capacity(ORDINARY);
     input
         .take(limit + 1)
         .read_to_end(&mut read)
