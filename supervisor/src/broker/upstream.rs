@@ -33,7 +33,7 @@ use tokio_rustls::TlsConnector;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a connection is kept for the next request, and how many of one upstream.
 const IDLE: Duration = Duration::from_secs(90);
-const IDLE_MOST: usize = 16;
+const IDLE_MOST: usize = 64;
 /// A peer that does not answer a ping this long after the last octet is gone.
 const PING: Duration = Duration::from_secs(30);
 const PONG: Duration = Duration::from_secs(20);
