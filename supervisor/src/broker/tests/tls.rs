@@ -308,6 +308,37 @@ async fn however_many_requests_there_were_one_task_waits_to_end_the_connection_t
 }
 
 #[tokio::test(flavor = "current_thread")]
+async fn requests_at_once_leave_as_many_connections_for_the_next_ones() {
+    const AT_ONCE: usize = 40;
+    local! {
+        let (rig, together) = (Rc::new(Rig::new()), Rc::new(tokio::sync::Barrier::new(AT_ONCE)));
+        rig.upstream(move |mut stream| {
+            let together = together.clone();
+            async move {
+                while read_request(&mut stream).await.is_some() {
+                    together.wait().await;
+                    stream.write_all(ok("answer").as_bytes()).await.unwrap();
+                }
+            }
+        })
+        .await;
+        for _ in 0..3 {
+            let asked: Vec<_> = (0..AT_ONCE)
+                .map(|_| {
+                    let rig = rig.clone();
+                    tokio::task::spawn_local(async move { rig.ask(&rig.get("/plain/v1", "")).await })
+                })
+                .collect();
+            for answer in asked {
+                assert!(answer.await.unwrap().ends_with("answer"));
+            }
+            until(|| rig.broker.pool.waiting() == 1).await;
+            assert_eq!(rig.dialled().len(), AT_ONCE);
+        }
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
 async fn any_version_inside_meets_any_version_outside() {
     local! {
         for inside in [&b"h2"[..], b"http/1.1"] {
