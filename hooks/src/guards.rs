@@ -207,4 +207,45 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn of_dockers_networks_the_hosts_is_refused_and_the_rest_told_by_its_namespace() {
+        for (name, wanting) in [
+            ("26.1.5-bridge", Wanted::Own),
+            ("26.1.5-none", Wanted::Own),
+            ("20.10.24-network", Wanted::Own),
+            ("20.10.24-joined", Wanted::Joined { holder: 1634 }),
+            // By its path, which leads to our own namespace where that is the host's.
+            ("20.10.24-host", Wanted::Prepared),
+        ] {
+            assert_eq!(wanted(&fixture(&format!("docker-{name}"))), wanting, "{name}");
+        }
+        let mut config = fixture("docker-20.10.24-host");
+        for namespace in config["linux"]["namespaces"].as_array_mut().unwrap() {
+            if namespace["type"] == "network" {
+                namespace["path"] = json!("/proc/self/ns/net");
+            }
+        }
+        assert!(refused(&config).contains("host's network namespace"));
+    }
+
+    #[test]
+    fn in_kubernetes_a_refusal_names_fields_of_the_manifest() {
+        let pause = fixture("containerd-1.7.24-cri-pause");
+        assert!(refused(&pause).contains("securityContext.capabilities.drop"), "{}", refused(&pause));
+        let mut config = pause.clone();
+        config["linux"]["namespaces"] = json!([{ "type": "network" }]);
+        assert!(refused(&config).contains("hostPID"));
+        config["linux"]["namespaces"] = json!([]);
+        assert!(refused(&config).contains("hostNetwork"));
+    }
+
+    #[test]
+    fn a_further_process_with_rights_over_a_card_is_refused() {
+        let process = |capability: &str| json!({ "capabilities": { "bounding": [capability] } });
+        further(&process("CAP_CHOWN")).unwrap();
+        for capability in CAPABILITIES {
+            assert!(further(&process(capability)).unwrap_err().to_string().contains("--privileged"));
+        }
+    }
 }

@@ -60,6 +60,7 @@ mod tests {
     use super::super::Origin;
     use super::*;
     use crate::refusal::Refusal;
+    use crate::{guards, state};
     use serde_json::json;
     use std::collections::BTreeMap;
     use terok_policy::{Policy, Shield};
@@ -92,6 +93,28 @@ mod tests {
         assert_eq!(origin("abc", &pod).name(), "team/web-1/app");
         assert_eq!(origin("abc", &json!({ "annotations": { "nerdctl/name": "box" } })).name(), "box");
         assert_eq!(origin("abc", &json!({ "annotations": null })).name(), "abc");
+    }
+
+    #[test]
+    fn a_pod_as_containerd_1_6_and_1_7_describe_it_is_the_persons_and_its_network_is_prepared() {
+        let down = Policy { shield: Shield::Down, ..Policy::default() };
+        for (version, place) in [("1.6.20", "lab/p253-3"), ("1.7.24", "lab/p238-4")] {
+            for (member, name) in [("pause", place.to_owned()), ("member", format!("{place}/c"))] {
+                let path = format!(
+                    "{}/tests/fixtures/containerd-{version}-cri-{member}.config.json",
+                    env!("CARGO_MANIFEST_DIR")
+                );
+                let config: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+                let origin = origin("abc", &config);
+                assert!(origin.name().starts_with(&name), "{}", origin.name());
+                assert!(!origin.brings_card(&config) && origin.has_raw_by_default());
+                assert_ne!(guards::wanted(&config), guards::Wanted::Own, "{version} {member}");
+                let ours =
+                    origin.ours(&state::parse_config(config.to_string().as_bytes()).unwrap().1).unwrap();
+                assert_eq!(ours["terok.shield.allow"], "site-5.example.com");
+                origin.check(&ours, &down).unwrap();
+            }
+        }
     }
 
     #[test]
