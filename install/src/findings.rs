@@ -147,7 +147,10 @@ pub(crate) fn engine(podman: &Path) -> Vec<Finding> {
         found.push(Finding::ok("engine", format!("podman {version}")));
     }
     let runtime = info.host.oci_runtime;
-    found.extend(runtime_finding(&runtime.name, &runtime.version));
+    // What is behind the shim is found where the shim is looked at.
+    if runtime.name != layout::ENGINE_RUNTIME {
+        found.extend(runtime_finding(&runtime.name, &runtime.version));
+    }
     found
 }
 

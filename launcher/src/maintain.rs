@@ -56,7 +56,7 @@ impl Engines {
 /// For which containers hooks and shim are.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Which {
-    /// Protect every container that podman starts, with or without annotations, as [all_containers] in config.toml says
+    /// Protect every container that podman starts or that runs through the shim, with or without annotations, as [all_containers] in config.toml says
     #[arg(long, conflicts_with = "no_all_containers")]
     all_containers: bool,
     /// Protect those with a terok. annotation only, after --all-containers
@@ -142,7 +142,7 @@ fn registration(engine: Engine, registered: Registered, news: bool) -> String {
     let (name, runtime) = (engine.name(), layout::ENGINE_RUNTIME);
     let mut line = match registered {
         Registered::Default => format!("{name}: {runtime} is the runtime of every container that names none"),
-        _ => format!("{name}: containers start through the shim with --runtime {runtime}"),
+        _ => format!("{name}: containers that name the runtime {runtime} start through the shim"),
     };
     if let Some(command) = engine.reload().filter(|_| news) {
         line += &format!("; make {name} read it: {command}");
@@ -182,7 +182,7 @@ pub(crate) fn uninstall(host: &Host, place: &Place, purge: bool) -> anyhow::Resu
         let files = setup::apply(&removal.steps)?;
         if !files.is_empty() {
             lines.push(format!(
-                "{}: containers made with --runtime {} do not start any more",
+                "{}: containers that were made with the runtime {} do not start any more",
                 engine.name(),
                 layout::ENGINE_RUNTIME
             ));

@@ -70,6 +70,9 @@ fn as_podmans_default_runtime_it_cannot_be_forgotten() {
     set_up(&["--default-runtime"]);
     hook_files(false);
     for mode in [Mode::Rootless, Mode::Rootful] {
+        let said = mode.terok(&["doctor"]).stdout;
+        assert!(said.contains("podman starts every container that names no runtime through it"), "{said}");
+        assert!(said.contains("shim          runtime crun "), "{said}");
         assert_eq!(default_runtime(mode), "terok");
         let site = site();
         let container = Recipe::sealed(mode, &site.name).idle();
@@ -99,7 +102,7 @@ fn as_podmans_default_runtime_it_cannot_be_forgotten() {
         set_up(&["--default-runtime"]);
         hook_files(false);
     }
-    assert!(set_up(&["--no-default-runtime"]).contains("with --runtime terok"));
+    assert!(set_up(&["--no-default-runtime"]).contains("that name the runtime terok"));
     assert_eq!(default_runtime(Mode::Rootful), "crun");
     uninstall();
     install();
