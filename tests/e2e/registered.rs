@@ -1,7 +1,7 @@
 //! The shim under its name: `terok setup --engine podman`, then `podman run --runtime terok` and Podman's default.
 
 use crate::shim::{hook_files, is_protected};
-use terok_tests::{Lab, Mode, Recipe, eventually, install, site};
+use terok_tests::{Lab, Mode, Recipe, bad_addresses, eventually, install, major, seen_at, site};
 
 fn set_up(more: &[&str]) -> String {
     let words = [&["setup", "--system", "--engine", "podman"], more].concat();
@@ -104,6 +104,38 @@ fn as_podmans_default_runtime_it_cannot_be_forgotten() {
     }
     assert!(set_up(&["--no-default-runtime"]).contains("that name the runtime terok"));
     assert_eq!(default_runtime(Mode::Rootful), "crun");
+    uninstall();
+    install();
+}
+
+/// Hooks are not asked about the steps of a build; the runtime is.
+#[test]
+fn as_the_default_for_every_container_it_protects_the_steps_of_a_build_too() {
+    let Some(_lab) = Lab::alone() else { return };
+    if major() < 5 {
+        eprintln!("skipped: this Podman's builds want limits that the lab lacks (cargo xtask test --podman5)");
+        return;
+    }
+    let build = |address: &str| {
+        let script = format!(
+            "d=$(mktemp -d) && printf 'FROM localhost/bb\\nRUN wget -q -O /dev/null http://{address}/ || true\\n' > $d/Containerfile && \
+             podman build -q --no-cache --ulimit nofile=1024:1024 $d && rm -r $d"
+        );
+        let image = Mode::Rootful.run("sh", &["-c", &script]).succeeded();
+        Mode::Rootful.podman(&["rmi", "--force", image.trim()]).succeeded();
+    };
+    let (v4, _) = bad_addresses();
+    set_up(&["--all-containers"]);
+    build(&v4.to_string());
+    assert!(!seen_at(v4).is_empty(), "without the shim a build reaches what it likes");
+    set_up(&["--default-runtime"]);
+    let (v4, _) = bad_addresses();
+    build(&v4.to_string());
+    assert!(seen_at(v4).is_empty(), "{:?}", seen_at(v4));
+    set_up(&["--no-all-containers"]);
+    let (v4, _) = bad_addresses();
+    build(&v4.to_string());
+    assert!(!seen_at(v4).is_empty());
     uninstall();
     install();
 }
