@@ -113,7 +113,9 @@ fn as_podmans_default_runtime_it_cannot_be_forgotten() {
 fn as_the_default_for_every_container_it_protects_the_steps_of_a_build_too() {
     let Some(_lab) = Lab::alone() else { return };
     if major() < 5 {
-        eprintln!("skipped: this Podman's builds want limits that the lab lacks (cargo xtask test --podman5)");
+        eprintln!(
+            "skipped: this Podman's builds want limits that the lab lacks (cargo xtask test --podman5)"
+        );
         return;
     }
     let build = |address: &str| {
