@@ -104,10 +104,20 @@ pub(crate) fn capabilities(config: &Value) -> Result<(), Refusal> {
 
 /// Refuses a further process of a container with a card that has more rights than the container may have.
 pub(crate) fn further(process: &Value) -> Result<(), Refusal> {
-    let config = serde_json::json!({ "process": process });
-    capabilities(&config).map_err(|_| {
-        Refusal::Guard("the process has capabilities with which it could undo the protection of the container's network card; start it without --privileged and --cap-add".into())
-    })
+    let sets = process.get("capabilities").and_then(Value::as_object);
+    let all = sets.into_iter().flat_map(|sets| sets.values()).filter_map(Value::as_array).flatten();
+    all.filter_map(Value::as_str).try_for_each(|name| undoes(name, "without --privileged and --cap-add"))
+}
+
+/// Refuses a process that is given this capability beside a card. Runtimes take one in any case, with or without its prefix.
+pub(crate) fn undoes(capability: &str, instead: &str) -> Result<(), Refusal> {
+    let short = |name: &str| name.to_ascii_uppercase().trim_start_matches("CAP_").to_owned();
+    match CAPABILITIES.into_iter().find(|guarded| short(guarded) == short(capability)) {
+        None => Ok(()),
+        Some(guarded) => Err(Refusal::Guard(format!(
+            "the process has {guarded}, with which it could undo the protection of the container's network card; start it {instead}"
+        ))),
+    }
 }
 
 /// The refusal of a process that is in the host's namespace, be it in spite of its configuration.

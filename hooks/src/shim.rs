@@ -85,40 +85,106 @@ fn amended(
     serde_json::to_vec(&amended).map(Some).map_err(|error| Refusal::input(what(), error))
 }
 
+/// Rights that the line of a further process gives it beyond those of the container's configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Given {
+    /// By name.
+    pub capabilities: Vec<String>,
+    /// It may gain privileges where the container may not.
+    pub new_privileges: bool,
+}
+
 /// What is to stand in place of `process`, a further process of container `id` as the engine describes it; `None` where it stays as
-/// it is. In a restricted container it is restricted, and it finds vault and signer as the container's first one does.
+/// it is. In a restricted container it is restricted, in one with a card it has no capability that could undo its protection, and
+/// it finds vault and signer as the container's first one does.
 pub fn process(request: &Request, id: &str, process: &[u8]) -> Result<Option<Vec<u8>>, Refused> {
     further(request, id, process).map_err(Refused)
 }
 
+/// Whether a further process of container `id` may have what the runtime's own command line gives it; the rest it has from the
+/// container's configuration.
+pub fn described(request: &Request, id: &str, given: &Given) -> Result<(), Refused> {
+    let judged = || match given {
+        Given { capabilities, new_privileges: false } if capabilities.is_empty() => Ok(()),
+        _ => match Running::find(&Place::find(request)?, id)? {
+            Some(running) => running.judge(given),
+            None => Ok(()),
+        },
+    };
+    judged().map_err(Refused)
+}
+
 fn further(request: &Request, id: &str, process: &[u8]) -> Result<Option<Vec<u8>>, Refusal> {
     let place = Place::find(request)?;
-    let Some((container, base)) = running(&place, id)? else { return Ok(None) };
-    let path = PathBuf::from(&container.bundle).join("config.json");
-    let what = || path.display().to_string();
-    let file = std::fs::File::open(&path).map_err(|error| Refusal::input(what(), error))?;
-    let read = state::read_config(file).map_err(|error| Refusal::input(what(), error))?;
-    let (config, annotations) = state::parse_config(&read).map_err(|error| Refusal::input(what(), error))?;
+    let Some(running) = Running::find(&place, id)? else { return Ok(None) };
     let before: Value =
         serde_json::from_slice(process).map_err(|error| Refusal::input("the process to start", error))?;
     let mut after = before.clone();
-    if amend::is_without_raw_sockets(&config) {
+    if amend::is_without_raw_sockets(&running.config) {
         after = amend::process_without_raw_sockets(after)?;
     }
-    if amend::is_restricted(&config) {
+    if running.is_restricted() {
         after = amend::restrict_process(after)?;
     }
-    let guard = container.served_by.as_deref().unwrap_or(id);
-    if let Some(provision) = provision(request, &place, &base, guard, &ours(&annotations)) {
+    let guard = running.container.served_by.as_deref().unwrap_or(id);
+    if let Some(provision) = provision(request, &place, &running.base, guard, &running.ours) {
         after = amend::provide_process(after, &provision)?;
     }
-    if container.network == Some(Network::Filtered) {
+    if running.has_a_card() {
         guards::further(&after)?;
     }
     if after == before {
         return Ok(None);
     }
     serde_json::to_vec(&after).map(Some).map_err(|error| Refusal::input("the process to start", error))
+}
+
+/// A container that `create` protects.
+struct Running {
+    /// What it wrote of it.
+    container: Container,
+    /// The folder of runtime folders.
+    base: Dir,
+    /// As the runtime got it.
+    config: Value,
+    ours: state::Annotations,
+}
+
+impl Running {
+    fn find(place: &Place, id: &str) -> Result<Option<Self>, Refusal> {
+        let Some((container, base)) = running(place, id)? else { return Ok(None) };
+        let path = PathBuf::from(&container.bundle).join("config.json");
+        let what = || path.display().to_string();
+        let file = std::fs::File::open(&path).map_err(|error| Refusal::input(what(), error))?;
+        let read = state::read_config(file).map_err(|error| Refusal::input(what(), error))?;
+        let (config, annotations) =
+            state::parse_config(&read).map_err(|error| Refusal::input(what(), error))?;
+        Ok(Some(Running { container, base, config, ours: ours(&annotations) }))
+    }
+
+    fn is_restricted(&self) -> bool {
+        amend::is_restricted(&self.config)
+    }
+
+    fn has_a_card(&self) -> bool {
+        self.container.network == Some(Network::Filtered)
+    }
+
+    fn judge(&self, given: &Given) -> Result<(), Refusal> {
+        if self.is_restricted() {
+            return Err(Refusal::Guard(
+                "the container is restricted, and so is every process in it; leave out --cap and --no-new-privs=false"
+                    .into(),
+            ));
+        }
+        if self.has_a_card() {
+            given
+                .capabilities
+                .iter()
+                .try_for_each(|name| guards::undoes(name, &format!("without --cap {name}")))?;
+        }
+        Ok(())
+    }
 }
 
 /// What `create` wrote of a container that it protects, and the folder of runtime folders.

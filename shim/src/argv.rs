@@ -6,6 +6,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use terok_hook::shim::Given;
 
 /// How the real runtime reads its command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +42,8 @@ pub enum Command {
         id: String,
         /// `--process`: the file that describes the process.
         process: Option<PathBuf>,
+        /// `--cap` and `--no-new-privs=false`, which only Go's flags can say.
+        given: Given,
     },
     /// Everything else.
     Other,
@@ -199,7 +202,15 @@ fn command_of(command: &str, words: &[OsString], style: Style) -> Command {
             // What follows the id is the container's.
             let read = Read::from(words, EXEC, style, Until::Word);
             let id = words.get(read.taken).map(|id| id.to_string_lossy().into_owned()).unwrap_or_default();
-            Command::Exec { id, process: path(&read, "process") }
+            let capabilities = read.options.iter().filter(|(name, _)| *name == "cap");
+            let capabilities = capabilities.map(|(_, value)| value.to_string_lossy());
+            let given = Given {
+                capabilities: capabilities
+                    .flat_map(|value| value.split(',').map(str::to_owned).collect::<Vec<_>>())
+                    .collect(),
+                new_privileges: read.value("no-new-privs").is_some_and(|value| !is_true(value)),
+            };
+            Command::Exec { id, process: path(&read, "process"), given }
         }
         _ => Command::Other,
     }
@@ -281,6 +292,11 @@ impl<'a> Read<'a> {
                 self.options.push((name, next.clone()));
                 true
             }
+            // Go: `--flag=false`.
+            (Some((name, _, false)), Some(value), _) => {
+                self.options.push((name, OsString::from_vec(value.to_vec())));
+                false
+            }
             (Some(_), ..) => false,
             // Before the command: what follows an unknown option is its value, if it is neither an option nor a command.
             (None, None, Some(next)) if until == Until::Command => {
@@ -320,6 +336,11 @@ impl<'a> Read<'a> {
     fn value(&self, name: &str) -> Option<&OsStr> {
         self.options.iter().rev().find(|(known, _)| *known == name).map(|(_, value)| value.as_os_str())
     }
+}
+
+/// Go's strconv.ParseBool; what it does not take, the runtime refuses.
+fn is_true(value: &OsStr) -> bool {
+    ["1", "t", "T", "true", "TRUE", "True"].iter().any(|known| value == *known)
 }
 
 fn find<'a>(name: &[u8], known: &'a [Known], style: Style) -> Option<&'a Known> {

@@ -15,7 +15,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use terok_hook::argv::{Request, Stage};
-use terok_hook::shim::{self, Refused};
+use terok_hook::shim::{self, Given, Refused};
 use terok_hook::state;
 use terok_kernel::exec::Inherited;
 
@@ -82,8 +82,8 @@ fn before(call: &Call, settings: &Settings) -> Result<(), Refusal> {
             true => Err(Refusal::Restore),
             false => Ok(()),
         },
-        Command::Exec { id, process: Some(process) } => exec(id, process, settings),
-        Command::Exec { process: None, .. } | Command::Other => Ok(()),
+        Command::Exec { id, process, given } => exec(id, process.as_deref(), given, settings),
+        Command::Other => Ok(()),
     }
 }
 
@@ -106,12 +106,15 @@ fn create(id: &str, bundle: &Path, config: Option<&Path>, settings: &Settings) -
     }
 }
 
-/// A process that is described on the command line gets its rights from the configuration, which is amended already.
-fn exec(id: &str, process: &Path, settings: &Settings) -> Result<(), Refusal> {
+/// A process that is described on the command line gets its rights from the configuration, which is amended already, and from there.
+fn exec(id: &str, process: Option<&Path>, given: &Given, settings: &Settings) -> Result<(), Refusal> {
+    let Some(process) = process else {
+        return shim::described(&request(settings), id, given).map_err(Refusal::Refused);
+    };
     let path = absolute(process)?;
     let Some(process) = read(&path)? else { return Ok(()) };
     match shim::process(&request(settings), id, &process).map_err(Refusal::Refused)? {
-        Some(restricted) => replace::file(&path, &restricted).map_err(|error| input(&path, error)),
+        Some(amended) => replace::file(&path, &amended).map_err(|error| input(&path, error)),
         None => Ok(()),
     }
 }

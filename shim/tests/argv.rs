@@ -4,6 +4,7 @@
 use proptest::prelude::*;
 use std::ffi::OsString;
 use std::path::Path;
+use terok_hook::shim::Given;
 use terok_shim::argv::{Call, Command, Style};
 
 fn parse(style: Style, line: &str) -> Call {
@@ -12,6 +13,15 @@ fn parse(style: Style, line: &str) -> Call {
 
 fn created(id: &str, bundle: &str) -> Command {
     Command::Create { id: id.into(), bundle: bundle.into(), config: None }
+}
+
+fn exec(process: Option<&str>, capabilities: &[&str], new_privileges: bool) -> Command {
+    let capabilities = capabilities.iter().map(|&name| name.to_owned()).collect();
+    Command::Exec {
+        id: "c1".into(),
+        process: process.map(Into::into),
+        given: Given { capabilities, new_privileges },
+    }
 }
 
 #[test]
@@ -39,11 +49,13 @@ fn lines_that_engines_write_are_understood() {
                 "restore --bundle /b --image-path /i --work-path /w c1",
                 Command::Restore { bundle: "/b".into() },
             ),
+            ("--root /r exec --process /p --detach --pid-file /f c1", exec(Some("/p"), &[], false)),
+            ("exec -t -e A=1 c1 sh --process /x", exec(None, &[], false)),
             (
-                "--root /r exec --process /p --detach --pid-file /f c1",
-                Command::Exec { id: "c1".into(), process: Some("/p".into()) },
+                "exec --cap CAP_NET_ADMIN --cap=sys_admin c1 sh",
+                exec(None, &["CAP_NET_ADMIN", "sys_admin"], false),
             ),
-            ("exec -t -e A=1 c1 sh --process /x", Command::Exec { id: "c1".into(), process: None }),
+            ("exec -u 0 --no-new-privs c1 sh --cap all", exec(None, &[], false)),
             ("--root create start c1", Command::Other),
             ("--version", Command::Other),
             ("features", Command::Other),
@@ -84,6 +96,9 @@ fn each_runtime_has_spellings_of_its_own() {
         (Go, "--root=/r create -bundle=/b c1", created("c1", "/b")),
         (Go, "run --b /b --detach=true c1", created("c1", "/b")),
         (Go, "run -b=/b c1", created("c1", "/b")),
+        (Go, "exec -no-new-privs=false -cap A,B c1 sh", exec(None, &["A", "B"], true)),
+        (Go, "exec --no-new-privs=1 -c A c1 sh", exec(None, &["A"], false)),
+        (Argp, "exec -cA -c B c1 sh", exec(None, &["A", "B"], false)),
         (Clap, "-r /r -l /l create -b/b c1", created("c1", "/b")),
         (Clap, "-l/l -s run -b=/b c1", created("c1", "/b")),
         (Clap, "create -db /b -p /pid c1", created("c1", "/b")),

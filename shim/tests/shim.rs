@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use terok_need::with_empty_folders;
 use terok_policy::amend::{self, hooks};
+use terok_policy::plan::Network;
 use terok_policy::profile::Catalog;
 use terok_policy::provision::Issued;
 use terok_policy::{annotation, layout, provision};
@@ -362,44 +363,95 @@ fn settings_that_are_wrong_stop_it_and_name_the_file() {
     lab.refused("terok-shim itself");
 }
 
+/// Has the runtime create a container with these annotations, and writes down of it what `create` does.
+fn running(ours: &[(&str, &str)], network: Network) -> Lab {
+    let lab = Lab::new(&config(CONFIGS[0], ours));
+    lab.passed();
+    let folder = Path::new(layout::RUN_ROOTFUL).join(ID);
+    make_private(folder.parent().unwrap());
+    make_private(&folder);
+    let container = terok_policy::control::Container {
+        id: ID.into(),
+        bundle: lab.path("bundle").display().to_string(),
+        network: Some(network),
+        ..Default::default()
+    };
+    let record = folder.join(layout::CONTAINER);
+    std::fs::write(&record, serde_json::to_vec(&container).unwrap()).unwrap();
+    std::fs::set_permissions(&record, std::fs::Permissions::from_mode(0o600)).unwrap();
+    lab
+}
+
+/// A further process with these capabilities: as the runtime gets it, or why it does not.
+fn exec(lab: &Lab, capabilities: &[&str]) -> Result<Value, String> {
+    let described = json!({ "args": ["sh"], "cwd": "/", "env": ["PATH=/bin"], "user": { "uid": 0, "gid": 0 },
+        "capabilities": { "bounding": capabilities, "effective": capabilities } });
+    let process = lab.path("process.json");
+    std::fs::write(&process, described.to_string()).unwrap();
+    let mut command = lab.shim();
+    answer(command.args(["exec", "--detach", "--process"]).arg(&process).arg(ID))
+        .map(|()| serde_json::from_slice(&std::fs::read(&process).unwrap()).unwrap())
+}
+
+/// One that is described on the line.
+fn exec_line(lab: &Lab, options: &[&str]) -> Result<(), String> {
+    answer(lab.shim().arg("exec").args(options).args([ID, "sh"]))
+}
+
+fn answer(command: &mut Command) -> Result<(), String> {
+    let output = Lab::run(command);
+    match output.status.code() {
+        Some(42) => Ok(()),
+        Some(1) => Err(String::from_utf8(output.stderr).unwrap()),
+        _ => panic!("{output:?}"),
+    }
+}
+
 #[test]
 fn a_further_process_of_a_restricted_container_is_restricted() {
     with_empty_folders(|| {
-        for (restricted, ours) in [(true, ("terok.restricted", "true")), (false, ("terok.shield", "up"))] {
-            let lab = Lab::new(&config(CONFIGS[0], &[ours]));
-            lab.passed();
-            let described = json!({ "args": ["sh"], "cwd": "/", "env": ["PATH=/bin"], "user": { "uid": 0, "gid": 0 },
-                "capabilities": { "bounding": ["CAP_CHOWN"], "effective": ["CAP_CHOWN"] } });
-            let process = lab.path("process.json");
-            let exec = || {
-                std::fs::write(&process, described.to_string()).unwrap();
-                let mut command = lab.shim();
-                let output = Lab::run(command.args(["exec", "--detach", "--process"]).arg(&process).arg(ID));
-                assert_eq!(output.status.code(), Some(42), "{output:?}");
-                serde_json::from_slice::<Value>(&std::fs::read(&process).unwrap()).unwrap()
-            };
-            assert_eq!(exec(), described, "of a container that the hook did not protect");
-            let folder = Path::new(layout::RUN_ROOTFUL).join(ID);
-            make_private(folder.parent().unwrap());
-            make_private(&folder);
-            let container = terok_policy::control::Container {
-                id: ID.into(),
-                bundle: lab.path("bundle").display().to_string(),
-                ..Default::default()
-            };
-            let record = folder.join(layout::CONTAINER);
-            std::fs::write(&record, serde_json::to_vec(&container).unwrap()).unwrap();
-            std::fs::set_permissions(&record, std::fs::Permissions::from_mode(0o600)).unwrap();
-            let process = exec();
-            if restricted {
-                assert_eq!(process["noNewPrivileges"], true);
-                assert_eq!(process["capabilities"]["bounding"], json!([]));
-                assert_eq!(process["env"], described["env"]);
-            } else {
-                assert_eq!(process, described);
-            }
-            std::fs::remove_dir_all(&folder).unwrap();
+        let lab = running(&[("terok.restricted", "true")], Network::Filtered);
+        let process = exec(&lab, &["CAP_CHOWN", "CAP_SYS_ADMIN"]).unwrap();
+        assert_eq!(process["noNewPrivileges"], true);
+        assert_eq!(process["capabilities"]["bounding"], json!([]));
+        assert_eq!(process["env"], json!(["PATH=/bin"]));
+        exec_line(&lab, &["--no-new-privs", "-e", "A=1"]).unwrap();
+        for options in [&["--cap", "CAP_CHOWN"][..], &["--no-new-privs=false"]] {
+            assert!(exec_line(&lab, options).unwrap_err().contains("is restricted"), "{options:?}");
         }
+        std::fs::remove_dir_all(layout::RUN_ROOTFUL).unwrap();
+        // Of a container that the hook did not protect.
+        assert_eq!(
+            exec(&lab, &["CAP_SYS_ADMIN"]).unwrap()["capabilities"]["bounding"],
+            json!(["CAP_SYS_ADMIN"])
+        );
+        exec_line(&lab, &["--cap", "CAP_CHOWN"]).unwrap();
+    });
+}
+
+#[test]
+fn a_further_process_beside_a_card_has_nothing_that_could_undo_the_protection() {
+    with_empty_folders(|| {
+        let lab = running(&[("terok.shield", "up")], Network::Filtered);
+        let bounding = |capabilities: &[&str]| {
+            exec(&lab, capabilities).map(|mut process| process["capabilities"]["bounding"].take())
+        };
+        assert_eq!(bounding(&["CAP_CHOWN"]).unwrap(), json!(["CAP_CHOWN"]));
+        for capability in ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE"] {
+            let said = bounding(&["CAP_CHOWN", capability]).unwrap_err();
+            assert!(said.contains(capability) && said.contains("--privileged"), "{said}");
+            for spelt in [capability.to_owned(), capability.to_lowercase(), capability.replace("CAP_", "")] {
+                let said = exec_line(&lab, &["--cap", &spelt]).unwrap_err();
+                assert!(said.contains(capability) && said.contains("--cap"), "{said}");
+            }
+        }
+        exec_line(&lab, &["--cap", "CAP_CHOWN"]).unwrap();
+        std::fs::remove_dir_all(layout::RUN_ROOTFUL).unwrap();
+        // Without a card there is nothing to undo.
+        let lab = running(&[("terok.shield", "up")], Network::Sealed);
+        let process = exec(&lab, &["CAP_NET_ADMIN"]).unwrap();
+        assert_eq!(process["capabilities"]["bounding"], json!(["CAP_NET_ADMIN"]));
+        exec_line(&lab, &["--cap", "CAP_NET_ADMIN"]).unwrap();
     });
 }
 

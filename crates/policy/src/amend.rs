@@ -53,6 +53,7 @@ pub fn amend(config: Value, policy: &Policy) -> Result<Value, AmendError> {
     let mut config = config;
     refuse_orders(&config)?;
     if policy.restricted {
+        restricted::refuse_privileged(&config)?;
         restricted::process(object(&mut config, &["process"])?);
         restricted::surroundings(&mut config)?;
     }

@@ -157,7 +157,10 @@ fn amended(policy: &Policy, facts: &HostFacts, fixture: &str) -> String {
         true => amend::without_raw_sockets(before.clone()).unwrap(),
         false => before.clone(),
     };
-    let amended = amend::amend(given, policy).unwrap();
+    let amended = match amend::amend(given, policy) {
+        Ok(amended) => amended,
+        Err(refusal) => return format!("refused: {refusal}\n"),
+    };
     let mut after = amend::provide(amended, &provision).unwrap();
     let (rules_before, rules_after) = (take_rules(&mut before), take_rules(&mut after));
     let (mut values_before, mut values_after) = (BTreeSet::new(), BTreeSet::new());

@@ -1,6 +1,7 @@
 //! What a container of the vault or the signer is given: one mount and variables.
 
 use super::{AmendError, list, object};
+use crate::layout;
 use crate::provision::{INSIDE, Provision, spellings};
 use serde_json::{Map, Value, json};
 
@@ -46,7 +47,12 @@ fn mount(config: &mut Map<String, Value>, folder: &str) -> Result<(), AmendError
     if mounts.contains(&ours) {
         return Ok(());
     }
-    for (at, mount) in mounts.iter().enumerate() {
+    for (at, mount) in mounts.iter_mut().enumerate() {
+        // A bundle that was amended before, now for a container of another id.
+        if is_one_of_ours(mount, &ours) {
+            *mount = ours;
+            return Ok(());
+        }
         let destination = mount.get("destination").and_then(Value::as_str).unwrap_or_default();
         if is_at_or_below(destination, INSIDE) {
             return Err(AmendError {
@@ -59,6 +65,20 @@ fn mount(config: &mut Map<String, Value>, folder: &str) -> Result<(), AmendError
     }
     mounts.push(ours);
     Ok(())
+}
+
+/// Whether `mount` differs from ours only in the container's id: `…/.birth/<id>/inside`.
+fn is_one_of_ours(mount: &Value, ours: &Value) -> bool {
+    let births = |mount: &Value| {
+        let folder = mount.get("source")?.as_str()?.strip_suffix(layout::INSIDE)?.strip_suffix('/')?;
+        let (births, id) = folder.rsplit_once('/')?;
+        layout::is_container_id(id).then(|| births.to_owned())
+    };
+    let same = |key| mount.get(key) == ours.get(key);
+    same("destination")
+        && same("type")
+        && same("options")
+        && births(mount).is_some_and(|found| births(ours) == Some(found))
 }
 
 /// Whether an absolute path, however written, is `folder` or something in it. `/var/run` is `/run` in nearly every image.

@@ -90,6 +90,23 @@ const READ_ONLY: [&str; 5] = ["/proc/asound", "/proc/bus", "/proc/fs", "/proc/ir
 /// Podman's default.
 const PROCESSES: u64 = 2048;
 
+/// Refuses what asks for every privilege and for none. What is beyond capabilities and filter, the host's devices above all, stays with
+/// a privileged container, so that it would only look restricted.
+pub(super) fn refuse_privileged(config: &Value) -> Result<(), AmendError> {
+    let bounding = config.pointer("/process/capabilities/bounding").and_then(Value::as_array);
+    let has = |wanted: &str| bounding.is_some_and(|all| all.iter().any(|capability| capability == wanted));
+    let masked = config.pointer("/linux/maskedPaths").and_then(Value::as_array);
+    // Every engine's `--privileged`: all capabilities, and nothing is hidden.
+    if has("CAP_SYS_MODULE") && has("CAP_SYS_RAWIO") && masked.is_none_or(Vec::is_empty) {
+        return Err(AmendError {
+            place: "/process/capabilities".into(),
+            reason: "the container is privileged, so terok.restricted=true could not be kept: start it without --privileged, or without terok.restricted"
+                .into(),
+        });
+    }
+    Ok(())
+}
+
 /// Hides and protects files of the kernel, beside those that the engine has hidden, and limits how many processes there may be.
 pub(super) fn surroundings(config: &mut Value) -> Result<(), AmendError> {
     let libpod = config.pointer("/annotations/io.container.manager").is_some_and(|engine| engine == "libpod");

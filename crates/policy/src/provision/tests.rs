@@ -139,6 +139,30 @@ fn what_the_user_mounted_is_never_replaced() {
     }
 }
 
+/// A bundle that runs again under another id, without an engine that writes its configuration anew.
+#[test]
+fn the_folder_of_an_earlier_container_of_the_bundle_is_replaced() {
+    let folder = |id: &str| {
+        let policy = policy(&[(annotation::VAULT, "anthropic")]);
+        let issued = Issued { tokens: vec![format!("sk-{id}")] };
+        provision(&policy, &issued, &format!("/run/terok/.birth/{id}/inside"))
+    };
+    let [earlier, own] = ["earlier", "own"].map(|id| amend::provide(json!({}), &folder(id)).unwrap());
+    assert_eq!(amend::provide(earlier.clone(), &folder("own")).unwrap(), own);
+    for (key, other) in [
+        ("source", json!("/run/terok/.birth/../inside")),
+        ("source", json!("/run/user/1/terok/.birth/earlier/inside")),
+        ("source", json!("/srv/inside")),
+        ("options", json!(["rbind", "rw"])),
+        ("type", json!("tmpfs")),
+    ] {
+        let mut config = earlier.clone();
+        config["mounts"][0][key] = other;
+        let error = amend::provide(config, &folder("own")).unwrap_err();
+        assert!(error.reason.contains("mount it elsewhere"), "{error}");
+    }
+}
+
 #[test]
 fn a_configuration_that_git_would_not_take_is_refused() {
     for count in ["x", "-1", "99999999"] {
