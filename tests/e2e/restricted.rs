@@ -62,6 +62,13 @@ both_modes! {
         }
     }
 
+    /// Of a privileged container the host's devices would stay, and nothing would say so.
+    fn privileged_at_once_is_refused(mode: Mode) {
+        let said = restricted(mode, "").option("--privileged").run(&["true"]).1.failed();
+        assert!(said.contains("--privileged") && said.contains("terok.restricted"), "{said}");
+        restricted(mode, "").option("--cap-add=all").run(&["true"]).1.succeeded();
+    }
+
     fn git_python_and_node_work(mode: Mode) {
         let site = site();
         let rules = format!("git.example.com {}", site.name);

@@ -6,10 +6,12 @@ use terok_policy::layout;
 use terok_tests::{Container, Lab, Mode, Net, Recipe, bad_addresses, install, seen_at, site};
 
 /// Where the system-wide installation has its programs.
-const FOLDER: &str = "/usr/libexec/terok";
+pub(crate) const FOLDER: &str = "/usr/libexec/terok";
 
 /// Puts the shim beside the installed programs, before crun: runc cannot do without control groups, which the lab's Podman has none of.
-fn put_shim() -> String {
+pub(crate) fn put_shim() -> String {
+    // Where a test before this one failed, they may be away.
+    hook_files(true);
     let shim = Path::new(FOLDER).join(layout::SHIM).display().to_string();
     Mode::Rootful
         .run("install", &["-m", "755", &format!("/run/lab/bin/{}", layout::SHIM), &shim])
@@ -19,12 +21,15 @@ fn put_shim() -> String {
     shim
 }
 
-fn take_shim() {
+pub(crate) fn take_shim() {
     Mode::Rootful.run("rm", &["-f", layout::SHIM_SYSTEM, &format!("{FOLDER}/{}", layout::SHIM)]).succeeded();
 }
 
 /// Takes away, or puts back, what makes Podman read our hook files.
 pub(crate) fn hook_files(there: bool) {
+    if Path::new("/etc/containers/containers.conf.d/50-terok.conf").exists() == there {
+        return;
+    }
     let files = ["/run/drop-in.away", "/etc/containers/containers.conf.d/50-terok.conf"];
     let [from, to] = if there { files } else { [files[1], files[0]] };
     Mode::Rootful.run("mv", &[from, to]).succeeded();
@@ -44,12 +49,12 @@ pub(crate) fn is_protected(container: &Container, allowed: &str) {
     assert!(seen_at(v4).is_empty());
 }
 
-fn through(shim: &str, recipe: Recipe) -> Recipe {
+pub(crate) fn through(shim: &str, recipe: Recipe) -> Recipe {
     recipe.option(&format!("--runtime={shim}"))
 }
 
 /// `config.json` as the runtime got it.
-fn config(container: &Container) -> Value {
+pub(crate) fn config(container: &Container) -> Value {
     let bundle = container.podman(&["inspect", "--format={{.OCIConfigPath}}"]).succeeded();
     serde_json::from_str(&std::fs::read_to_string(bundle.trim()).expect("config.json")).expect("JSON")
 }
@@ -128,10 +133,10 @@ fn a_restricted_container_and_what_is_started_in_it_have_no_privileges() {
     let shim = put_shim();
     for mode in [Mode::Rootless, Mode::Rootful] {
         let container = through(&shim, Recipe::sealed(mode, "").annotate("restricted", "true")).idle();
-        for process in ["1", "self"] {
-            let status = mode
-                .podman(&["exec", &container.name, "cat", &format!("/proc/{process}/status")])
-                .succeeded();
+        for (process, options) in [("1", &[][..]), ("self", &[]), ("self", &["--privileged"])] {
+            let status = format!("/proc/{process}/status");
+            let line = [&["exec"], options, &[&container.name, "cat", &status]].concat();
+            let status = mode.podman(&line).succeeded();
             for line in
                 ["NoNewPrivs:\t1", "CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "Seccomp:\t2"]
             {
@@ -149,8 +154,30 @@ fn a_restricted_container_and_what_is_started_in_it_have_no_privileges() {
     install();
 }
 
+/// What a container is refused at its start, no further process of it gets: with a card it could undo the rules.
+#[test]
+fn a_further_process_beside_a_card_gets_no_privileges_and_one_without_a_card_does() {
+    let Some(_lab) = Lab::alone() else { return };
+    let shim = put_shim();
+    for net in [Net::Slirp, Net::RootfulBridge, Net::Sealed] {
+        let site = site();
+        let container = through(&shim, Recipe::on(net, &site.name)).idle();
+        let ended = net.mode().podman(&["exec", "--privileged", &container.name, "true"]);
+        match net.is_sealed() {
+            true => drop(ended.succeeded()),
+            false => {
+                let said = ended.failed();
+                assert!(said.contains("CAP_NET_ADMIN") && said.contains("--privileged"), "{said}");
+            }
+        }
+        is_protected(&container, &site.name);
+    }
+    take_shim();
+    install();
+}
+
 /// A bundle with the probe as its only program.
-const BUNDLE: &str = r#"set -e; rm -rf /run/bundle; mkdir -p /run/bundle/rootfs/proc /run/bundle/rootfs/dev /run/bundle/rootfs/sys; cd /run/bundle
+pub(crate) const BUNDLE: &str = r#"set -e; rm -rf /run/bundle; mkdir -p /run/bundle/rootfs/proc /run/bundle/rootfs/dev /run/bundle/rootfs/sys; cd /run/bundle
 cp /run/lab/bin/terok-probe rootfs/probe; crun spec
 python3 - <<'P'
 import json
@@ -184,18 +211,18 @@ const LINES: [&str; 19] = [
 ];
 
 /// The runtimes that this machine has, by their absolute path, with the options that the lab's control groups want.
-fn runtimes() -> [(String, &'static str); 2] {
+pub(crate) fn runtimes() -> [(String, &'static str); 2] {
     [("crun", "--cgroup-manager=disabled"), ("runc", "--debug=false")].map(|(runtime, options)| {
         (Mode::Rootful.run("which", &[runtime]).succeeded().trim().to_owned(), options)
     })
 }
 
-fn stand_before(runtime: &str) {
+pub(crate) fn stand_before(runtime: &str) {
     std::fs::write(layout::SHIM_SYSTEM, format!("runtime = {runtime:?}\n")).expect("shim.toml");
 }
 
 /// Calls an OCI runtime, whose container keeps the descriptors it was created with.
-fn call(program: &str, line: &str) -> (i32, [String; 2]) {
+pub(crate) fn call(program: &str, line: &str) -> (i32, [String; 2]) {
     let script = format!("exec {program} {line} >/run/out 2>/run/err");
     let ended = Mode::Rootful.run("timeout", &["20", "bash", "-c", &script]);
     (ended.code, ["/run/out", "/run/err"].map(|file| std::fs::read_to_string(file).unwrap_or_default()))
@@ -257,6 +284,10 @@ fn a_bare_bundle_is_protected_on_each_runtime() {
         assert_eq!(lines[0]["answers"][0]["status"], 200, "{lines:?}");
         assert_eq!((&lines[1]["errno"], &lines[2]["errno"]), (&111.into(), &1.into()), "{lines:?}");
         assert!(seen_at(v4).is_empty());
+        // The configuration says restricted; its own line does not give back what that took.
+        let (code, [_, said]) =
+            call(&shim, &format!("{options} exec --cap CAP_CHOWN {id} /probe 'socket 2 1 0'"));
+        assert!(code == 1 && said.contains("is restricted"), "{code} {said}");
         well(&format!("delete --force {id}"));
     }
     take_shim();
