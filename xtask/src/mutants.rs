@@ -16,7 +16,7 @@ use std::time::Instant;
 const CONTROL: &str = "an_allowed_connection_is_audited_with_its_rule_before_and_its_bytes_after";
 
 /// What the operator types protects nothing, and takes long to build.
-const PROTECTING: [&str; 2] = ["terok-hook", "terok-supervisor"];
+const PROTECTING: [&str; 3] = ["terok-hook", "terok-shim", "terok-supervisor"];
 
 /// `cargo xtask mutants`.
 #[derive(Debug, clap::Args)]
