@@ -75,9 +75,13 @@ fn a_container_reaches_what_is_named_and_nothing_else() {
         assert_eq!(lines[0]["answers"][0]["status"], 200, "{network}: {lines:?}");
         refused_at_once(&lines[1]);
         let container = recipe.idle();
-        let arrive = ["%4", "%6"].map(|family| format!("http {host}{family} 80 {host} /exec"));
-        all_arrived(&steps(&container, &arrive));
-        all_arrived(&steps(&container, &[format!("tls {host} 443 {host}")]));
+        all_arrived(&steps(&container, &[format!("http {host}%4 80 {host} /exec"), format!("tls {host} 443 {host}")]));
+        // Docker switches IPv6 off in a network that has none.
+        let off = container.exec(&["cat", "/proc/sys/net/ipv6/conf/lo/disable_ipv6"]).stdout;
+        assert!(network != "duo" || off.trim() == "0", "{off}");
+        if off.trim() == "0" {
+            all_arrived(&steps(&container, &[format!("http {host}%6 80 {host} /exec")]));
+        }
         let tunnel = format!("open{}.tunnel.example.net", site.number);
         let tries = [
             format!("tcp {v4} 443"),
@@ -356,11 +360,11 @@ fn the_agents_socket_has_the_granted_key() {
     let (key, _) = crate::vault_clients::key(Mode::Rootful, "ed25519");
     let recipe = Recipe::docker("bridge", "github.com:22").annotate("ssh", &format!("{key}@github.com"));
     let container = recipe.idle();
-    // SSH_AGENTC_REQUEST_IDENTITIES (11) is answered with one key, whose comment is its name.
-    let answer = container
-        .sh("printf '\\0\\0\\0\\1\\13' | timeout 5 nc local:$SSH_AUTH_SOCK | tr -c 'a-z0-9-' ' '")
-        .stdout;
-    assert!(answer.contains("ssh-ed25519") && answer.contains(&key), "{answer}");
+    // SSH_AGENTC_REQUEST_IDENTITIES is answered with the key and its comment, which is its name.
+    let socket = container.sh("printf %s $SSH_AUTH_SOCK").succeeded();
+    let line = container.try_step(&format!(r"unix {socket} \x00\x00\x00\x01\x0b"));
+    let got = line["got"].as_str().unwrap_or_default();
+    assert!(got.contains("ssh-ed25519") && got.contains(&key), "{line}");
 }
 
 /// A2: labels are the person's only where the image does not have them.
@@ -373,8 +377,9 @@ fn an_image_that_labels_itself_is_refused() {
         docker(&["import", "--change", &format!("LABEL {label}"), "/run/lab/home/bb.tar", &image])
             .succeeded();
         for network in ["none", "bridge"] {
-            refused(&Recipe::docker_bare(network).option("--runtime=terok").image(&image), "image");
-            refused(&Recipe::docker(network, "api.example.com").annotate("name", "n").image(&image), "image");
+            let own = Recipe::docker_bare(network).option("--runtime=terok").image(&image);
+            refused(&own, "image");
+            refused(&own.annotate("name", "n"), "image");
         }
         docker(&["rmi", "--force", &image]).succeeded();
     }

@@ -12,6 +12,7 @@ use std::io::Write;
 /// The steps, each one argument of words separated by spaces. HOST is an address or a name; `NAME%4` and `NAME%6` choose the family.
 const HELP: &str = "\
 tcp HOST PORT [TEXT]          connect; send TEXT (\\r \\n \\xHH are understood) and read once
+unix PATH TEXT                the same on a socket of the file system
 tls HOST PORT SNI|-           connect, send a ClientHello with SNI or without one, read the first record
 http HOST PORT HOST PATH …    keep-alive GETs with the given Host and path, pair by pair, on one connection
 hold HOST PORT [PATH]         connect (and GET PATH with Host HOST); print `open`, then read until the end and print why it ended
@@ -59,6 +60,7 @@ fn main() {
 
 fn run(words: &[&str]) -> Value {
     match *words {
+        ["unix", path, ..] => net::unix(path, words.get(2..).unwrap_or_default()),
         ["tcp", host, port, ..] => net::tcp(host, port, words.get(3..).unwrap_or_default()),
         ["tls", host, port, sni] => net::tls(host, port, (sni != "-").then_some(sni)),
         ["http", host, port, ..] => net::http(host, port, words.get(3..).unwrap_or_default()),

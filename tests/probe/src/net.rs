@@ -23,6 +23,17 @@ pub(crate) fn tcp(host: &str, port: &str, text: &[&str]) -> Value {
     attempt().unwrap_or_else(|error| failed(&error))
 }
 
+pub(crate) fn unix(path: &str, text: &[&str]) -> Value {
+    let attempt = || -> io::Result<Value> {
+        let mut stream = std::os::unix::net::UnixStream::connect(path)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(&unescape(&text.join(" ")))?;
+        let got = read_once(&mut stream)?;
+        Ok(json!({"ok": !got.is_empty(), "errno": 0, "got": String::from_utf8_lossy(&got)}))
+    };
+    attempt().unwrap_or_else(|error| failed(&error))
+}
+
 pub(crate) fn tls(host: &str, port: &str, sni: Option<&str>) -> Value {
     let attempt = || -> io::Result<Value> {
         let mut stream = connect(host, port)?;
@@ -252,7 +263,7 @@ pub(crate) fn number(port: &str) -> io::Result<u16> {
     port.parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "bad port"))
 }
 
-fn read_once(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+fn read_once(stream: &mut impl Read) -> io::Result<Vec<u8>> {
     let mut block = vec![0; 4096];
     let n = stream.read(&mut block)?;
     block.truncate(n);
