@@ -75,7 +75,10 @@ fn a_container_reaches_what_is_named_and_nothing_else() {
         assert_eq!(lines[0]["answers"][0]["status"], 200, "{network}: {lines:?}");
         refused_at_once(&lines[1]);
         let container = recipe.idle();
-        all_arrived(&steps(&container, &[format!("http {host}%4 80 {host} /exec"), format!("tls {host} 443 {host}")]));
+        all_arrived(&steps(
+            &container,
+            &[format!("http {host}%4 80 {host} /exec"), format!("tls {host} 443 {host}")],
+        ));
         // Docker switches IPv6 off in a network that has none.
         let off = container.exec(&["cat", "/proc/sys/net/ipv6/conf/lo/disable_ipv6"]).stdout;
         assert!(network != "duo" || off.trim() == "0", "{off}");

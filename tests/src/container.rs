@@ -10,6 +10,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// What stands before runc.
 const SHIM: &str = "/usr/libexec/terok/terok-shim-runc";
 
+/// Where containers of containerd leave what they print, inside and outside (lab/engines.sh makes it).
+const OUTPUT: &str = "/run/lab/output";
+
 /// Where the probe is in a container.
 const PROBE: &str = "/run/terok-probe";
 
@@ -54,6 +57,15 @@ impl Ended {
     pub(crate) fn from_parts(code: i32, stdout: &[u8], stderr: &[u8], what: String) -> Self {
         let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
         Ended { code, stdout: text(stdout), stderr: text(stderr), what }
+    }
+
+    /// With the standard output that is in `file`.
+    fn or_kept(mut self, file: Option<String>) -> Self {
+        if let Some(file) = file {
+            self.stdout = std::fs::read_to_string(&file).unwrap_or_default();
+            let _ = std::fs::remove_file(file);
+        }
+        self
     }
 
     /// The standard output of a program that must have ended well.
@@ -235,7 +247,10 @@ impl Recipe {
     /// Runs `command` as the container's program to its end.
     pub fn run(&self, command: &[&str]) -> (Container, Ended) {
         let mut container = self.named();
-        let mut ended = Ended::of(self.command(&container.name, &[], command).stdin(Stdio::null()));
+        let file = kept_output(self.engine);
+        let words = wrapped(file.as_deref(), command);
+        let mut ended =
+            Ended::of(self.command(&container.name, &[], &words).stdin(Stdio::null())).or_kept(file);
         container.id = container.full_id();
         ended.stderr.push_str(&container.log());
         (container, ended)
@@ -268,7 +283,8 @@ impl Recipe {
         if self.engine == Engine::Containerd {
             let mount =
                 format!("--mount=type=bind,src=/run/lab/bin/terok-probe,dst={PROBE},options=rbind:ro");
-            command.arg(mount).args(more).args(&self.options).args([&self.image, name]);
+            let output = format!("--mount=type=bind,src={OUTPUT},dst={OUTPUT},options=rbind:rw");
+            command.args([mount, output]).args(more).args(&self.options).args([&self.image, name]);
         } else {
             command
                 .args(["--name", name])
@@ -280,6 +296,21 @@ impl Recipe {
         }
         command.args(words);
         command
+    }
+}
+
+/// A file of its own for what a program of containerd's prints: its client sometimes ends before the last words came through.
+fn kept_output(engine: Engine) -> Option<String> {
+    (engine == Engine::Containerd).then(|| format!("{OUTPUT}/{}", a_name()))
+}
+
+/// `words` with their standard output in `file`.
+fn wrapped<'a>(file: Option<&'a str>, words: &[&'a str]) -> Vec<&'a str> {
+    match file {
+        Some(file) => {
+            [&["/bin/sh", "-c", "file=$1; shift; exec \"$@\" >\"$file\"", "sh", file], words].concat()
+        }
+        None => words.to_vec(),
     }
 }
 
@@ -343,7 +374,9 @@ impl Container {
 
     /// Runs a further process in the running container to its end.
     pub fn exec(&self, words: &[&str]) -> Ended {
-        Ended::of(self.exec_command().args(words).stdin(Stdio::null()))
+        let file = kept_output(self.engine);
+        Ended::of(self.exec_command().args(wrapped(file.as_deref(), words)).stdin(Stdio::null()))
+            .or_kept(file)
     }
 
     /// The engine's command that starts a further process; add its words.
