@@ -47,3 +47,4 @@ fn a_pod_without_annotations_is_left_as_it_is() {
         let _ = MemberRecipe::default();
     }
 }
+

@@ -9,7 +9,7 @@ use std::path::Path;
 /// What the service said in place of an answer.
 pub(crate) type Said = String;
 
-/// Calls `method` of the runtime service behind `socket`.
+/// Calls `method`, `Service/Method`, of the service behind `socket`.
 pub(crate) fn call<Q: Message, A: Message + Default>(
     socket: &Path,
     method: &str,
@@ -44,7 +44,7 @@ async fn asked(
     let stream = tokio::net::UnixStream::connect(socket).await?;
     let (service, connection) = h2::client::handshake(stream).await?;
     tokio::spawn(connection);
-    let request = http::Request::post(format!("http://localhost/runtime.v1.RuntimeService/{method}"))
+    let request = http::Request::post(format!("http://localhost/runtime.v1.{method}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .body(())?;
@@ -236,6 +236,19 @@ pub(crate) struct AskStatus {
 pub(crate) struct Status {
     #[prost(map = "string, string", tag = "2")]
     pub(crate) info: HashMap<String, String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct AskImage {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) image: Option<Name>,
+}
+
+/// Whether the image is known: what is known of it is not read.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Image {
+    #[prost(bytes = "vec", optional, tag = "1")]
+    pub(crate) image: Option<Vec<u8>>,
 }
 
 #[derive(Clone, PartialEq, Message)]

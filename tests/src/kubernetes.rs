@@ -28,6 +28,19 @@ pub fn kubelet() {
 /// Restarts it, or starts it.
 pub fn kubelet_restart() {
     Mode::Rootful.run("/run/lab/scripts/cri.sh", &["restart"]).succeeded();
+    // CRI comes up, and learns of images, after the daemon.
+    crate::within(std::time::Duration::from_secs(60), "CRI knows its images", || {
+        ["bb", "pause"].iter().all(|name| {
+            let image = Some(cri::Name { name: format!("localhost/{name}:latest") });
+            let answer = cri::call(Path::new(SOCKET), "ImageService/ImageStatus", &cri::AskImage { image });
+            answer.is_ok_and(|found: cri::Image| found.image.is_some())
+        })
+    });
+}
+
+/// Calls a method of the runtime service.
+fn call<Q: prost::Message, A: prost::Message + Default>(method: &str, question: &Q) -> Result<A, String> {
+    cri::call(Path::new(SOCKET), &format!("RuntimeService/{method}"), question)
 }
 
 /// How a pod is to be.
@@ -88,7 +101,7 @@ impl PodRecipe {
             linux: Some(cri::PodLinux { security: Some(cri::PodSecurity { namespaces: Some(namespaces) }) }),
         };
         let question = cri::RunPod { config: Some(config.clone()), handler: self.handler.clone() };
-        let answer: cri::Id = cri::call(Path::new(SOCKET), "RunPodSandbox", &question)?;
+        let answer: cri::Id = call("RunPodSandbox", &question)?;
         Ok(KubePod { id: answer.id, name, config, namespaces })
     }
 
@@ -194,9 +207,9 @@ impl KubePod {
             config: Some(config),
             pod_config: Some(self.config.clone()),
         };
-        let made: cri::Id = cri::call(Path::new(SOCKET), "CreateContainer", &question)?;
+        let made: cri::Id = call("CreateContainer", &question)?;
         let member = Member { id: made.id.clone(), name };
-        cri::call::<_, cri::Nothing>(Path::new(SOCKET), "StartContainer", &made)?;
+        call::<_, cri::Nothing>("StartContainer", &made)?;
         Ok(member)
     }
 
@@ -204,7 +217,7 @@ impl KubePod {
     #[track_caller]
     pub fn stop(&self) {
         let done: Result<cri::Nothing, _> =
-            cri::call(Path::new(SOCKET), "StopPodSandbox", &cri::Id { id: self.id.clone() });
+            call("StopPodSandbox", &cri::Id { id: self.id.clone() });
         done.unwrap_or_else(|said| panic!("the pod does not stop: {said}"));
     }
 
@@ -231,7 +244,7 @@ impl KubePod {
 impl Drop for KubePod {
     fn drop(&mut self) {
         for method in ["StopPodSandbox", "RemovePodSandbox"] {
-            let _ = cri::call::<_, cri::Nothing>(Path::new(SOCKET), method, &cri::Id { id: self.id.clone() });
+            let _ = call::<_, cri::Nothing>(method, &cri::Id { id: self.id.clone() });
         }
     }
 }
@@ -254,7 +267,7 @@ impl Member {
             command: command.iter().map(|&word| word.to_owned()).collect(),
             timeout: 0,
         };
-        let answer: Result<cri::Output, _> = cri::call(Path::new(SOCKET), "ExecSync", &question);
+        let answer: Result<cri::Output, _> = call("ExecSync", &question);
         let answer = answer.unwrap_or_else(|said| panic!("{command:?}: {said}"));
         Ended::from_parts(answer.code, &answer.stdout, &answer.stderr, format!("{command:?}"))
     }
@@ -270,8 +283,8 @@ impl Member {
     pub fn remove(&self) {
         let stop = cri::StopContainer { id: self.id.clone(), timeout: 0 };
         let id = cri::Id { id: self.id.clone() };
-        let stopped: Result<cri::Nothing, _> = cri::call(Path::new(SOCKET), "StopContainer", &stop);
-        let removed = stopped.and_then(|_| cri::call(Path::new(SOCKET), "RemoveContainer", &id));
+        let stopped: Result<cri::Nothing, _> = call("StopContainer", &stop);
+        let removed = stopped.and_then(|_| call("RemoveContainer", &id));
         let _: cri::Nothing = removed.unwrap_or_else(|said| panic!("the container does not go: {said}"));
     }
 
@@ -303,7 +316,7 @@ fn config_json(id: &str) -> Value {
 #[track_caller]
 fn pid(method: &str, id: &str) -> u32 {
     let question = cri::AskStatus { id: id.to_owned(), verbose: true };
-    let answer: Result<cri::Status, _> = cri::call(Path::new(SOCKET), method, &question);
+    let answer: Result<cri::Status, _> = call(method, &question);
     let answer = answer.unwrap_or_else(|said| panic!("{method}: {said}"));
     let info: Value = serde_json::from_str(&answer.info["info"]).expect("JSON");
     info["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("a pid")
