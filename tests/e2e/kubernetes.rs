@@ -1,7 +1,10 @@
-//! Pods through containerd's CRI, as a kubelet makes them, under the handler `terok`.
+//! Pods through containerd's CRI, as a kubelet makes them, under the handler `terok`: the sandbox has the guard, the pod's containers
+//! join its network as members of one pod.
 
-use terok_tests::kubernetes::{Member, MemberRecipe, PodRecipe, kubelet};
-use terok_tests::{Lab, bad_addresses, seen_at, site};
+use std::path::Path;
+use terok_policy::layout;
+use terok_tests::kubernetes::{KubePod, Member, MemberRecipe, PodRecipe, kubelet, kubelet_restart};
+use terok_tests::{Lab, Mode, Service, bad_addresses, eventually, headers, seen_at, site};
 
 #[track_caller]
 fn is_protected(container: &Member, allowed: &str) {
@@ -11,12 +14,38 @@ fn is_protected(container: &Member, allowed: &str) {
         &format!("tcp {v4} 80"),
         &format!("tcp {v6} 80"),
         "socket 40 1 0",
+        "socket 17 3 0",
     ]);
     assert_eq!(lines[0]["answers"][0]["status"], 200, "{lines:?}");
     assert_eq!(lines[1]["errno"], 111, "{lines:?}");
     assert_eq!(lines[2]["errno"], 111, "{lines:?}");
     assert_eq!(lines[3]["errno"], 1, "{lines:?}");
+    assert_eq!(lines[4]["errno"], 1, "{lines:?}");
     assert!(seen_at(v4).is_empty() && seen_at(v6).is_empty());
+}
+
+/// Nothing of terok serves a sandbox or a container any more.
+#[track_caller]
+fn is_left_alone(ids: &[&str]) {
+    let served = |id: &str| {
+        let log = Mode::Rootful.state(id).join(layout::LOG);
+        let processes = std::fs::read_dir("/proc").expect("proc is mounted").flatten();
+        let mut outputs = processes.filter_map(|entry| std::fs::read_link(entry.path().join("fd/2")).ok());
+        outputs.any(|output| output == log)
+    };
+    for id in ids {
+        eventually("the supervisor ends with its pod", || !served(id));
+        eventually("the runtime folder goes with its pod", || !Mode::Rootful.runtime(id).exists());
+    }
+}
+
+fn networks() -> usize {
+    std::fs::read_dir("/run/netns")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("cni-"))
+        .count()
 }
 
 #[test]
@@ -25,12 +54,48 @@ fn a_pod_reaches_what_its_annotations_name_and_its_containers_share_that() {
     kubelet();
     let site = site();
     let pod = PodRecipe::allowing(&site.name).start();
-    eprintln!("PAUSE {}", pod.config_json());
     let first = pod.container();
-    eprintln!("MEMBER {}", first.config_json());
     is_protected(&first, &site.name);
-    let second = pod.container();
+    // What is said of one container alone is not passed on: the pod's word holds for all.
+    let other = terok_tests::site();
+    let second =
+        pod.run(&MemberRecipe::default().annotate("shield.allow", &other.name)).expect("a second container");
     is_protected(&second, &site.name);
+    let lines = second.probe(&[&format!("http {0} 80 {0} /other", other.name)]);
+    assert_ne!(lines[0]["ok"], true, "{lines:?}");
+    assert!(other.seen().is_empty());
+    assert_eq!(pod.ruleset().matches("table inet terok").count(), 1);
+    // A container that comes again, as after a crash.
+    first.remove();
+    is_protected(&pod.container(), &site.name);
+    is_protected(&second, &site.name);
+}
+
+#[test]
+fn nothing_is_left_of_a_pod_that_ended_even_if_its_sandbox_died_first() {
+    let Some(_lab) = Lab::alone() else { return };
+    kubelet();
+    let before = networks();
+    for killed in [false, true] {
+        let site = site();
+        let pod = PodRecipe::allowing(&site.name).start();
+        let (one, two) = (pod.container(), pod.container());
+        is_protected(&one, &site.name);
+        if killed {
+            Mode::Rootful.run("kill", &["-KILL", &pod.pid().to_string()]).succeeded();
+            is_left_alone(&[&pod.id]);
+            // The network that is left has its rules, and nobody who lets anything through.
+            let (v4, _) = bad_addresses();
+            let lines = two.probe(&[&format!("http {0} 80 {0} /after", site.name), &format!("tcp {v4} 80")]);
+            assert!(lines.iter().all(|line| line["ok"] != true), "{lines:?}");
+            assert!(seen_at(v4).is_empty() && !site.paths().contains(&"/after".to_owned()));
+        }
+        let ids = [pod.id.clone(), one.id.clone(), two.id.clone()];
+        pod.stop();
+        is_left_alone(&ids.each_ref().map(String::as_str));
+        drop(pod);
+        eventually("the pod's network goes", || networks() == before);
+    }
 }
 
 #[test]
@@ -40,11 +105,121 @@ fn a_pod_without_annotations_is_left_as_it_is() {
     for handler in ["terok", ""] {
         let (v4, v6) = bad_addresses();
         let pod = PodRecipe::plain().handler(handler).start();
-        let lines = pod.container().probe(&[&format!("tcp {v4} 80"), &format!("tcp {v6} 80")]);
+        let container = pod.container();
+        let lines = container.probe(&[&format!("tcp {v4} 80"), &format!("tcp {v6} 80"), "socket 17 3 0"]);
         assert!(lines.iter().all(|line| line["ok"] == true), "{lines:?}");
         assert_eq!((seen_at(v4).len(), seen_at(v6).len()), (1, 1));
-        assert!(!pod.ruleset().contains("terok"), "{}", pod.ruleset());
-        let _ = MemberRecipe::default();
+        assert!(!pod.ruleset().contains("terok"));
+        for config in [pod.config_json(), container.config_json()] {
+            assert!(!config.to_string().contains("terok-hook"), "{config}");
+        }
     }
 }
 
+/// The kubelet shows it among the pod's events.
+#[test]
+fn a_pod_that_is_refused_says_why_to_the_kubelet() {
+    let Some(_lab) = Lab::alone() else { return };
+    kubelet();
+    let before = networks();
+    let said = PodRecipe::allowing("").host_network().refused();
+    assert!(said.contains("terok: ") && said.contains("host"), "{said}");
+    let said = PodRecipe::plain().annotate("sheild", "up").refused();
+    assert!(said.contains("terok.sheild") && said.contains("terok.shield"), "{said}");
+    let said = PodRecipe::plain().annotate("vault", "nonesuch").refused();
+    assert!(said.contains("nonesuch"), "{said}");
+    assert_eq!(networks(), before, "of a refused pod no network is left");
+    let pod = PodRecipe::allowing("").start();
+    for (recipe, name) in [
+        (MemberRecipe::default().capability("NET_ADMIN"), "CAP_NET_ADMIN"),
+        (MemberRecipe::default().capability("SYS_PTRACE"), "CAP_SYS_PTRACE"),
+        (MemberRecipe::default().privileged(), "CAP_"),
+    ] {
+        let said = pod.run(&recipe).expect_err(name);
+        assert!(said.contains("terok: ") && said.contains(name), "{said}");
+    }
+    let member = pod.container();
+    let lines = member.probe(&["socket 17 3 0"]);
+    assert_eq!(lines[0]["errno"], 1, "{lines:?}");
+}
+
+#[test]
+fn the_pods_containers_are_restricted_and_so_is_what_is_started_in_them() {
+    let Some(_lab) = Lab::open() else { return };
+    kubelet();
+    let pod = PodRecipe::allowing("").annotate("restricted", "true").start();
+    let container = pod.container();
+    for process in ["1", "self"] {
+        let status = container.exec(&["cat", &format!("/proc/{process}/status")]).succeeded();
+        for line in
+            ["NoNewPrivs:\t1", "CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "Seccomp:\t2"]
+        {
+            assert!(status.contains(line), "{process} {line}: {status}");
+        }
+    }
+}
+
+#[test]
+fn the_pods_containers_use_a_credential_that_is_in_none_of_them() {
+    let Some(_lab) = Lab::open() else { return };
+    kubelet();
+    let service = Service::new(Mode::Rootful);
+    let pod = PodRecipe::allowing("").annotate("vault", &service.provider).start();
+    let demo = MemberRecipe::default().image("localhost/demo:latest");
+    for name in ["one", "two"] {
+        let container = pod.run(&demo).expect("a container");
+        let path = format!("/v1/{name}");
+        let script = format!("curl -sS $LAB_BASE_URL{path} -H \"Authorization: Bearer $LAB_TOKEN\"; env");
+        let said = container.exec(&["sh", "-ec", &script]).succeeded();
+        assert!(said.contains("\"ok\": true") && !said.contains(&service.secret), "{said}");
+        let request = service.requests(&path).pop().expect("it arrived");
+        assert_eq!(headers(&request, "authorization"), [format!("Bearer {}", service.secret)]);
+        let config = container.config_json().to_string() + &pod.config_json().to_string();
+        assert!(!config.contains(&service.secret));
+    }
+}
+
+#[test]
+fn its_name_is_the_kubelets_and_orders_are_followed_at_once() {
+    let Some(_lab) = Lab::open() else { return };
+    kubelet();
+    let site = site();
+    let pod = PodRecipe::allowing(&site.name).start();
+    let container = pod.container();
+    is_protected(&container, &site.name);
+    let listed = Mode::Rootful.terok(&["ps"]).succeeded();
+    assert!(listed.contains(&pod.name), "{listed}");
+    Mode::Rootful.terok(&["deny", &pod.id, &site.name]).succeeded();
+    let lines = container.probe(&[&format!("http {0} 80 {0} /denied", site.name)]);
+    assert_ne!(lines[0]["ok"], true, "{lines:?}");
+    let audit = Mode::Rootful.terok(&["audit", &pod.id]).succeeded();
+    assert!(audit.contains(&site.name), "{audit}");
+}
+
+/// Pods live on while the daemon that made them is another one.
+#[test]
+fn a_restart_of_containerd_changes_nothing_and_the_handler_can_be_the_default() {
+    let Some(_lab) = Lab::alone() else { return };
+    kubelet();
+    let file = Path::new("/etc/containerd/config.toml");
+    // Other tests uninstall.
+    Mode::Rootful.terok(&["setup", "--system", "--engine", "containerd"]).succeeded();
+    let named = std::fs::read(file).expect("the configuration");
+    let site = site();
+    let old = PodRecipe::allowing(&site.name).start();
+    let member = old.container();
+    Mode::Rootful.terok(&["setup", "--system", "--engine", "containerd", "--default-runtime"]).succeeded();
+    kubelet_restart();
+    is_protected(&member, &site.name);
+    is_protected(&old.container(), &site.name);
+    let unnamed: KubePod = PodRecipe::allowing(&site.name).handler("").start();
+    is_protected(&unnamed.container(), &site.name);
+    // What was the default goes by its name.
+    let (v4, _) = bad_addresses();
+    let runc = PodRecipe::allowing(&site.name).handler("runc").start();
+    assert_eq!(runc.container().probe(&[&format!("tcp {v4} 80")])[0]["ok"], true);
+    drop((old, unnamed, runc));
+    Mode::Rootful.terok(&["setup", "--system", "--engine", "containerd", "--no-default-runtime"]).succeeded();
+    assert_eq!(std::fs::read(file).expect("the configuration"), named);
+    kubelet_restart();
+}

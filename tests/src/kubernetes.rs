@@ -216,8 +216,7 @@ impl KubePod {
     /// `StopPodSandbox`: its containers and itself end.
     #[track_caller]
     pub fn stop(&self) {
-        let done: Result<cri::Nothing, _> =
-            call("StopPodSandbox", &cri::Id { id: self.id.clone() });
+        let done: Result<cri::Nothing, _> = call("StopPodSandbox", &cri::Id { id: self.id.clone() });
         done.unwrap_or_else(|said| panic!("the pod does not stop: {said}"));
     }
 
