@@ -24,6 +24,9 @@ pub(crate) struct Place {
     /// Put this before every path, for packages
     #[arg(long, value_name = "FOLDER")]
     destdir: Option<PathBuf>,
+    /// Have engines whose files change read them again, by systemctl; below --destdir, where that is a whole machine
+    #[arg(long)]
+    reload: bool,
 }
 
 /// Which engines call the shim.
@@ -73,6 +76,30 @@ impl Place {
         }
         Ok(Target::of(host, self.system, self.destdir.clone()))
     }
+
+    /// Has the engines whose files were changed read them again. The last thing done: it may change this process's root.
+    fn reload(&self, engines: &[Engine]) -> anyhow::Result<()> {
+        let commands: Vec<_> = engines.iter().filter_map(|engine| engine.reload()).collect();
+        if !self.reload || commands.is_empty() {
+            return Ok(());
+        }
+        if let Some(destdir) = &self.destdir {
+            std::os::unix::fs::chroot(destdir).with_context(|| format!("entering {}", destdir.display()))?;
+            std::env::set_current_dir("/").context("entering the root folder")?;
+        }
+        for line in commands {
+            let mut words = line.split(' ');
+            let mut command = std::process::Command::new(words.next().unwrap_or_default());
+            // systemctl does nothing where it takes this root for a package's, not the machine's (systemctl(1)).
+            command.args(words).env("SYSTEMD_IGNORE_CHROOT", "1").stdin(std::process::Stdio::null());
+            let status = command.status().with_context(|| format!("starting {line}"))?;
+            if !status.success() {
+                bail!("{line}: {status}; the files are in place, so do it by hand");
+            }
+            say!("done: {line}")?;
+        }
+        Ok(())
+    }
 }
 
 /// `terok setup`
@@ -102,12 +129,14 @@ pub(crate) fn setup(host: &Host, place: &Place, which: &Which, engines: &Engines
     if changed.is_empty() {
         say!("already set up")?;
     }
+    let news: Vec<_> = told.iter().filter(|(_, news)| *news).map(|(engine, _)| *engine).collect();
     for (engine, news) in told {
-        say!("{}", registration(engine, engine.registered(&target)?, news))?;
+        say!("{}", registration(engine, engine.registered(&target)?, news && !place.reload))?;
     }
     if place.destdir.is_some() {
-        return Ok(());
+        return place.reload(&news);
     }
+    place.reload(&news)?;
     let consulted =
         consulted::consulted(host).context("everything is in place, but podman would not use it")?;
     if consulted.containers == Containers::All {
@@ -160,15 +189,15 @@ pub(crate) fn uninstall(host: &Host, place: &Place, purge: bool) -> anyhow::Resu
             running.iter().map(containers::Known::name).collect::<Vec<_>>().join(", ")
         );
     }
-    if place.destdir.is_none() {
-        let users = still_in_use(host, &target);
-        if !users.is_empty() {
-            let names: Vec<_> = users.iter().map(|user| format!("{} ({})", user.name, user.engine)).collect();
-            bail!(
-                "containers run through the shim, without which their engine can neither stop nor remove them: {}; stop them first",
-                names.join(", ")
-            );
-        }
+    // Below a destdir there may be a whole machine; a package's has no processes.
+    let machine = Host { root: target.destdir.clone(), ..host.clone() };
+    let users = still_in_use(&machine, &target);
+    if !users.is_empty() {
+        let names: Vec<_> = users.iter().map(|user| format!("{} ({})", user.name, user.engine)).collect();
+        bail!(
+            "containers run through the shim, without which their engine can neither stop nor remove them: {}; stop them first",
+            names.join(", ")
+        );
     }
     let purge = purge && place.destdir.is_none();
     // All is decided before anything is done.
@@ -177,7 +206,7 @@ pub(crate) fn uninstall(host: &Host, place: &Place, purge: bool) -> anyhow::Resu
         removals.push((engine, engine.unregister(&target)?));
     }
     let mut changed = Vec::new();
-    let mut lines = Vec::new();
+    let (mut lines, mut news) = (Vec::new(), Vec::new());
     for (engine, removal) in removals {
         let files = setup::apply(&removal.steps)?;
         if !files.is_empty() {
@@ -187,7 +216,8 @@ pub(crate) fn uninstall(host: &Host, place: &Place, purge: bool) -> anyhow::Resu
                 layout::ENGINE_RUNTIME
             ));
         }
-        if let Some(command) = engine.reload().filter(|_| !files.is_empty()) {
+        news.extend((!files.is_empty()).then_some(engine));
+        if let Some(command) = engine.reload().filter(|_| !files.is_empty() && !place.reload) {
             lines.push(format!("make {} read it: {command}", engine.name()));
         }
         lines.extend(removal.notes);
@@ -212,7 +242,7 @@ pub(crate) fn uninstall(host: &Host, place: &Place, purge: bool) -> anyhow::Resu
     for line in afterwards(&running) {
         say!("{line}")?;
     }
-    Ok(())
+    place.reload(&news)
 }
 
 /// Who runs through the shim. Who has just ended is tidied up through it as well, which takes an engine a moment.

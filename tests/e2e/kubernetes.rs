@@ -133,11 +133,13 @@ fn a_pod_that_is_refused_says_why_to_the_kubelet() {
     for (recipe, name) in [
         (MemberRecipe::default().capability("NET_ADMIN"), "CAP_NET_ADMIN"),
         (MemberRecipe::default().capability("SYS_PTRACE"), "CAP_SYS_PTRACE"),
-        (MemberRecipe::default().privileged(), "CAP_"),
     ] {
         let said = pod.run(&recipe).expect_err(name);
         assert!(said.contains("terok: ") && said.contains(name), "{said}");
     }
+    let privileged = PodRecipe::allowing("").privileged().start();
+    let said = privileged.run(&MemberRecipe::default().privileged()).expect_err("privileged");
+    assert!(said.contains("terok: ") && said.contains("CAP_NET_ADMIN"), "{said}");
     let member = pod.container();
     let lines = member.probe(&["socket 17 3 0"]);
     assert_eq!(lines[0]["errno"], 1, "{lines:?}");
@@ -222,4 +224,33 @@ fn a_restart_of_containerd_changes_nothing_and_the_handler_can_be_the_default() 
     Mode::Rootful.terok(&["setup", "--system", "--engine", "containerd", "--no-default-runtime"]).succeeded();
     assert_eq!(std::fs::read(file).expect("the configuration"), named);
     kubelet_restart();
+}
+
+/// As the DaemonSet does, which sees its node below a folder.
+#[test]
+fn a_node_below_a_folder_is_set_up_and_its_containerd_restarted_once() {
+    let Some(_lab) = Lab::alone() else { return };
+    kubelet();
+    let (node, told, systemctl) = ("/run/node", "/run/systemctl.told", "/usr/local/bin/systemctl");
+    let root = |program: &str, arguments: &[&str]| Mode::Rootful.run(program, arguments);
+    root("terok", &["uninstall", "--system"]).succeeded();
+    std::fs::write(systemctl, format!("#!/bin/sh\necho \"$*\" >> {told}\n")).expect("/usr is the lab's own");
+    root("chmod", &["755", systemctl]).succeeded();
+    root("mkdir", &["-p", node]).succeeded();
+    root("mount", &["--rbind", "/", node]).succeeded();
+    let programs = "/run/lab/bin/terok";
+    let setup = ["setup", "--system", "--engine", "containerd", "--destdir", node, "--reload"];
+    root(programs, &setup).succeeded();
+    let heard = || std::fs::read_to_string(told).unwrap_or_default();
+    assert_eq!(heard(), "restart containerd\n");
+    assert!(
+        std::fs::read_to_string("/etc/containerd/config.toml").expect("it is there").contains(layout::SHIM)
+    );
+    root(programs, &setup).succeeded();
+    assert_eq!(heard(), "restart containerd\n", "a second time changes nothing");
+    root(programs, &["uninstall", "--system", "--destdir", node, "--reload"]).succeeded();
+    assert_eq!(heard().lines().count(), 2);
+    root("umount", &["-R", "-l", node]).succeeded();
+    root("rm", &[systemctl, told]).succeeded();
+    terok_tests::install();
 }

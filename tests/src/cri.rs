@@ -92,6 +92,8 @@ pub(crate) struct Namespaces {
 pub(crate) struct PodSecurity {
     #[prost(message, optional, tag = "1")]
     pub(crate) namespaces: Option<Namespaces>,
+    #[prost(bool, tag = "6")]
+    pub(crate) privileged: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -49,12 +49,18 @@ pub struct PodRecipe {
     annotations: HashMap<String, String>,
     handler: String,
     host_network: bool,
+    privileged: bool,
 }
 
 impl PodRecipe {
     /// A pod of the handler [`HANDLER`] without annotations.
     pub fn plain() -> Self {
-        PodRecipe { annotations: HashMap::new(), handler: HANDLER.to_owned(), host_network: false }
+        PodRecipe {
+            annotations: HashMap::new(),
+            handler: HANDLER.to_owned(),
+            host_network: false,
+            privileged: false,
+        }
     }
 
     /// A protected pod that may reach `allow`.
@@ -84,6 +90,13 @@ impl PodRecipe {
         self
     }
 
+    /// With a container that is privileged, of which CRI is told beforehand.
+    #[must_use]
+    pub fn privileged(mut self) -> Self {
+        self.privileged = true;
+        self
+    }
+
     /// Makes its sandbox; what CRI said where it did not become one.
     pub fn run(&self) -> Result<KubePod, String> {
         static NEXT: AtomicU32 = AtomicU32::new(1);
@@ -98,7 +111,12 @@ impl PodRecipe {
             hostname: if self.host_network { String::new() } else { name.clone() },
             log_directory: format!("/run/lab/cri-logs/{name}"),
             annotations: self.annotations.clone(),
-            linux: Some(cri::PodLinux { security: Some(cri::PodSecurity { namespaces: Some(namespaces) }) }),
+            linux: Some(cri::PodLinux {
+                security: Some(cri::PodSecurity {
+                    namespaces: Some(namespaces),
+                    privileged: self.privileged,
+                }),
+            }),
         };
         let question = cri::RunPod { config: Some(config.clone()), handler: self.handler.clone() };
         let answer: cri::Id = call("RunPodSandbox", &question)?;

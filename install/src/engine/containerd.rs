@@ -56,9 +56,8 @@ pub(super) fn register(host: &Host, target: &Target, default: bool) -> Result<Ve
             "containerd is the machine's: as root, terok setup --engine containerd".to_owned(),
         );
     }
-    if target.destdir == host.root
-        && let Some(other) = other_file(host)
-    {
+    // Below a destdir there may be a whole machine, as a pod sees its node; a package's has no processes.
+    if let Some(other) = other_file(&Host { root: target.destdir.clone(), ..host.clone() }) {
         return refused(
             &path,
             format!(
