@@ -50,8 +50,7 @@ fn networks() -> usize {
 
 #[test]
 fn a_pod_reaches_what_its_annotations_name_and_its_containers_share_that() {
-    let Some(_lab) = Lab::open() else { return };
-    kubelet();
+    let Some(_lab) = Lab::open().filter(|_| kubelet()) else { return };
     let site = site();
     let pod = PodRecipe::allowing(&site.name).start();
     let first = pod.container();
@@ -73,8 +72,7 @@ fn a_pod_reaches_what_its_annotations_name_and_its_containers_share_that() {
 
 #[test]
 fn nothing_is_left_of_a_pod_that_ended_even_if_its_sandbox_died_first() {
-    let Some(_lab) = Lab::alone() else { return };
-    kubelet();
+    let Some(_lab) = Lab::alone().filter(|_| kubelet()) else { return };
     let before = networks();
     for killed in [false, true] {
         let site = site();
@@ -100,8 +98,7 @@ fn nothing_is_left_of_a_pod_that_ended_even_if_its_sandbox_died_first() {
 
 #[test]
 fn a_pod_without_annotations_is_left_as_it_is() {
-    let Some(_lab) = Lab::open() else { return };
-    kubelet();
+    let Some(_lab) = Lab::open().filter(|_| kubelet()) else { return };
     for handler in ["terok", ""] {
         let (v4, v6) = bad_addresses();
         let pod = PodRecipe::plain().handler(handler).start();
@@ -119,8 +116,7 @@ fn a_pod_without_annotations_is_left_as_it_is() {
 /// The kubelet shows it among the pod's events.
 #[test]
 fn a_pod_that_is_refused_says_why_to_the_kubelet() {
-    let Some(_lab) = Lab::alone() else { return };
-    kubelet();
+    let Some(_lab) = Lab::alone().filter(|_| kubelet()) else { return };
     let before = networks();
     let said = PodRecipe::allowing("").host_network().refused();
     assert!(said.contains("terok: ") && said.contains("host"), "{said}");
@@ -147,8 +143,7 @@ fn a_pod_that_is_refused_says_why_to_the_kubelet() {
 
 #[test]
 fn the_pods_containers_are_restricted_and_so_is_what_is_started_in_them() {
-    let Some(_lab) = Lab::open() else { return };
-    kubelet();
+    let Some(_lab) = Lab::open().filter(|_| kubelet()) else { return };
     let pod = PodRecipe::allowing("").annotate("restricted", "true").start();
     let container = pod.container();
     for process in ["1", "self"] {
@@ -163,8 +158,7 @@ fn the_pods_containers_are_restricted_and_so_is_what_is_started_in_them() {
 
 #[test]
 fn the_pods_containers_use_a_credential_that_is_in_none_of_them() {
-    let Some(_lab) = Lab::open() else { return };
-    kubelet();
+    let Some(_lab) = Lab::open().filter(|_| kubelet()) else { return };
     let service = Service::new(Mode::Rootful);
     let pod = PodRecipe::allowing("").annotate("vault", &service.provider).start();
     let demo = MemberRecipe::default().image("localhost/demo:latest");
@@ -183,8 +177,7 @@ fn the_pods_containers_use_a_credential_that_is_in_none_of_them() {
 
 #[test]
 fn its_name_is_the_kubelets_and_orders_are_followed_at_once() {
-    let Some(_lab) = Lab::open() else { return };
-    kubelet();
+    let Some(_lab) = Lab::open().filter(|_| kubelet()) else { return };
     let site = site();
     let pod = PodRecipe::allowing(&site.name).start();
     let container = pod.container();
@@ -201,8 +194,7 @@ fn its_name_is_the_kubelets_and_orders_are_followed_at_once() {
 /// Pods live on while the daemon that made them is another one.
 #[test]
 fn a_restart_of_containerd_changes_nothing_and_the_handler_can_be_the_default() {
-    let Some(_lab) = Lab::alone() else { return };
-    kubelet();
+    let Some(_lab) = Lab::alone().filter(|_| kubelet()) else { return };
     let file = Path::new("/etc/containerd/config.toml");
     // Other tests uninstall.
     Mode::Rootful.terok(&["setup", "--system", "--engine", "containerd"]).succeeded();
@@ -229,28 +221,29 @@ fn a_restart_of_containerd_changes_nothing_and_the_handler_can_be_the_default() 
 /// As the DaemonSet does, which sees its node below a folder.
 #[test]
 fn a_node_below_a_folder_is_set_up_and_its_containerd_restarted_once() {
-    let Some(_lab) = Lab::alone() else { return };
-    kubelet();
+    let Some(_lab) = Lab::alone().filter(|_| kubelet()) else { return };
     let (node, told, systemctl) = ("/run/node", "/run/systemctl.told", "/usr/local/bin/systemctl");
     let root = |program: &str, arguments: &[&str]| Mode::Rootful.run(program, arguments);
     root("terok", &["uninstall", "--system"]).succeeded();
     std::fs::write(systemctl, format!("#!/bin/sh\necho \"$*\" >> {told}\n")).expect("/usr is the lab's own");
     root("chmod", &["755", systemctl]).succeeded();
     root("mkdir", &["-p", node]).succeeded();
-    root("mount", &["--rbind", "/", node]).succeeded();
-    let programs = "/run/lab/bin/terok";
+    let there = |arguments: &[&str]| {
+        // In a mount namespace that goes with it.
+        let script = format!("mount --rbind / {node} && exec /run/lab/bin/terok \"$@\"");
+        let private = ["--mount", "--propagation", "private", "sh", "-c", &script, "sh"];
+        root("unshare", &[&private, arguments].concat()).succeeded()
+    };
     let setup = ["setup", "--system", "--engine", "containerd", "--destdir", node, "--reload"];
-    root(programs, &setup).succeeded();
+    there(&setup);
     let heard = || std::fs::read_to_string(told).unwrap_or_default();
     assert_eq!(heard(), "restart containerd\n");
-    assert!(
-        std::fs::read_to_string("/etc/containerd/config.toml").expect("it is there").contains(layout::SHIM)
-    );
-    root(programs, &setup).succeeded();
+    let file = std::fs::read_to_string("/etc/containerd/config.toml").expect("it is there");
+    assert!(file.contains(layout::SHIM), "{file}");
+    there(&setup);
     assert_eq!(heard(), "restart containerd\n", "a second time changes nothing");
-    root(programs, &["uninstall", "--system", "--destdir", node, "--reload"]).succeeded();
+    there(&["uninstall", "--system", "--destdir", node, "--reload"]);
     assert_eq!(heard().lines().count(), 2);
-    root("umount", &["-R", "-l", node]).succeeded();
     root("rm", &[systemctl, told]).succeeded();
     terok_tests::install();
 }

@@ -15,14 +15,23 @@ const PROBE: &str = "/run/terok-probe";
 /// The namespace that the pods say they are of.
 pub const NAMESPACE: &str = "lab";
 
-/// Starts the lab's containerd for pods, with the handler, once.
-pub fn kubelet() {
-    static DONE: OnceLock<()> = OnceLock::new();
-    DONE.get_or_init(|| {
-        Mode::Rootful.run("/run/lab/scripts/cri.sh", &["config"]).succeeded();
+/// Starts the lab's containerd for pods, with the handler, once; `false`, said aloud, where it does not run on this machine.
+pub fn kubelet() -> bool {
+    static STARTED: OnceLock<bool> = OnceLock::new();
+    *STARTED.get_or_init(|| {
+        // Without terok first: what fails here fails for want of containerd.
+        let started = ["config", "restart"].map(|verb| Mode::Rootful.run("/run/lab/scripts/cri.sh", &[verb]));
+        if let Some(failed) = started.into_iter().find(|ended| ended.code != 0) {
+            terok_need::missing(
+                "containerd",
+                format!("it does not start on this machine: {}", failed.stderr),
+            );
+            return false;
+        }
         Mode::Rootful.terok(&["setup", "--system", "--engine", "containerd"]).succeeded();
         kubelet_restart();
-    });
+        true
+    })
 }
 
 /// Restarts it, or starts it.
