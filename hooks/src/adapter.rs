@@ -56,7 +56,7 @@ fn judged(
         false => None,
     };
     let carded = guards::wanted(&config) != Wanted::Own || subject.origin.brings_card(&config);
-    let config = match carded && subject.origin.has_raw_by_default() {
+    let config = match subject.origin.has_raw_by_default() {
         true => amend::without_raw_sockets(config)?,
         false => config,
     };

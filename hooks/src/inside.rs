@@ -85,7 +85,7 @@ pub(crate) fn prepare(policy: Policy, before: Before<'_>) -> Result<Inside, Refu
     let dns_udp = socket::udp_loopback(ipv6)?;
     let dns_tcp = socket::tcp_loopback(ipv6)?;
     let proxy = socket::tcp_loopback(ipv6)?;
-    let peers = (!plan.facts.resolvers.is_empty()).then(|| socket::udp_asking(ipv6)).transpose()?;
+    let peers = plan.facts.has_peers().then(|| socket::udp_asking(ipv6)).transpose()?;
     let pool = if plan.policy.publish.is_empty() { 0 } else { publish::AT_A_TIME };
     let towards = (0..pool).map(|_| socket::tcp_unconnected(ipv6)).collect::<Result<_, _>>()?;
     let nflog =

@@ -119,7 +119,7 @@ impl Origin {
     }
 
     /// Whether the container has CAP_NET_RAW, if it has it, only because its engine gives it to every one. containerd's
-    /// configurations do not tell.
+    /// configurations do not tell. One without a card may yet get one: `docker network connect`.
     pub(crate) fn has_raw_by_default(&self) -> bool {
         match self {
             Origin::Docker(docker) => !docker.wants_raw(),
@@ -128,10 +128,10 @@ impl Origin {
         }
     }
 
-    /// The engine's name server inside the container's network, if it may have one there.
+    /// The engine's name server inside the container's network, if it may have one there, now or once it is connected to a network.
     pub(crate) fn name_server(&self) -> Option<std::net::IpAddr> {
         match self {
-            Origin::Docker(docker) if docker.brings_card() => Some(docker::NAME_SERVER.into()),
+            Origin::Docker(docker) if docker.has_own_network() => Some(docker::NAME_SERVER.into()),
             _ => None,
         }
     }

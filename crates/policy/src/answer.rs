@@ -56,7 +56,7 @@ pub fn may_be_given(facts: &HostFacts, kind: Answer, ip: IpAddr) -> bool {
 /// name below Podman's own zone.
 pub fn is_peer_name(facts: &HostFacts, name: &Name) -> bool {
     let single = !name.as_str().contains('.');
-    !facts.resolvers.is_empty() && (single || name.as_str().ends_with(PEERS))
+    facts.has_peers() && (single || name.as_str().ends_with(PEERS))
 }
 
 /// The other name of the same container: `db` for `db.dns.podman` and the reverse. A client with `search dns.podman` asks
@@ -74,7 +74,7 @@ pub fn other_form(facts: &HostFacts, name: &Name) -> Option<Name> {
 
 /// Whether every name below `zone` is of that kind.
 pub(crate) fn is_peer_zone(facts: &HostFacts, zone: &Name) -> bool {
-    !facts.resolvers.is_empty() && (zone.as_str() == &PEERS[1..] || zone.as_str().ends_with(PEERS))
+    facts.has_peers() && (zone.as_str() == &PEERS[1..] || zone.as_str().ends_with(PEERS))
 }
 
 /// Whether a name that `rule` allows is answered with real addresses.

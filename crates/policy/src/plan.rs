@@ -59,6 +59,11 @@ pub struct Card {
 }
 
 impl HostFacts {
+    /// Whether other containers are near, whose names a server knows that is asked for them.
+    pub fn has_peers(&self) -> bool {
+        self.network == Network::Filtered && !self.resolvers.is_empty()
+    }
+
     /// Those of a container without a card.
     pub fn sealed(ipv6: bool) -> Self {
         HostFacts {
@@ -179,7 +184,7 @@ impl Plan {
         let mut sets = self.live_sets(now);
         sets.extend(clauses::floor_sets(&facts.own));
         let chains = match facts.network {
-            Network::Sealed => sealed::chains(policy, wiring),
+            Network::Sealed => sealed::chains(policy, facts, wiring),
             Network::Filtered => {
                 sets.extend(filtered::near_sets(facts));
                 filtered::chains(policy, facts, wiring)
@@ -228,7 +233,7 @@ impl std::fmt::Display for Plan {
             }
         }
         writeln!(f, "dns         {families}, UDP and TCP: every question to any port 53")?;
-        if !facts.resolvers.is_empty() {
+        if facts.has_peers() {
             writeln!(
                 f,
                 "peers       {}, for names of other containers that a rule lists",

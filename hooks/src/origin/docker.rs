@@ -8,6 +8,7 @@ use crate::state::{Annotations, ours, read_file};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -34,6 +35,8 @@ pub(crate) struct Docker {
     annotations: Annotations,
     /// Those that are terok's.
     labels: Annotations,
+    /// Names of the networks it is connected to.
+    networks: Vec<String>,
     /// What the image says; not asked where there is no label that may be the image's.
     image: Result<Said, String>,
 }
@@ -61,6 +64,13 @@ struct Container {
     /// Where containerd keeps the images: the manifest.
     image_manifest: Option<Descriptor>,
     config: Option<Config>,
+    network_settings: Option<NetworkSettings>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct NetworkSettings {
+    networks: Option<BTreeMap<String, Value>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -115,8 +125,17 @@ impl Docker {
             true => Ok(Said::new()),
             false => image(&root, &container),
         };
+        let networks = container.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
+        let networks = networks.into_keys().collect();
         let name = container.name.unwrap_or_default();
-        Ok(Docker { name: name.trim_start_matches('/').to_owned(), host, annotations, labels, image })
+        Ok(Docker {
+            name: name.trim_start_matches('/').to_owned(),
+            host,
+            annotations,
+            labels,
+            networks,
+            image,
+        })
     }
 
     /// `ours` with the labels. What the person said by annotation, an image's label does not change.
@@ -169,10 +188,23 @@ impl Docker {
         self.image.as_ref().is_ok_and(|said| said.iter().any(|(k, v)| k == key && v == label))
     }
 
-    /// A network with a card, which `libnetwork-setkey` or Docker itself makes after the runtime has made the namespace.
+    /// A network with a card, which `libnetwork-setkey` or Docker itself makes after the runtime has made the namespace. The mode
+    /// stays `none` where the container was taken from there and connected to another one later.
     pub(super) fn brings_card(&self) -> bool {
-        let mode = self.host.network_mode.as_deref().unwrap_or_default();
-        mode != "none" && mode != "host" && !mode.starts_with("container:")
+        let of_none = match self.networks.is_empty() {
+            true => self.mode() == "none",
+            false => self.networks.iter().all(|network| network == "none"),
+        };
+        self.has_own_network() && !of_none
+    }
+
+    /// Neither the host's nor another container's.
+    pub(super) fn has_own_network(&self) -> bool {
+        self.mode() != "host" && !self.mode().starts_with("container:")
+    }
+
+    fn mode(&self) -> &str {
+        self.host.network_mode.as_deref().unwrap_or_default()
     }
 
     /// Whether CAP_NET_RAW was asked for, which Docker gives to every container.
@@ -266,7 +298,6 @@ fn octets(path: &Path) -> Result<Vec<u8>, String> {
 mod tests {
     use super::super::Origin;
     use super::*;
-    use std::collections::BTreeMap;
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
     use terok_policy::Shield;
@@ -512,6 +543,17 @@ mod tests {
         let through = link.path().join("docker/overlay2/x/merged");
         host.config = serde_json::json!({ "root": { "path": through } });
         host.origin().unwrap();
+    }
+
+    #[test]
+    fn a_container_of_no_network_that_was_connected_to_one_brings_a_card_at_its_next_start() {
+        let host = Host::with("26.1.5-none");
+        assert_eq!(host.origin().unwrap().name_server(), Some(NAME_SERVER.into()));
+        let mut container: Value =
+            serde_json::from_slice(&fs::read(host.file("config.v2.json")).unwrap()).unwrap();
+        container["NetworkSettings"]["Networks"] = serde_json::json!({ "net1": {} });
+        host.write("config.v2.json", &container.to_string());
+        assert!(host.origin().unwrap().brings_card(&host.config));
     }
 
     #[test]

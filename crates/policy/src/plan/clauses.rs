@@ -1,5 +1,6 @@
 //! The clauses that the tables of sealed and filtered containers are written with.
 
+use super::HostFacts;
 use crate::floor;
 use crate::layout::NFLOG_GROUP;
 use crate::rule::Cidr;
@@ -38,6 +39,16 @@ pub(super) fn leave(mark: Option<u32>) -> Chain {
 
 pub(super) fn nat(name: &'static str, hook: Hook, priority: i32, rules: Vec<NftRule>) -> Chain {
     Chain { name, kind: ChainKind::Nat, hook, priority, drop: false, rules }
+}
+
+/// Servers inside the namespace: Docker's own, which asks outside for names that nobody here has.
+pub(super) fn name_servers_inside(facts: &HostFacts) -> impl Iterator<Item = IpAddr> {
+    facts.resolvers.iter().copied().filter(IpAddr::is_loopback)
+}
+
+/// Priority of our translations: such a server has some of its own at -100, which the engine may add when ours are there already.
+pub(super) fn before_a_name_server(facts: &HostFacts) -> i32 {
+    if name_servers_inside(facts).next().is_some() { -101 } else { -100 }
 }
 
 /// Questions to any server go to ours.

@@ -25,12 +25,10 @@ pub(super) fn chains(policy: &Policy, facts: &HostFacts, wiring: &Wiring) -> Vec
     let peers = Peers { resolvers: &facts.resolvers, port: wiring.peers };
     let masquerade = Statement::Masquerade(FIRST_OWN_PORT, u16::MAX);
     let leaving = |proto| rule([Match::OutCard, Match::L4Proto(proto)], [masquerade.clone()]);
-    // A name server inside has translations of its own at -100, which the engine may add when ours are there already.
-    let first = if peers.inside().next().is_some() { -101 } else { -100 };
     vec![
-        nat("nat_out", Hook::Output, first, redirects(policy, &peers, wiring)),
+        nat("nat_out", Hook::Output, before_a_name_server(facts), redirects(policy, &peers, wiring)),
         nat("nat_post", Hook::Postrouting, 100, vec![leaving(TCP), leaving(UDP)]),
-        filter("out", Hook::Output, output(&peers, wiring.mark)),
+        filter("out", Hook::Output, output(facts, &peers, wiring.mark)),
         leave(Some(wiring.mark)),
         filter("in", Hook::Input, input(policy, &peers, wiring)),
         filter("forward", Hook::Forward, Vec::new()),
@@ -93,11 +91,6 @@ impl Peers<'_> {
         self.resolvers.iter().filter(|_| self.port != 0).map(question)
     }
 
-    /// Servers inside the namespace: Docker's own, which asks outside for names that nobody here has.
-    fn inside(&self) -> impl Iterator<Item = IpAddr> {
-        self.resolvers.iter().copied().filter(IpAddr::is_loopback)
-    }
-
     fn answers(&self) -> impl Iterator<Item = [Match; 5]> {
         let answer = |&ip| {
             let server = Match::SAddr(Cidr::host(ip));
@@ -134,10 +127,10 @@ fn redirects(policy: &Policy, peers: &Peers<'_>, wiring: &Wiring) -> Vec<NftRule
     rules
 }
 
-fn output(peers: &Peers<'_>, mark: u32) -> Vec<NftRule> {
+fn output(facts: &HostFacts, peers: &Peers<'_>, mark: u32) -> Vec<NftRule> {
     let pass = || pass(mark);
     let mut rules = Vec::new();
-    for server in peers.inside().map(|ip| Match::DAddr(Cidr::host(ip))) {
+    for server in name_servers_inside(facts).map(|ip| Match::DAddr(Cidr::host(ip))) {
         // The engine has translated the port already: the real one is for everybody inside to read in /proc/net/udp.
         let question = [Match::L4Proto(UDP), Match::SPort(peers.port), server.clone()];
         rules.extend((peers.port != 0).then(|| rule(question, [Statement::Accept])));

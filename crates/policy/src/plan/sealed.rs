@@ -2,17 +2,17 @@
 //! loopback, the rest is refused where it would leave. They name no way out, so that a card which an engine attaches
 //! later changes nothing.
 
-use super::Wiring;
 use super::clauses::*;
+use super::{HostFacts, Wiring};
 use crate::policy::Policy;
 use crate::rule::Cidr;
 use crate::ruleset::{Chain, End, Hook, Match, NftRule, Statement};
 use crate::virt::V6_SELF;
 
-pub(super) fn chains(policy: &Policy, wiring: &Wiring) -> Vec<Chain> {
+pub(super) fn chains(policy: &Policy, facts: &HostFacts, wiring: &Wiring) -> Vec<Chain> {
     vec![
-        nat("nat_out", Hook::Output, -100, redirects(policy, wiring)),
-        filter("out", Hook::Output, output()),
+        nat("nat_out", Hook::Output, before_a_name_server(facts), redirects(policy, wiring)),
+        filter("out", Hook::Output, output(facts)),
         leave(None),
         filter("in", Hook::Input, input()),
         filter("forward", Hook::Forward, Vec::new()),
@@ -43,10 +43,12 @@ fn redirects(policy: &Policy, wiring: &Wiring) -> Vec<NftRule> {
     rules
 }
 
-fn output() -> Vec<NftRule> {
+fn output(facts: &HostFacts) -> Vec<NftRule> {
     let own = Cidr { addr: V6_SELF.into(), prefix: 128 };
-    let mut rules: Vec<NftRule> =
-        loopback().chain([own]).map(|block| rule([Match::DAddr(block)], [Statement::Accept])).collect();
+    let mut rules: Vec<NftRule> = name_servers_inside(facts)
+        .flat_map(|server| refusal(&[Match::DAddr(Cidr::host(server))], "terok:dns"))
+        .collect();
+    rules.extend(loopback().chain([own]).map(|block| rule([Match::DAddr(block)], [Statement::Accept])));
     // The kernel's own resets, where a card came later: they go to its address.
     rules.push(rule([Match::ToLocal, Match::CtState(RELATED)], [Statement::Accept]));
     rules.extend(neighbour_discovery().map(|kind| rule([Match::L4Proto(ICMP6), kind], [Statement::Accept])));
