@@ -1,6 +1,7 @@
 //! Docker: `runtimes` and `default-runtime` in the daemon's own file, which belongs to the machine's people: what they wrote stays
 //! octet by octet. The daemon reads both keys again at SIGHUP.
 
+use crate::doctor::Finding;
 use crate::engine::{Registered, Removal, is_shim, shim_before};
 use crate::host::Host;
 use crate::json_text::JsonText;
@@ -8,12 +9,20 @@ use crate::process::{command_lines, is_called};
 use crate::setup::{SetupError, Step};
 use crate::target::{Scope, Target};
 use serde_json::{Value, json};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use terok_policy::layout;
 
 /// The daemon's configuration (dockerd(8)).
 const FILE: &str = "/etc/docker/daemon.json";
+/// Where the daemon answers.
+const SOCKET: &str = "/run/docker.sock";
+/// How long `doctor` waits for it, and how much it reads.
+const PATIENCE: Duration = Duration::from_secs(5);
+const LONGEST: u64 = 1 << 20;
+pub(super) const RELOAD: &str = "systemctl reload docker";
 /// The runtime that Docker has by itself.
 const DOCKERS_OWN: &str = "runc";
 const RUNTIMES: &str = "runtimes";
@@ -127,6 +136,33 @@ fn flag_in_the_way(host: &Host, default: bool) -> Option<String> {
             (name.starts_with('-') && other).then(|| name.to_owned())
         })
     })
+}
+
+/// Whether the running daemon knows what its file says; nothing where it does not run, or not for this person.
+pub(super) fn hidden(host: &Host, target: &Target) -> Option<Finding> {
+    let wanted = registered(target).ok().filter(|registered| *registered != Registered::No)?;
+    let info = info(&host.at(SOCKET))?;
+    let knows = info.get("Runtimes")?.get(layout::ENGINE_RUNTIME).is_some();
+    let is_default = info.get("DefaultRuntime").is_some_and(|name| name == layout::ENGINE_RUNTIME);
+    if knows && is_default == (wanted == Registered::Default) {
+        return None;
+    }
+    Some(Finding::warn(
+        "shim",
+        format!("docker has not read {FILE} since it was told of terok"),
+        format!("run: {RELOAD}"),
+    ))
+}
+
+/// `GET /info` of Docker's API. With HTTP/1.0 the answer ends with the connection.
+fn info(socket: &Path) -> Option<Value> {
+    let mut stream = UnixStream::connect(socket).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    stream.write_all(b"GET /info HTTP/1.0\r\nHost: docker\r\n\r\n").ok()?;
+    let mut answer = Vec::new();
+    stream.take(LONGEST).read_to_end(&mut answer).ok()?;
+    let body = answer.windows(4).position(|octets| octets == b"\r\n\r\n")? + 4;
+    serde_json::from_slice(&answer[body..]).ok()
 }
 
 /// The file that is made where there is none.
@@ -287,6 +323,35 @@ mod tests {
         tests_process(&host, 7, "dockerd --default-runtime runc");
         let error = set_up(&host, &[Engine::Docker], Some(true)).unwrap_err().to_string();
         assert!(error.contains("--default-runtime, beside which"), "{error}");
+    }
+
+    #[test]
+    fn a_daemon_that_has_not_read_its_file_is_told_of() {
+        let root = tempfile::tempdir().unwrap();
+        let host = tests_host(root.path(), 0);
+        let target = Target::of(&host, false, None);
+        set_up(&host, &[Engine::Docker], Some(true)).unwrap();
+        assert_eq!(hidden(&host, &target), None, "none runs");
+        std::fs::create_dir_all(host.at("/run")).unwrap();
+        let socket = std::os::unix::net::UnixListener::bind(host.at(SOCKET)).unwrap();
+        let says = |runtimes: &str, default: &str| {
+            let answer = format!(
+                "HTTP/1.0 200 OK\r\nServer: x\r\n\r\n{{\"Runtimes\":{runtimes},\"DefaultRuntime\":{default:?}}}\n"
+            );
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let (mut stream, _) = socket.accept().unwrap();
+                    let mut question = [0; 64];
+                    assert!(stream.read(&mut question).unwrap() > 0);
+                    stream.write_all(answer.as_bytes()).unwrap();
+                });
+                hidden(&host, &target)
+            })
+        };
+        assert_eq!(says("{\"terok\":{},\"runc\":{}}", "terok"), None);
+        for (runtimes, default) in [("{\"runc\":{}}", "runc"), ("{\"terok\":{}}", "runc")] {
+            assert!(says(runtimes, default).unwrap().remedy.contains("reload docker"));
+        }
     }
 
     #[test]

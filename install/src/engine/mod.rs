@@ -1,4 +1,4 @@
-//! Engines that call the shim as one of their runtimes: what each is told, one file an engine. Nothing here talks to an engine.
+//! Engines that call the shim as one of their runtimes: what each is told, one file an engine. Nobody but `doctor` talks to one.
 //!
 //! An engine knows the shim as [`layout::ENGINE_RUNTIME`]; behind that name is a link that says which runtime the shim stands before.
 
@@ -94,11 +94,12 @@ impl Engine {
         }
     }
 
-    /// What other files of the engine make of what it was told.
+    /// What keeps what was told from counting: other files of the engine, or a daemon that has not read it.
     pub(crate) fn hidden(self, host: &Host, target: &Target) -> Option<Finding> {
         match self {
             Engine::Podman => podman::hidden(host, target),
-            Engine::Docker | Engine::Containerd => None,
+            Engine::Docker => docker::hidden(host, target),
+            Engine::Containerd => None,
         }
     }
 
@@ -106,7 +107,7 @@ impl Engine {
     pub fn reload(self) -> Option<&'static str> {
         match self {
             Engine::Podman => None,
-            Engine::Docker => Some("systemctl reload docker"),
+            Engine::Docker => Some(docker::RELOAD),
             // Containers run on meanwhile.
             Engine::Containerd => Some("systemctl restart containerd"),
         }
