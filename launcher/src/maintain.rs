@@ -247,7 +247,7 @@ pub(crate) fn uninstall(host: &Host, place: &Place, purge: bool) -> anyhow::Resu
 
 /// Who runs through the shim. Who has just ended is tidied up through it as well, which takes an engine a moment.
 fn still_in_use(host: &Host, target: &Target) -> Vec<in_use::User> {
-    let patience = Instant::now() + Duration::from_secs(3);
+    let patience = Instant::now() + Duration::from_secs(2);
     loop {
         let users = in_use::users(host, target);
         if users.is_empty() || Instant::now() > patience {

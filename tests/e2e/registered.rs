@@ -1,7 +1,8 @@
 //! The shim under its name: `terok setup --engine podman`, then `podman run --runtime terok` and Podman's default.
 
 use crate::shim::{hook_files, is_protected};
-use terok_tests::{Lab, Mode, Recipe, bad_addresses, eventually, install, major, seen_at, site};
+use std::path::Path;
+use terok_tests::{Engine, Lab, Mode, Recipe, bad_addresses, eventually, install, major, seen_at, site};
 
 fn set_up(more: &[&str]) -> String {
     let words = [&["setup", "--system", "--engine", "podman"], more].concat();
@@ -139,5 +140,28 @@ fn as_the_default_for_every_container_it_protects_the_steps_of_a_build_too() {
     build(&v4.to_string());
     assert!(!seen_at(v4).is_empty());
     uninstall();
+    install();
+}
+
+#[test]
+fn while_docker_or_containerd_run_a_container_through_it_it_stays() {
+    let Some(_lab) = Lab::alone() else { return };
+    for engine in [Engine::Docker, Engine::Containerd] {
+        if !engine.starts() {
+            continue;
+        }
+        let recipe =
+            if engine == Engine::Docker { Recipe::docker("none", "") } else { Recipe::containerd("") };
+        let container = recipe.idle();
+        let said = Mode::Rootful.terok(&["uninstall", "--system"]).failed();
+        let name = if engine == Engine::Docker { &container.id[..12] } else { &container.id };
+        assert!(said.contains(name) && said.contains("stop them first"), "{said}");
+        let doctor = Mode::Rootful.terok(&["doctor"]).stdout;
+        let told = "docker starts containers that name the runtime terok through it";
+        assert!(engine != Engine::Docker || doctor.contains(told), "{doctor}");
+        assert!(!doctor.contains("has not read"), "{doctor}");
+    }
+    let said = uninstall();
+    assert!(!Path::new("/etc/docker/daemon.json").exists(), "{said}");
     install();
 }
