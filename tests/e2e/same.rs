@@ -92,12 +92,13 @@ fn without(value: Value, fields: &[&str]) -> Value {
     }
 }
 
-/// With `to` in place of `from`, where that is no part of a longer address.
+/// With `to` in place of `from`, where that is no part of a longer address or the begin of a range.
 fn replaced(text: &str, from: &str, to: &str) -> String {
     let mut pieces = text.split(from);
     let mut out = pieces.next().unwrap_or_default().to_owned();
     for piece in pieces {
-        let goes_on = to == "ADDRESS" && piece.starts_with(|c: char| c.is_ascii_hexdigit() || c == ':');
+        let goes_on =
+            to == "ADDRESS" && piece.starts_with(|c: char| c.is_ascii_hexdigit() || c == ':' || c == '-');
         out.push_str(if goes_on { from } else { to });
         out.push_str(piece);
     }
