@@ -4,7 +4,9 @@
 use std::path::Path;
 use terok_policy::layout;
 use terok_tests::kubernetes::{KubePod, Member, MemberRecipe, PodRecipe, kubelet, kubelet_restart};
-use terok_tests::{Lab, Mode, Service, bad_addresses, eventually, headers, seen_at, site};
+use terok_tests::{
+    Lab, Mode, Service, bad_addresses, eventually, headers, host_port, on_the_host, seen_at, site,
+};
 
 #[track_caller]
 fn is_protected(container: &Member, allowed: &str) {
@@ -246,4 +248,26 @@ fn a_node_below_a_folder_is_set_up_and_its_containerd_restarted_once() {
     assert_eq!(heard().lines().count(), 2);
     root("rm", &[systemctl, told]).succeeded();
     terok_tests::install();
+}
+
+/// The kubelet's HTTP and TCP probes come from the node, by the pod's own link; other pods are neighbours on it.
+#[test]
+fn the_kubelets_probes_arrive_and_other_pods_reach_what_is_published() {
+    let Some(_lab) = Lab::open().filter(|_| kubelet()) else { return };
+    let other = PodRecipe::plain().start();
+    let stranger = other.container();
+    for published in [false, true] {
+        let port = host_port();
+        let recipe = PodRecipe::allowing("");
+        let to = format!("127.0.0.1:{port}:8080");
+        let pod = if published { recipe.annotate("publish", &to) } else { recipe }.start();
+        let container = pod.container();
+        let serve = "/run/terok-probe 'serve 8080' </dev/null >/dev/null 2>&1 &";
+        container.exec(&["sh", "-c", serve]).succeeded();
+        eventually("it serves", || container.probe(&["tcp 127.0.0.1 8080"])[0]["ok"] == true);
+        let step = format!("tcp {} 8080", pod.address());
+        assert_eq!(on_the_host(&step)["ok"], true);
+        let line = &stranger.probe(&[&step])[0];
+        assert_eq!(line["ok"], published, "{line}");
+    }
 }

@@ -259,6 +259,17 @@ impl KubePod {
         pid("PodSandboxStatus", &self.id)
     }
 
+    /// Its IPv4 address, as the kubelet knows it.
+    #[track_caller]
+    pub fn address(&self) -> String {
+        let net = format!("--net=/proc/{}/ns/net", self.pid());
+        let text = Mode::Rootful
+            .run("nsenter", &[&net, "ip", "-o", "-4", "addr", "show", "dev", "eth0"])
+            .succeeded();
+        let address = text.split_once("inet ").and_then(|(_, rest)| rest.split('/').next());
+        address.unwrap_or_else(|| panic!("no address: {text}")).to_owned()
+    }
+
     /// The ruleset in its network namespace, as nft prints it.
     #[track_caller]
     pub fn ruleset(&self) -> String {
