@@ -55,11 +55,7 @@ fn judged(
         true => birth::mounted(&config, &place.runtime()?),
         false => None,
     };
-    let carded = guards::wanted(&config) != Wanted::Own || subject.origin.brings_card(&config);
-    let config = match subject.origin.has_raw_by_default() {
-        true => amend::without_raw_sockets(config)?,
-        false => config,
-    };
+    let (config, carded) = without_defaults(config, &subject.origin)?;
     guards::check(&config, &place.keep(given.as_deref()), carded)?;
     if let Wanted::Joined { holder } = guards::wanted(&config) {
         standing::foresee(&config, holder, &policy, ours, &place.runtime()?)?;
@@ -80,6 +76,16 @@ fn judged(
         let _ = birth.abandon();
     }
     Ok(amended?)
+}
+
+/// The configuration without what its engine gives to every container and no protected one may have; and whether there is, or will
+/// be, a card.
+pub(crate) fn without_defaults(config: Value, origin: &Origin) -> Result<(Value, bool), amend::AmendError> {
+    let carded = guards::wanted(&config) != Wanted::Own || origin.brings_card(&config);
+    match origin.has_raw_by_default() {
+        true => Ok((amend::without_raw_sockets(config)?, carded)),
+        false => Ok((config, carded)),
+    }
 }
 
 /// The edit itself, of what has been judged: pure, so that it can be shown as well as done.

@@ -51,8 +51,8 @@ pub(crate) fn explain(host: &Host, args: &ExplainArgs) -> anyhow::Result<()> {
         None => Plan::new(annotation::parse(&given, &catalog)?, run::facts(&args.network)?)?,
         Some(config) => {
             let policy = match config.default(host)? {
-                Some(default) => tighten::under(&default, &config.annotations, &catalog)?,
-                None => annotation::parse(&config.annotations, &catalog)?,
+                Some(default) => tighten::under(&default, config.annotations(), &catalog)?,
+                None => annotation::parse(config.annotations(), &catalog)?,
             };
             plan(policy, config.network())?
         }

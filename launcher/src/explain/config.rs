@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use std::fs::File;
 use std::path::Path;
-use terok_hook::preview::{self, Network};
+use terok_hook::preview::{Container, Network};
 use terok_hook::state::{self, Annotations};
 use terok_install::hook_json::Containers;
 use terok_install::host::Host;
@@ -25,9 +25,7 @@ use terok_policy::settings::Settings;
 pub(super) struct Config {
     /// How it is called in messages.
     name: String,
-    value: Value,
-    /// Those of terok, and those that were given beside it.
-    pub(super) annotations: Annotations,
+    container: Container,
     installed: Installed,
 }
 
@@ -50,18 +48,23 @@ impl Config {
             true => state::read_config(std::io::stdin().lock()),
             false => state::read_config(File::open(path).with_context(|| name.clone())?),
         };
-        let (mut value, mut annotations) =
+        let (value, mut annotations) =
             read.and_then(|json| state::parse_config(&json)).map_err(|error| anyhow!("{name} {error}"))?;
         annotations.extend(given.clone());
-        if !given.is_empty() {
-            value["annotations"] = json!(annotations);
-        }
-        Ok(Config { name, value, annotations: state::ours(&annotations), installed: installed(host) })
+        let place = Some(path).filter(|path| *path != Path::new("-"));
+        let container =
+            Container::new(place, value, &annotations).map_err(|reason| anyhow!("{name}: {reason}"))?;
+        Ok(Config { name, container, installed: installed(host) })
+    }
+
+    /// What is said to terok in it, and was given beside it.
+    pub(super) fn annotations(&self) -> &Annotations {
+        &self.container.annotations
     }
 
     /// Whether terok has anything to do with it.
     pub(super) fn is_ours(&self) -> bool {
-        !self.annotations.is_empty() || self.installed.all
+        !self.annotations().is_empty() || self.installed.all
     }
 
     /// Where every container is protected, the annotations that all have.
@@ -82,28 +85,28 @@ impl Config {
 
     /// The network that it asks for.
     pub(super) fn network(&self) -> Network {
-        preview::network(&self.value)
+        self.container.network()
     }
 
     /// Nothing is done to it and nothing is made for it.
     pub(super) fn outcome(&self, host: &Host, policy: &Policy) -> Outcome {
         let provision = placeholders(policy, &host.run_dir());
-        let guarded = preview::guard(&self.value, host.uid, &host.vault_dir());
-        let amended = preview::amended(self.value.clone(), policy, &provision, &self.installed);
+        let guarded = self.container.guard(policy, host.uid, &host.vault_dir());
+        let amended = self.container.amended(policy, &provision, &self.installed);
         let (doors, guard) = match guarded {
             Ok(doors) => (doors, None),
             Err(reason) => (Vec::new(), Some(reason)),
         };
         let (after, refused) = match amended {
             Ok(after) => (after, guard),
-            Err(reason) => (self.value.clone(), guard.or(Some(reason))),
+            Err(reason) => (self.container.config.clone(), guard.or(Some(reason))),
         };
         Outcome { after, refused, doors }
     }
 
     fn is_amended(&self) -> bool {
-        amend::is_amended(&self.value).is_ok()
-            && self.value.pointer("/annotations").is_some_and(|all| all.get(amend::MARK).is_some())
+        amend::is_amended(&self.container.config).is_ok()
+            && self.container.config.pointer("/annotations").is_some_and(|all| all.get(amend::MARK).is_some())
     }
 
     /// In lines, behind those of the plan.
@@ -112,6 +115,9 @@ impl Config {
             say!(
                 "note        it joins the network of process {holder}, whose container has to be under the same policy"
             )?;
+        }
+        if let Some(reason) = self.container.doubt() {
+            say!("note        whose word the annotations are is not asked: {}", show::printable(reason))?;
         }
         for (index, door) in outcome.doors.iter().enumerate() {
             let title = if index == 0 { "doors" } else { "" };
@@ -128,7 +134,7 @@ impl Config {
             show::printable(&self.name),
             if self.is_amended() { ", amended already" } else { "" }
         )?;
-        let lines = changes::between(&self.value, &outcome.after);
+        let lines = changes::between(&self.container.config, &outcome.after);
         if lines.is_empty() {
             return Ok(say!("changes     none")?);
         }
@@ -151,7 +157,7 @@ impl Config {
             "network": network,
             "refused": outcome.refused,
             "doors": outcome.doors,
-            "patch": patch::between(&self.value, &outcome.after),
+            "patch": patch::between(&self.container.config, &outcome.after),
         })
     }
 
