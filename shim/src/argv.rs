@@ -349,7 +349,13 @@ fn find<'a>(name: &[u8], known: &'a [Known], style: Style) -> Option<&'a Known> 
         Style::Argp if exact.is_none() => {
             let mut meant =
                 known.iter().filter(|(long, ..)| !name.is_empty() && long.as_bytes().starts_with(name));
-            meant.next().filter(|_| meant.next().is_none())
+            let first = meant.next();
+            // What an older crun has one option for takes a value if all do that a newer one has for it.
+            match meant.next() {
+                Some(other) if first.is_some_and(|first| first.2 && other.2) => Some(other),
+                Some(_) => None,
+                None => first,
+            }
         }
         // Go knows a letter behind two dashes as well, and a name behind one.
         Style::Go if exact.is_none() => {

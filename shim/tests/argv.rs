@@ -92,6 +92,7 @@ fn each_runtime_has_spellings_of_its_own() {
             Command::Create { id: "c1".into(), bundle: "/b".into(), config: Some("/c".into()) },
         ),
         (Argp, "create c1 --bundle /b", created("c1", ".")),
+        (Argp, "create --pid /p --bundle /b c1", created("c1", "/b")),
         (Go, "-root /r create -bundle /b c1", created("c1", "/b")),
         (Go, "--root=/r create -bundle=/b c1", created("c1", "/b")),
         (Go, "run --b /b --detach=true c1", created("c1", "/b")),
