@@ -2,6 +2,7 @@
 
 mod birth;
 mod cards;
+mod conformance;
 mod containerd;
 mod docker;
 mod egress;

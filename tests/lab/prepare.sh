@@ -54,8 +54,24 @@ if ! fresh demo 1; then # busybox and this host's own curl with its libraries an
   tar -C "$r" --owner=0 --group=0 -c . > "$home/demo.tar.new"; keep demo 1; rm -rf "$r"
 fi
 
-tools=ca-certificates,curl,git,openssh-client,python3,python3-pip,python3-requests,python3-httpx,python3-h2,nodejs,iproute2,iputils-ping,bind9-dnsutils,ncat
 mirror() { apt-get indextargets --format '$(REPO_URI)' | grep -v -e security -e backports | head -1; }
+# crun's own tests, from the Debian source of the crun that is here: they run on any OCI runtime.
+if [ -z "$direct" ] && [ ! -e "$home/crun-tests/.ready" ]; then
+  say "fetching crun's own tests"
+  . /etc/os-release; r=$(mktemp -d); mkdir -p "$r/lists/partial" "$r/got"
+  echo "deb-src $(mirror) $VERSION_CODENAME main" > "$r/sources.list"
+  src() { (cd "$r/got" && apt-get -q -o Dir::Etc::SourceList="$r/sources.list" -o Dir::Etc::SourceParts=/dev/null -o Dir::State::Lists="$r/lists" -o APT::Sandbox::User=root "$@"); }
+  if src update >"$r/log" 2>&1 && src source --download-only crun >>"$r/log" 2>&1; then
+    tar -C "$r/got" --strip-components=1 -xf "$r"/got/crun_*.orig.tar.xz --wildcards '*/tests/*'
+    : > "$r/got/config.h"; loudly gcc -O1 -static -w -DHAVE_ERROR_H=1 -I"$r/got" "$r/got/tests/init.c" -o "$r/got/tests/init"
+    rm -rf "$home/crun-tests"; mkdir "$home/crun-tests"; cp "$r"/got/tests/*.py "$r/got/tests/init" "$home/crun-tests/"; touch "$home/crun-tests/.ready"
+  else
+    say "no source of crun to be had, its tests are left out: $(tail -1 "$r/log")"
+  fi
+  rm -rf "$r"
+fi
+
+tools=ca-certificates,curl,git,openssh-client,python3,python3-pip,python3-requests,python3-httpx,python3-h2,nodejs,iproute2,iputils-ping,bind9-dnsutils,ncat
 if [ -n "$image" ] && ! fresh wl "$tools"; then
   say "building the workload image (a Debian with $tools)"
   . /etc/os-release
