@@ -4,14 +4,14 @@
 
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Map, Value};
-use terok_hook::preview;
+use terok_hook::preview::Container;
 use terok_hook::state::parse_config;
 use terok_policy::amend::{self, hooks::Installed};
 use terok_policy::policy::Policy;
 use terok_policy::provision::Provision;
 
 fuzz_target!(|json: &[u8]| {
-    let Ok((before, _)) = parse_config(json) else { return };
+    let Ok((before, annotations)) = parse_config(json) else { return };
     let installed = Installed { program: "/usr/libexec/terok/terok-hook".into(), home: None, all: false };
     let pair = |name: &str| vec![(name.to_owned(), "x".to_owned())];
     let provision = Provision {
@@ -22,7 +22,9 @@ fuzz_target!(|json: &[u8]| {
     };
     for restricted in [false, true] {
         let policy = Policy { restricted, ..Policy::default() };
-        let amended = |config: &Value| preview::amended(config.clone(), &policy, &provision, &installed);
+        let amended = |config: &Value| {
+            Container::new(None, config.clone(), &annotations)?.amended(&policy, &provision, &installed)
+        };
         let Ok(after) = amended(&before) else { continue };
         assert_eq!(amended(&after).as_ref(), Ok(&after), "once is enough");
         let written = serde_json::to_vec(&after).expect("JSON");
