@@ -8,6 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use liboci_cli::{CommonCmd, GlobalOpts, StandardCmd};
 use std::ffi::OsString;
 use std::path::PathBuf;
+use terok_hook::shim::Given;
 use terok_shim::argv::{Call, Command, Style};
 
 /// So that lines of sense are found by chance.
@@ -36,14 +37,23 @@ fuzz_target!(|text: &str| {
         match &call.command {
             Command::Create { id, bundle, config } => assert!(there(id) && path(bundle) && config.as_ref().is_none_or(path)),
             Command::Restore { bundle } => assert!(path(bundle)),
-            Command::Exec { id, process } => assert!(there(id) && process.as_ref().is_none_or(path)),
+            Command::Exec { id, process, .. } => assert!(there(id) && process.as_ref().is_none_or(path)),
             Command::Other => {}
         }
         if let Some(meant) = accepted {
-            assert_eq!(call.command, meant, "{style:?} {line:?}");
+            assert_eq!(found(&call.command), found(&meant), "{style:?} {line:?}");
         }
     }
 });
+
+/// What is compared: the id, and bundle and configuration or the process.
+fn found(command: &Command) -> Option<(&str, Option<&PathBuf>, Option<&PathBuf>)> {
+    match command {
+        Command::Create { id, bundle, config } => Some((id, Some(bundle), config.as_ref())),
+        Command::Exec { id, process, .. } => Some((id, process.as_ref(), None)),
+        _ => None,
+    }
+}
 
 #[derive(Parser)]
 #[command(no_binary_name = true)]
@@ -66,7 +76,7 @@ fn youki(line: &[&str]) -> Option<Command> {
     Some(match Youki::try_parse_from(line).ok()?.command {
         Subcommand::Standard(StandardCmd::Create(create)) => Command::Create { id: create.container_id, bundle: create.bundle, config: None },
         Subcommand::Common(CommonCmd::Run(run)) => Command::Create { id: run.container_id, bundle: run.bundle, config: None },
-        Subcommand::Common(CommonCmd::Exec(exec)) => Command::Exec { id: exec.container_id, process: exec.process },
+        Subcommand::Common(CommonCmd::Exec(exec)) => Command::Exec { id: exec.container_id, process: exec.process, given: Given::default() },
         _ => Command::Other,
     })
 }
@@ -165,7 +175,7 @@ fn runc(line: &[&str]) -> Option<Command> {
         "exec" => {
             let options = go(RUNC_EXEC, words)?;
             let id = options.1.first()?;
-            Some(Command::Exec { id: (*id).into(), process: last(&options, "process").map(PathBuf::from) })
+            Some(Command::Exec { id: (*id).into(), process: last(&options, "process").map(PathBuf::from), given: Given::default() })
         }
         _ => None,
     }
@@ -251,7 +261,7 @@ fn crun(line: &[&str]) -> Option<Command> {
             let process = last(&options, "process").map(PathBuf::from);
             let enough = if process.is_some() { 1 } else { 2 };
             let id = options.1.first().filter(|_| options.1.len() >= enough)?;
-            Some(Command::Exec { id: (*id).into(), process })
+            Some(Command::Exec { id: (*id).into(), process, given: Given::default() })
         }
         _ => None,
     }

@@ -200,8 +200,13 @@ fn command_of(command: &str, words: &[OsString], style: Style) -> Command {
         },
         "exec" => {
             // What follows the id is the container's.
-            let read = Read::from(words, EXEC, style, Until::Word);
+            let mut read = Read::from(words, EXEC, style, Until::Word);
             let id = words.get(read.taken).map(|id| id.to_string_lossy().into_owned()).unwrap_or_default();
+            // youki takes options behind the id as well, up to the program's name.
+            if let Some(behind) = words.get(read.taken + 1..).filter(|_| style == Style::Clap && !read.ended)
+            {
+                read.options.extend(Read::from(behind, EXEC, style, Until::Word).options);
+            }
             let capabilities = read.options.iter().filter(|(name, _)| *name == "cap");
             let capabilities = capabilities.map(|(_, value)| value.to_string_lossy());
             let given = Given {
@@ -235,6 +240,8 @@ struct Read<'a> {
     words: Vec<&'a OsString>,
     /// How many words were read.
     taken: usize,
+    /// By `--`.
+    ended: bool,
 }
 
 impl<'a> Read<'a> {
@@ -244,6 +251,7 @@ impl<'a> Read<'a> {
             let bytes = word.as_bytes();
             if bytes == b"--" {
                 read.taken += 1;
+                read.ended = true;
                 if until == Until::End {
                     read.words.extend(words.get(read.taken..).unwrap_or_default());
                     read.taken = words.len();
