@@ -135,8 +135,9 @@ fn go<'a>(flags: &[Flag], words: &[&'a str]) -> Option<Options<'a>> {
     Some((found, rest.copied().collect()))
 }
 
-/// urfave/cli's `reorderArgs`: a command's flags go before its words.
-fn reordered<'a>(flags: &[Flag], words: &[&'a str]) -> Vec<&'a str> {
+/// urfave/cli's `reorderArgs`: a command's flags go before its words. A line whose last flag lacks its value, and takes whatever
+/// comes first of the rest, is nobody's.
+fn reordered<'a>(flags: &[Flag], words: &[&'a str]) -> Option<Vec<&'a str>> {
     let is_flag = |word: &str| {
         let name = word.strip_prefix("--").or(word.strip_prefix('-')).filter(|_| word != "-" && word != "--");
         let name = name.map(|name| name.split('=').next().unwrap_or_default());
@@ -158,14 +159,14 @@ fn reordered<'a>(flags: &[Flag], words: &[&'a str]) -> Vec<&'a str> {
         }
     }
     first.extend(behind);
-    first
+    (!value).then_some(first)
 }
 
 fn runc(line: &[&str]) -> Option<Command> {
     let (_, rest) = go(RUNC, line)?;
     let (command, words) = rest.split_first()?;
     let create = |flags: &[Flag]| {
-        let options = go(flags, &reordered(flags, words))?;
+        let options = go(flags, &reordered(flags, words)?)?;
         let [id] = options.1.as_slice() else { return None };
         Some(Command::Create { id: (*id).into(), bundle: last(&options, "bundle").unwrap_or(".").into(), config: None })
     };

@@ -242,6 +242,8 @@ struct Read<'a> {
     taken: usize,
     /// By `--`.
     ended: bool,
+    /// An option at the end of the line that lacks its value.
+    wanting: Option<&'static str>,
 }
 
 impl<'a> Read<'a> {
@@ -275,6 +277,12 @@ impl<'a> Read<'a> {
             };
             read.taken += usize::from(took_next);
         }
+        // urfave/cli puts a command's options before its words: the first of them becomes the value.
+        if let Some(name) = read.wanting.filter(|_| style == Style::Go && until == Until::End)
+            && !read.words.is_empty()
+        {
+            read.options.push((name, read.words.remove(0).clone()));
+        }
         read
     }
 
@@ -303,6 +311,10 @@ impl<'a> Read<'a> {
             // Go: `--flag=false`.
             (Some((name, _, false)), Some(value), _) => {
                 self.options.push((name, OsString::from_vec(value.to_vec())));
+                false
+            }
+            (Some((name, _, true)), None, None) => {
+                self.wanting = Some(name);
                 false
             }
             (Some(_), ..) => false,

@@ -103,6 +103,7 @@ fn each_runtime_has_spellings_of_its_own() {
         (Clap, "-r /r -l /l create -b/b c1", created("c1", "/b")),
         (Clap, "-l/l -s run -b=/b c1", created("c1", "/b")),
         (Clap, "create -db /b -p /pid c1", created("c1", "/b")),
+        (Go, "run /b c1 -b", created("c1", "/b")),
         (Clap, "create --bundle /a --bundle /b c1", created("c1", "/b")),
         (Clap, "exec c1 --process /p sh --process /x", exec(Some("/p"), &[], false)),
         (Clap, "exec -- c1 --process /p", exec(None, &[], false)),
