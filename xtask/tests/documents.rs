@@ -14,7 +14,7 @@ fn document(name: &str) -> String {
 /// All Rust sources of the workspace.
 fn sources() -> String {
     let mut text = String::new();
-    let roots = ["crates", "hooks", "supervisor", "launcher", "install", "tests"];
+    let roots = ["crates", "hooks", "shim", "supervisor", "launcher", "install", "tests"];
     let mut folders: Vec<PathBuf> = roots.iter().map(|root| workspace().join(root)).collect();
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).unwrap() {
