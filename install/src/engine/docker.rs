@@ -1,5 +1,5 @@
 //! Docker: `runtimes` and `default-runtime` in the daemon's own file, which belongs to the machine's people: what they wrote stays
-//! octet by octet. The daemon reads both keys again at SIGHUP.
+//! as it is. The daemon reads both keys again at SIGHUP.
 
 use crate::doctor::Finding;
 use crate::engine::{Registered, Removal, is_shim, shim_before};
@@ -59,7 +59,7 @@ pub(super) fn register(host: &Host, target: &Target, default: bool) -> Result<Ve
         );
     }
     let entry = json!({ "path": shim_before(target, DOCKERS_OWN).display().to_string() });
-    let Some((path, mut json)) = read(target)? else {
+    let Some((path, json)) = read(target)? else {
         return Ok(vec![Step::Text { to: target.at(Path::new(FILE)), text: fresh(&entry, default) }]);
     };
     if let Some(other) = json.get(&ENTRY).filter(|there| !is_ours(there)) {
@@ -68,8 +68,8 @@ pub(super) fn register(host: &Host, target: &Target, default: bool) -> Result<Ve
             format!("{} is there already and not terok's, {other}: give it another name", ENTRY.join(".")),
         );
     }
-    let set = |json: &mut JsonText, path: &[&str], value: &Value| json.set(path, value);
-    let edited = set(&mut json, &ENTRY, &entry);
+    let set = |json: &JsonText, path: &[&str], value: &Value| json.set(path, value);
+    let edited = set(&json, &ENTRY, &entry);
     let edited = match json.get(&[DEFAULT]) {
         _ if edited.is_err() => edited,
         Some(Value::String(other)) if default && other != layout::ENGINE_RUNTIME && other != DOCKERS_OWN => {
@@ -77,7 +77,7 @@ pub(super) fn register(host: &Host, target: &Target, default: bool) -> Result<Ve
                 "{DEFAULT} is {other:?}, before which terok does not stand: take it out, or leave out --default-runtime"
             ))
         }
-        _ if default => set(&mut json, &[DEFAULT], &layout::ENGINE_RUNTIME.into()),
+        _ if default => set(&json, &[DEFAULT], &layout::ENGINE_RUNTIME.into()),
         _ => {
             if is_default(&json) {
                 json.remove(&[DEFAULT]);
@@ -86,7 +86,7 @@ pub(super) fn register(host: &Host, target: &Target, default: bool) -> Result<Ve
         }
     };
     match edited {
-        Ok(()) => Ok(vec![Step::Amended { to: path, text: json.text().to_owned() }]),
+        Ok(()) => Ok(vec![Step::Amended { to: path, text: json.text() }]),
         Err(reason) => refused(&path, reason),
     }
 }
@@ -95,7 +95,7 @@ pub(super) fn unregister(target: &Target) -> Result<Removal, SetupError> {
     if let Scope::User { .. } = target.scope {
         return Ok(Removal::default());
     }
-    let Some((path, mut json)) = read(target)? else { return Ok(Removal::default()) };
+    let Some((path, json)) = read(target)? else { return Ok(Removal::default()) };
     match json.get(&ENTRY) {
         None => return Ok(Removal::default()),
         Some(entry) if !is_ours(&entry) => {
@@ -114,7 +114,7 @@ pub(super) fn unregister(target: &Target) -> Result<Removal, SetupError> {
     if json.get(&[RUNTIMES]) == Some(json!({})) {
         json.remove(&[RUNTIMES]);
     }
-    let steps = vec![Step::Amended { to: path, text: json.text().to_owned() }];
+    let steps = vec![Step::Amended { to: path, text: json.text() }];
     Ok(Removal { steps, notes: Vec::new() })
 }
 
@@ -167,13 +167,11 @@ fn info(socket: &Path) -> Option<Value> {
 
 /// The file that is made where there is none.
 fn fresh(entry: &Value, default: bool) -> String {
-    let mut json = JsonText::empty();
-    // An empty object has nothing in the way.
-    let _ = json.set(&ENTRY, entry);
+    let mut file = json!({ RUNTIMES: { layout::ENGINE_RUNTIME: entry } });
     if default {
-        let _ = json.set(&[DEFAULT], &layout::ENGINE_RUNTIME.into());
+        file[DEFAULT] = layout::ENGINE_RUNTIME.into();
     }
-    json.text().to_owned()
+    format!("{file:#}\n")
 }
 
 /// Whether an entry of `runtimes` is one that terok writes, with nothing added by somebody.
@@ -284,11 +282,12 @@ mod tests {
         assert!(error.contains("/opt/terok") && error.contains("daemon.json"), "{error}");
         assert!(take_away(&host)[0].contains("not terok's"));
         assert_eq!(std::fs::read_to_string(&file).unwrap(), other);
-        let (_root, host, file) = with_file("{\"default-runtime\": \"nvidia\"}");
+        let other = "{\n  \"default-runtime\": \"nvidia\"\n}\n";
+        let (_root, host, file) = with_file(other);
         assert!(set_up(&host, &[Engine::Docker], Some(true)).unwrap_err().to_string().contains("\"nvidia\""));
         set_up(&host, &[Engine::Docker], None).unwrap();
         take_away(&host);
-        assert_eq!(std::fs::read_to_string(&file).unwrap(), "{\"default-runtime\": \"nvidia\"}");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), other);
         let (_root, host, _) = with_file("{\"runtimes\": []}");
         assert!(set_up(&host, &[Engine::Docker], None).unwrap_err().to_string().contains("not an object"));
     }
