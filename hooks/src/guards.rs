@@ -56,6 +56,11 @@ fn namespace<'a>(config: &'a Value, kind: &str) -> Option<&'a str> {
     Some(namespace.get("path").and_then(Value::as_str).unwrap_or_default())
 }
 
+/// Whether the container has other users than its engine.
+pub(crate) fn has_user_namespace(config: &Value) -> bool {
+    namespace(config, "user").is_some()
+}
+
 /// Whether the container shares the processes of another one.
 pub(crate) fn joins_pids(config: &Value) -> bool {
     namespace(config, "pid").is_some_and(|path| !path.is_empty())

@@ -114,7 +114,7 @@ impl Origin {
         match self {
             Origin::Docker(docker) => docker.brings_card(),
             Origin::Containerd(_) => containerd::brings_card(config),
-            Origin::Storage(_) | Origin::Unknown(_) => false,
+            Origin::Storage(_) | Origin::Unknown(_) => storage::brings_card(config),
         }
     }
 

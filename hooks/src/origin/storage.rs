@@ -4,7 +4,9 @@
 use super::Unknown;
 use super::said::{Said, said};
 use crate::state::read_file;
+use crate::guards::{self, Wanted};
 use serde::Deserialize;
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 const LIST_LIMIT: u64 = 64 << 20;
@@ -93,6 +95,15 @@ pub(super) fn by_rootfs(rootfs: &Path) -> Result<Found, String> {
     storage.find(|record| record.layer.as_ref() == Some(&layer))
 }
 
+/// Whether a card comes into the namespace that the runtime makes: with a user namespace (`--userns`, `--uidmap`) Podman connects the
+/// container after it was created. Nothing says so but the resolv.conf that it mounts wherever there is a network.
+pub(super) fn brings_card(config: &Value) -> bool {
+    let mut mounts = config.get("mounts").and_then(Value::as_array).into_iter().flatten();
+    guards::wanted(config) == Wanted::Own
+        && guards::has_user_namespace(config)
+        && mounts.any(|mount| mount.get("destination").is_some_and(|place| place == "/etc/resolv.conf"))
+}
+
 impl Found {
     /// The container's name.
     pub(super) fn name(&self) -> String {
@@ -126,7 +137,7 @@ mod tests {
     use super::*;
     use crate::refusal::Refusal;
     use crate::state::Annotations;
-    use serde_json::Value;
+    use serde_json::json;
     use std::fs;
     use terok_policy::Policy;
 
@@ -197,6 +208,25 @@ mod tests {
             let ours = annotations(&[("terok.shield", "up"), ("terok.shield.allow", "evil.example")]);
             let refused = by_bundle(&bundle, "c1").check(&ours, &Policy::default());
             assert!(matches!(refused, Err(Refusal::FromImage { .. })), "{manifest}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn podman_brings_a_card_to_a_user_namespace_behind_our_back_unless_there_is_no_network() {
+        let config = |namespaces: &[&str], resolv_conf: bool| {
+            let namespaces: Vec<_> = namespaces.iter().map(|kind| json!({ "type": kind })).collect();
+            let place = if resolv_conf { "/etc/resolv.conf" } else { "/etc/hosts" };
+            json!({ "linux": { "namespaces": namespaces }, "mounts": [{ "destination": place }] })
+        };
+        let origin = by_bundle(Path::new("/b"), "c1");
+        for (namespaces, resolv_conf, card) in [
+            (&["network", "user"][..], true, true),
+            (&["network", "user"], false, false),
+            (&["network"], true, false),
+            (&["user"], true, false),
+        ] {
+            let config = config(namespaces, resolv_conf);
+            assert_eq!(origin.brings_card(&config), card, "{config}");
         }
     }
 
