@@ -74,7 +74,7 @@ struct Sockets {
     nft: NftSocket,
     /// Readable when a table was changed in the container's namespace.
     tables: Option<netlink::News>,
-    /// The container's cards, where it has any.
+    /// The container's cards, those to come too.
     cards: Option<Rtnl>,
     /// The host's own addresses, where the table must know them.
     host: Option<Rtnl>,
@@ -99,7 +99,7 @@ impl Guard {
         };
         let sockets = Sockets {
             tables: watch(Fd::NftablesNews)?.map(netlink::News::from),
-            cards: watch(Fd::Links)?.map(Rtnl::from).filter(|_| filtered),
+            cards: watch(Fd::Links)?.map(Rtnl::from),
             host: if filtered { Some(rtnl::news()?) } else { None },
             nft: NftSocket::from(inherited.take_fd(Fd::Nftables)?),
         };
@@ -392,16 +392,21 @@ impl Guard {
 
     fn found_tampering(&mut self, what: String) {
         eprintln!("{}: the container's tables were changed by somebody else: {what}", layout::SUPERVISOR);
-        let cut = self.facts.network == Network::Filtered;
+        // Without a card there is nothing to leave by, whatever the tables say.
+        let cut = self.facts.network == Network::Filtered || !self.facts.cards.is_empty();
         if cut {
-            self.remove_cards();
-            if let Err(error) = self.block() {
-                eprintln!("{}: a blocking table could not be loaded: {error:#}", layout::SUPERVISOR);
-            }
+            self.cut_off();
         }
         let tampering = Tampering { what, cut };
         self.untold.push(tampering.news());
         self.tampered = Some(tampering);
+    }
+
+    fn cut_off(&self) {
+        self.remove_cards();
+        if let Err(error) = self.block() {
+            eprintln!("{}: a blocking table could not be loaded: {error:#}", layout::SUPERVISOR);
+        }
     }
 
     fn block(&self) -> anyhow::Result<()> {

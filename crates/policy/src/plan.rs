@@ -203,9 +203,10 @@ impl Plan {
             Network::Filtered => filtered::near_sets(&self.facts),
         }
     }
-    /// The table at the cards; none for a sealed container.
+    /// The table at the cards; none for a sealed container, unless somebody has attached one since.
     pub fn egress(&self, wiring: &Wiring) -> Option<Egress> {
-        (self.facts.network == Network::Filtered).then(|| filtered::egress(&self.facts, wiring))
+        let carded = self.facts.network == Network::Filtered || !self.facts.cards.is_empty();
+        carded.then(|| filtered::egress(&self.facts, wiring))
     }
 }
 

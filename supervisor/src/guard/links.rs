@@ -7,7 +7,7 @@ use std::time::Instant;
 use terok_kernel::nft::NftError;
 use terok_policy::floor::floor;
 use terok_policy::layout;
-use terok_policy::plan::{Card, Plan};
+use terok_policy::plan::{Card, Network, Plan};
 use terok_policy::policy::Policy;
 
 impl Guard {
@@ -23,6 +23,12 @@ impl Guard {
             Err(error) => return self.try_again("the container's cards", &error),
         };
         let before = std::mem::replace(&mut self.facts.cards, cards);
+        if let Some(tampering) = &mut self.tampered {
+            // Of a container that had none.
+            tampering.cut = true;
+            self.untold.push(tampering.news());
+            return self.cut_off();
+        }
         self.generation = None;
         self.again.get_or_insert_with(Instant::now);
         match self.guard_cards(&before) {
@@ -35,8 +41,11 @@ impl Guard {
     }
 
     /// The table refuses what it does not know by whichever card; what is missing is the chain that stops other frames.
-    fn guard_cards(&self, before: &[Card]) -> anyhow::Result<()> {
+    fn guard_cards(&mut self, before: &[Card]) -> anyhow::Result<()> {
         let plan = Plan { policy: Policy::default(), facts: self.facts.clone() };
+        if self.facts.network == Network::Sealed {
+            return self.guard_first_cards(&plan);
+        }
         if let Some(egress) = plan.egress(&self.wiring).filter(|_| self.egress) {
             let known = |card: &&String| !before.iter().any(|before| before.name == **card);
             for card in egress.cards.iter().filter(known) {
@@ -44,6 +53,16 @@ impl Guard {
             }
         }
         self.load(|plan, _, _| plan.near_sets())
+    }
+
+    /// Cards of a container that was made without one: nothing leaves by them, packet sockets included.
+    fn guard_first_cards(&mut self, plan: &Plan) -> anyhow::Result<()> {
+        self.egress = match plan.egress(&self.wiring).map(|egress| self.sockets.nft.reload_egress(&egress)) {
+            Some(Ok(())) => true,
+            None | Some(Err(NftError::NoEgress(_))) => false,
+            Some(Err(error)) => return Err(error.into()),
+        };
+        Ok(())
     }
 
     /// The host's own addresses may have changed. Those below the floor anyway, as of each container's link, do not matter.

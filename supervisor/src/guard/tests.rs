@@ -90,11 +90,25 @@ const OUTSIDE: &str = "sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_fil
 
 impl Rig {
     fn new(policy: Policy) -> Self {
+        Rig::on(Network::Filtered, policy)
+    }
+
+    /// One without a card, which somebody may attach.
+    fn sealed() -> Self {
+        let mut rig = Rig::on(Network::Sealed, Policy::default());
+        assert_eq!((rig.cards(), rig.told(Duration::from_millis(50))), (0, Vec::new()));
+        rig
+    }
+
+    fn on(network: Network, policy: Policy) -> Self {
         let (inside, outside, host) = (Netns::new(), Netns::new(), Netns::new());
         outside.sh(&format!("ip link add out0 type veth peer name eth0 netns {}", inside.0.id()));
         let ipv6 = inside.run(|| Rtnl::open().unwrap().lo_up().unwrap());
         outside.sh(OUTSIDE);
-        inside.sh(INSIDE);
+        match network {
+            Network::Filtered => inside.sh(INSIDE),
+            Network::Sealed => inside.sh("ip link delete eth0"),
+        }
         let ports = inside.run(|| {
             let ports =
                 (udp_loopback(ipv6).unwrap(), tcp_loopback(ipv6).unwrap(), tcp_loopback(ipv6).unwrap());
@@ -102,7 +116,7 @@ impl Rig {
         });
         let wiring = Wiring { dns_udp: ports.0, dns_tcp: ports.1, proxy: ports.2, peers: 0, mark: 0x7e70 };
         let facts = HostFacts {
-            network: Network::Filtered,
+            network,
             cards: inside.run(|| Rtnl::open().unwrap().cards().unwrap()),
             own: vec!["203.0.113.1".parse().unwrap()],
             ..HostFacts::sealed(ipv6)
@@ -116,7 +130,7 @@ impl Rig {
             let nft = nft::open().unwrap();
             let (live, grants) = (Live::default(), Grants::default());
             nft.load(&plan.ruleset(&wiring, &Now { live: &live, grants: &grants, unix: 0 })).unwrap();
-            nft.load_egress(&plan.egress(&wiring).unwrap()).unwrap();
+            plan.egress(&wiring).iter().for_each(|egress| nft.load_egress(egress).unwrap());
             (nft, nft::news().unwrap(), rtnl::news().unwrap())
         });
         let sockets = Sockets {
@@ -126,7 +140,7 @@ impl Rig {
             host: Some(host.run(|| rtnl::news().unwrap())),
         };
         let mut guard = Guard::with(sockets, StoredConfig::of(&config), wiring, facts, Live::default());
-        assert!(guard.egress && guard.generation.is_some());
+        assert!(guard.egress == (network == Network::Filtered) && guard.generation.is_some());
         guard.generation = None;
         guard.check();
         assert!(guard.generation.is_some(), "{:?}", guard.untold);
@@ -467,6 +481,62 @@ fn a_card_that_is_attached_later_is_guarded_and_told() {
     let told = rig.all_told(Duration::from_secs(1));
     assert!(matches!(&told[..], [.., News::Cards(left)] if left.len() == 1), "{told:?}");
     assert_eq!(rig.told(Duration::from_millis(300)), []);
+}
+
+/// Attaches a card to a container that was made without one, as an engine does behind the runtime's back.
+fn attach(rig: &Rig) {
+    rig.outside.sh(&format!("ip link add out0 type veth peer name eth0 netns {}", rig.inside.0.id()));
+    rig.outside.sh("ip addr add 10.88.0.1/24 dev out0; ip addr add fd88::1/64 dev out0 nodad; ip link set out0 up");
+    rig.inside.sh(INSIDE);
+}
+
+#[test]
+fn the_first_card_of_a_sealed_container_lets_nothing_out_packet_sockets_included() {
+    if !possible() {
+        return;
+    }
+    let mut rig = Rig::sealed();
+    attach(&rig);
+    let told = rig.all_told(Duration::from_millis(500));
+    assert!(matches!(&told[..], [.., News::Cards(cards)] if cards.len() == 1), "{told:?}");
+    assert!(rig.tcp(SERVER).is_err());
+    let list = rig.inside.run(|| Command::new("nft").args(["list", "ruleset"]).output().unwrap().stdout);
+    assert!(String::from_utf8(list).unwrap().contains("egress-eth0"));
+    rig.inside.sh("ip link delete eth0");
+    rig.all_told(Duration::from_millis(300));
+    attach(&rig);
+    assert_eq!(rig.told(Duration::from_millis(500)), []);
+    assert!(rig.guard.egress && rig.guard.generation.is_some() && rig.tcp(SERVER).is_err());
+}
+
+#[test]
+fn a_sealed_container_whose_tables_somebody_changed_loses_each_card_it_has_or_gets() {
+    if !possible() {
+        return;
+    }
+    for (first, change) in [
+        ("card", "nft delete table inet terok"),
+        ("card", "nft flush chain netdev terok egress-eth0"),
+        ("change", "nft delete table inet terok"),
+    ] {
+        let mut rig = Rig::sealed();
+        if first == "card" {
+            attach(&rig);
+            rig.all_told(Duration::from_millis(500));
+            rig.inside.sh(change);
+        } else {
+            rig.inside.sh(change);
+            let told = rig.told(Duration::from_secs(2));
+            assert!(matches!(&told[..], [News::Tampered { cut: false, .. }]), "{told:?}");
+            rig.outside.sh(&format!("ip link add out0 type veth peer name eth0 netns {}", rig.inside.0.id()));
+        }
+        let told = rig.told(Duration::from_secs(2));
+        assert!(matches!(&told[..], [.., News::Tampered { cut: true, .. }]), "{first} {change}: {told:?}");
+        assert_eq!(rig.cards(), 0, "{first} {change}");
+        rig.outside.sh(&format!("ip link add out1 type veth peer name eth1 netns {}", rig.inside.0.id()));
+        assert_eq!(rig.told(Duration::from_millis(100)), []);
+        assert_eq!(rig.cards(), 0, "{first} {change}");
+    }
 }
 
 #[test]
