@@ -175,10 +175,8 @@ pub(crate) fn members(base: &Dir, netns: NsId) -> Result<(Vec<Container>, Option
     {
         // One that goes away at this moment is no member.
         let Ok(Some(folder)) = base.private(&entry.name) else { continue };
-        let Ok(Some(json)) = folder.read(layout::CONTAINER, RECORD_LIMIT) else { continue };
-        let Ok(record) = serde_json::from_slice::<Container>(&json) else { continue };
-        let there = link(record.pid, "net") == Some(format!("net:[{}]", netns.ino));
-        if record.netns != Some((netns.dev, netns.ino)) || !there {
+        let Some(record) = record(&folder) else { continue };
+        if record.netns != Some((netns.dev, netns.ino)) || !is_there(&record) {
             continue;
         }
         if record.served_by.is_none() && folder.is_served(layout::CONTROL)? {
@@ -187,6 +185,29 @@ pub(crate) fn members(base: &Dir, netns: NsId) -> Result<(Vec<Container>, Option
         members.push(record);
     }
     Ok((members, guard))
+}
+
+/// Refuses a container with the id of another one that runs, of another engine or another namespace of containerd: by its id the
+/// operator reaches a container, and `terok panic` too. `base` is the folder of runtime folders.
+pub(crate) fn refuse_namesake(base: &Dir, id: &str, bundle: &Path) -> Result<(), Refusal> {
+    let other = base.private(id)?.and_then(|folder| record(&folder));
+    match other.filter(|other| Path::new(&other.bundle) != bundle && is_there(other)) {
+        Some(other) => Err(Refusal::Guard(format!(
+            "a protected container with the id {id} runs already ({}), and by its id terok knows a container: give this one another",
+            other.bundle
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn record(folder: &Dir) -> Option<Container> {
+    let json = folder.read(layout::CONTAINER, RECORD_LIMIT).ok()??;
+    serde_json::from_slice(&json).ok()
+}
+
+/// Whether its init is still in its network namespace.
+fn is_there(record: &Container) -> bool {
+    record.netns.is_some_and(|(_, inode)| link(record.pid, "net") == Some(format!("net:[{inode}]")))
 }
 
 /// Refuses a container whose policy is not that of the network's guard, naming the annotations that differ.
@@ -310,6 +331,33 @@ mod tests {
         ids.sort();
         assert_eq!(ids, ["dead", "guard", "member"]);
         assert_eq!(guard.unwrap().id, "guard");
+    }
+
+    #[test]
+    fn of_two_containers_with_one_id_the_second_is_refused_while_the_first_runs() {
+        let temporary = tempfile::tempdir().unwrap();
+        let base = Dir::base(temporary.path()).unwrap();
+        refuse_namesake(&base, "box", Path::new("/run/b/box")).unwrap();
+        let here = Path::new("/proc/self/ns/net").metadata().unwrap();
+        use std::os::unix::fs::MetadataExt;
+        let put = |inode: u64| {
+            let record = Container {
+                pid: std::process::id() as i32,
+                bundle: "/run/a/box".into(),
+                netns: Some((here.dev(), inode)),
+                ..Container::default()
+            };
+            let folder = base.make_private("box").unwrap();
+            folder.write(layout::CONTAINER, &serde_json::to_vec(&record).unwrap()).unwrap();
+        };
+        put(here.ino());
+        let reason = refuse_namesake(&base, "box", Path::new("/run/b/box")).unwrap_err().to_string();
+        assert!(reason.contains("box") && reason.contains("/run/a/box"), "{reason}");
+        refuse_namesake(&base, "box", Path::new("/run/a/box")).unwrap();
+        refuse_namesake(&base, "other", Path::new("/run/b/other")).unwrap();
+        // Its number is another process's by now.
+        put(here.ino() + 1);
+        refuse_namesake(&base, "box", Path::new("/run/b/box")).unwrap();
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use crate::argv::Request;
 use crate::birth::{self, Birth};
+use crate::companions;
 use crate::handover::{self, Grants, Handover};
 use crate::inside::{self, Before};
 use crate::origin::Origin;
@@ -55,6 +56,7 @@ fn protect(
     // What the runtime is about to start: is it what precreate made of it, in a network of its own?
     amend::is_amended(&config).map_err(Refusal::NotAmended)?;
     let base = place.runtime()?;
+    companions::refuse_namesake(&base, &state.id, &state.bundle)?;
     let given = birth::mounted(&config, &base);
     let alone = guards::wanted(&config) == guards::Wanted::Own;
     let brings_card = origin.brings_card(&config);

@@ -8,7 +8,7 @@ use crate::origin::Origin;
 use crate::place::Place;
 use crate::refusal::{self, Refusal};
 use crate::state::{self, ours};
-use crate::{asked, guards};
+use crate::{asked, companions, guards};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use terok_kernel::program::Program;
@@ -57,20 +57,13 @@ fn amended(
     folder: &Path,
 ) -> Result<Option<Vec<u8>>, Refusal> {
     let what = || bundle.join("config.json").display().to_string();
-    let (config, annotations) = match state::parse_config(config) {
-        Ok(read) => read,
-        Err(error) => return Err(Refusal::input(what(), error)),
-    };
-    if ours(&annotations).is_empty() && !request.all && !Origin::has_labels(bundle) {
-        return Ok(None);
-    }
-    let origin = Origin::of_bundle(bundle, id, &config)?;
-    let ours = origin.ours(&annotations)?;
-    if ours.is_empty() && !request.all {
-        return Ok(None);
-    }
+    let Some(Wanted { config, ours, origin }) = wanted(request, id, bundle, config)? else { return Ok(None) };
     if !layout::is_container_id(id) {
         return Err(Refusal::input("the container's id", format!("{id:?} cannot name a folder")));
+    }
+    // Before the other one's tokens are replaced.
+    if let Some(base) = Place::find(request)?.existing_runtime()? {
+        companions::refuse_namesake(&base, id, bundle)?;
     }
     Program::sibling(layout::HOOK).map_err(Refusal::missing)?;
     let installed = hooks::Installed {
@@ -83,6 +76,29 @@ fn amended(
     let amended = adapter::amended(request, said, &ours, &subject)?;
     let amended = hooks::inject(amended, &installed)?;
     serde_json::to_vec(&amended).map(Some).map_err(|error| Refusal::input(what(), error))
+}
+
+/// Whether container `id` in the folder `bundle` with this configuration is one that [`bundle`] would protect.
+pub fn is_wanted(request: &Request, id: &str, bundle: &Path, config: &[u8]) -> Result<bool, Refused> {
+    wanted(request, id, bundle, config).map(|wanted| wanted.is_some()).map_err(Refused)
+}
+
+/// A container that is to be protected.
+struct Wanted {
+    config: Value,
+    ours: state::Annotations,
+    origin: Origin,
+}
+
+fn wanted(request: &Request, id: &str, bundle: &Path, config: &[u8]) -> Result<Option<Wanted>, Refusal> {
+    let (config, annotations) = state::parse_config(config)
+        .map_err(|error| Refusal::input(bundle.join("config.json").display().to_string(), error))?;
+    if ours(&annotations).is_empty() && !request.all && !Origin::has_labels(bundle) {
+        return Ok(None);
+    }
+    let origin = Origin::of_bundle(bundle, id, &config)?;
+    let ours = origin.ours(&annotations)?;
+    Ok((request.all || !ours.is_empty()).then_some(Wanted { config, ours, origin }))
 }
 
 /// Rights that the line of a further process gives it beyond those of the container's configuration.
