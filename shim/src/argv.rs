@@ -33,6 +33,8 @@ pub enum Command {
     },
     /// `restore`
     Restore {
+        /// The container's id.
+        id: String,
         /// As above.
         bundle: PathBuf,
     },
@@ -194,10 +196,11 @@ fn command_of(command: &str, words: &[OsString], style: Style) -> Command {
                 config: path(&read, "config"),
             }
         }
-        "restore" => Command::Restore {
-            bundle: path(&Read::from(words, RESTORE, style, Until::End), "bundle")
-                .unwrap_or_else(|| ".".into()),
-        },
+        "restore" => {
+            let read = Read::from(words, RESTORE, style, Until::End);
+            let id = read.words.last().map(|id| id.to_string_lossy().into_owned()).unwrap_or_default();
+            Command::Restore { id, bundle: path(&read, "bundle").unwrap_or_else(|| ".".into()) }
+        }
         "exec" => {
             // What follows the id is the container's.
             let mut read = Read::from(words, EXEC, style, Until::Word);

@@ -78,10 +78,7 @@ pub fn run() -> ExitCode {
 fn before(call: &Call, settings: &Settings) -> Result<(), Refusal> {
     match &call.command {
         Command::Create { id, bundle, config } => create(id, bundle, config.as_deref(), settings),
-        Command::Restore { bundle } => match is_ours(&absolute(bundle)?.join("config.json"), settings)? {
-            true => Err(Refusal::Restore),
-            false => Ok(()),
-        },
+        Command::Restore { id, bundle } => restore(id, bundle, settings),
         Command::Exec { id, process, given } => exec(id, process.as_deref(), given, settings),
         Command::Other => Ok(()),
     }
@@ -103,6 +100,15 @@ fn create(id: &str, bundle: &Path, config: Option<&Path>, settings: &Settings) -
     match shim::bundle(&request, id, &bundle, &config, &folder).map_err(Refusal::Refused)? {
         Some(amended) => replace::file(&path, &amended).map_err(|error| input(&path, error)),
         None => Ok(()),
+    }
+}
+
+fn restore(id: &str, bundle: &Path, settings: &Settings) -> Result<(), Refusal> {
+    let bundle = absolute(bundle)?;
+    let Some(config) = read(&bundle.join("config.json"))? else { return Ok(()) };
+    match shim::is_wanted(&request(settings), id, &bundle, &config).map_err(Refusal::Refused)? {
+        true => Err(Refusal::Restore),
+        false => Ok(()),
     }
 }
 

@@ -47,7 +47,7 @@ fn lines_that_engines_write_are_understood() {
             ("run --bundle /b -- c1", created("c1", "/b")),
             (
                 "restore --bundle /b --image-path /i --work-path /w c1",
-                Command::Restore { bundle: "/b".into() },
+                Command::Restore { id: "c1".into(), bundle: "/b".into() },
             ),
             ("--root /r exec --process /p --detach --pid-file /f c1", exec(Some("/p"), &[], false)),
             ("exec -t -e A=1 c1 sh --process /x", exec(None, &[], false)),

@@ -313,6 +313,42 @@ fn what_cannot_be_protected_does_not_reach_the_runtime() {
     });
 }
 
+/// Labels are no part of the configuration.
+#[test]
+fn a_container_of_dockers_that_is_protected_by_a_label_is_not_restored_either() {
+    with_empty_folders(|| {
+        let fixture = |name: &str| {
+            let name = format!("docker-26.1.5-image-label.{name}.json");
+            let text = std::fs::read_to_string(format!(
+                "{}/../hooks/tests/fixtures/{name}",
+                env!("CARGO_MANIFEST_DIR")
+            ));
+            text.unwrap()
+        };
+        let lab = Lab::new(b"{}");
+        let data = lab.folder.path().canonicalize().unwrap().join("docker");
+        let container = fixture("config.v2");
+        let id = serde_json::from_str::<Value>(&container).unwrap()["ID"].as_str().unwrap().to_owned();
+        let folder = data.join("containers").join(&id);
+        let bundle = lab.path("io.containerd.runtime.v2.task/moby").join(&id);
+        for folder in [&folder, &bundle] {
+            std::fs::create_dir_all(folder).unwrap();
+        }
+        std::fs::write(folder.join("hostconfig.json"), fixture("hostconfig")).unwrap();
+        let config = fixture("config").replace("/var/lib/docker", data.to_str().unwrap());
+        std::fs::write(bundle.join("config.json"), config).unwrap();
+        let restore = |container: &str| {
+            std::fs::write(folder.join("config.v2.json"), container).unwrap();
+            let mut command = lab.shim();
+            command.args(["restore", "--image-path", "/i", "--bundle"]).arg(&bundle).arg(&id);
+            String::from_utf8(Lab::run(&mut command).stderr).unwrap()
+        };
+        let said = restore(&container);
+        assert!(said.contains("cannot be restored"), "{said}");
+        assert_eq!(restore(&container.replace("terok.", "other.")), "");
+    });
+}
+
 #[test]
 fn why_is_said_on_stderr_and_in_the_log_as_the_engine_wants_it() {
     let lab = Lab::new(b"[]");
