@@ -1,7 +1,8 @@
 //! What is refused before anything runs, because no packet filter could hold it: capabilities beside a card, the host's namespaces,
 //! sockets of engines and sessions (A20, A22).
 
-use terok_tests::{Mode, Net, Recipe, every_card, every_network};
+use crate::expect::{all_arrived, nothing_arrived, refused_at_once, steps};
+use terok_tests::{Mode, Net, Recipe, bad_addresses, every_card, every_network, site};
 
 #[track_caller]
 fn refused(recipe: &Recipe, what: &str) {
@@ -21,6 +22,25 @@ every_card! {
         refused(&Recipe::on(net, "api.example.com").option("--privileged"), "CAP_");
         let (_gone, ended) = Recipe::on(net, "api.example.com").option("--cap-add=SYS_TIME").run(&["true"]);
         ended.succeeded();
+    }
+}
+
+every_card! {
+    /// Podman gives a container with users of its own its card only when the hooks have long returned.
+    fn a_card_that_comes_to_a_user_namespace_is_one_from_the_start(net: Net) {
+        let users = if net.mode() == Mode::Rootful { "--uidmap=0:100000:65536" } else { "--userns=keep-id" };
+        for capability in ["NET_ADMIN", "NET_RAW"] {
+            let recipe = Recipe::on(net, "api.example.com").option(users);
+            refused(&recipe.option(&format!("--cap-add={capability}")), capability);
+        }
+        let (site, ((v4, _), (other, other6))) = (site(), (bad_addresses(), bad_addresses()));
+        let container = Recipe::on(net, &format!("{} {v4}:80", site.name)).option(users).idle().settled();
+        all_arrived(&steps(&container, &[format!("http {0} 80 {0} /in", site.name), format!("http {v4} 80 any /in")]));
+        let tries = [format!("tcp {other} 80"), format!("tcp {other6} 80"), format!("udp {other} 123 x")];
+        steps(&container, &tries).iter().for_each(refused_at_once);
+        nothing_arrived(&[other.to_string(), other6.to_string()]);
+        let sealed = Recipe::sealed(net.mode(), &site.name).option(users).option("--cap-add=NET_ADMIN").idle();
+        all_arrived(&steps(&sealed, &[format!("http {0} 80 {0} /in", site.name)]));
     }
 }
 
