@@ -3,8 +3,8 @@
 
 use super::Unknown;
 use super::said::{Said, said};
-use crate::state::read_file;
 use crate::guards::{self, Wanted};
+use crate::state::read_file;
 use serde::Deserialize;
 use serde_json::Value;
 use std::path::{Path, PathBuf};

@@ -486,7 +486,8 @@ fn a_card_that_is_attached_later_is_guarded_and_told() {
 /// Attaches a card to a container that was made without one, as an engine does behind the runtime's back.
 fn attach(rig: &Rig) {
     rig.outside.sh(&format!("ip link add out0 type veth peer name eth0 netns {}", rig.inside.0.id()));
-    rig.outside.sh("ip addr add 10.88.0.1/24 dev out0; ip addr add fd88::1/64 dev out0 nodad; ip link set out0 up");
+    rig.outside
+        .sh("ip addr add 10.88.0.1/24 dev out0; ip addr add fd88::1/64 dev out0 nodad; ip link set out0 up");
     rig.inside.sh(INSIDE);
 }
 
