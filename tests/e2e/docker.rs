@@ -251,6 +251,46 @@ fn a_neighbour_is_reached_by_name_where_a_rule_says_so() {
     refused_at_once(&container.try_step(&format!("udp {} 7000 x", neighbour.address(false))));
 }
 
+/// Where Docker's name server listens, by UDP and by TCP, for everybody inside to read.
+#[track_caller]
+fn name_server(container: &Container) -> [String; 2] {
+    [("udp", " 07 "), ("tcp", " 0A ")].map(|(protocol, listening)| {
+        let sockets = container.exec(&["cat", &format!("/proc/net/{protocol}")]).succeeded();
+        let own = sockets.lines().filter(|line| line.contains(listening));
+        let port = own.filter_map(|line| line.split_whitespace().nth(1)?.strip_prefix("0B00007F:")).next();
+        let port = port.unwrap_or_else(|| panic!("Docker has no name server here: {sockets}"));
+        format!("127.0.0.11:{}", u16::from_str_radix(port, 16).expect("a port"))
+    })
+}
+
+/// It answers for the network, and asks outside for whom it does not know: terok alone asks it, at whichever port.
+#[test]
+fn dockers_own_name_server_answers_nobody_inside() {
+    let Some(_lab) = Lab::with(Engine::Docker) else { return };
+    Engine::docker_networks();
+    let (number, neighbour) = (site().number, Recipe::docker_bare("duo").idle());
+    let questions = |container: &Container| {
+        let [udp, tcp] = name_server(container);
+        [format!("dns {udp} {} A", neighbour.name), format!("dns {tcp} {} A tcp", neighbour.name)]
+    };
+    let plain = Recipe::docker_bare("duo").idle().settled();
+    all_arrived(&steps(&plain, &questions(&plain)));
+
+    let container = Recipe::docker("duo", "api.example.com").idle().settled();
+    steps(&container, &questions(&container)).iter().for_each(refused_at_once);
+    let [real, _] = name_server(&container);
+    let tunnel = format!("inside{number}.tunnel.example.net");
+    steps(&container, &[format!("dns {real} {tunnel} TXT")]).iter().for_each(refused_at_once);
+    // At its usual port everybody is.
+    for name in [&tunnel, &neighbour.name] {
+        for by in ["", " tcp"] {
+            let answer = container.try_step(&format!("dns 127.0.0.11 {name} A{by}"));
+            assert_eq!((&answer["ok"], &answer["errno"]), (&false.into(), &0.into()), "{answer}");
+        }
+    }
+    assert!(terok_tests::queries(&tunnel).is_empty());
+}
+
 #[test]
 fn a_container_that_joins_has_the_same_policy_or_is_refused() {
     let Some(_lab) = Lab::with(Engine::Docker) else { return };

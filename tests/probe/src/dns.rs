@@ -18,7 +18,11 @@ pub(crate) struct Answer {
 }
 
 pub(crate) fn ask_step(server: &str, name: &str, kind: &str, tcp: bool) -> Value {
-    let server = if server == "-" { Ok(resolver()) } else { server.parse() };
+    // Its port as well, where that is another than usual.
+    let server = match server {
+        "-" => Ok(usual(resolver())),
+        _ => server.parse().or_else(|_| server.parse().map(usual)),
+    };
     let answer = server
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "bad server"))
         .and_then(|server| ask(server, name, kind, tcp));
@@ -38,7 +42,7 @@ pub(crate) fn labels(count: &str, suffix: &str) -> Value {
         let started = Instant::now();
         // Looks like the data a tunnel would carry, and is different for each question.
         let label = format!("{:016x}{n:08x}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let answer = ask(resolver(), &format!("{label}.{suffix}"), "TXT", false);
+        let answer = ask(usual(resolver()), &format!("{label}.{suffix}"), "TXT", false);
         let key = answer.map_or_else(|error| error.kind().to_string(), |a| a.rcode.to_string());
         *rcodes.entry(key).or_default() += 1;
         slowest = slowest.max(milliseconds(started));
@@ -54,11 +58,15 @@ pub(crate) fn resolver() -> IpAddr {
         .unwrap_or(IpAddr::from([127, 0, 0, 1]))
 }
 
+/// The port at which every server is asked.
+pub(crate) fn usual(server: IpAddr) -> SocketAddr {
+    SocketAddr::new(server, 53)
+}
+
 /// Asks `server` once; three seconds of patience.
-pub(crate) fn ask(server: IpAddr, name: &str, kind: &str, tcp: bool) -> io::Result<Answer> {
+pub(crate) fn ask(server: SocketAddr, name: &str, kind: &str, tcp: bool) -> io::Result<Answer> {
     let patience = Some(Duration::from_secs(3));
     let query = query(name, kind)?;
-    let server = SocketAddr::new(server, 53);
     let mut reply = vec![0; 65535];
     let n = if tcp {
         let mut stream = TcpStream::connect_timeout(&server, Duration::from_secs(3))?;

@@ -251,7 +251,7 @@ pub(crate) fn resolve(host: &str) -> io::Result<IpAddr> {
         None => (host, &["A", "AAAA"]),
     };
     for kind in kinds {
-        let answer = dns::ask(dns::resolver(), name, kind, false)?;
+        let answer = dns::ask(dns::usual(dns::resolver()), name, kind, false)?;
         if let Some(ip) = answer.addresses.first() {
             return Ok(*ip);
         }
