@@ -1,6 +1,7 @@
 //! Doors that the operator mounted into the container (L8). An engine's socket or a message bus starts programs outside
 //! of every protection: refused. Any other unix socket of the host is the operator's own: told to the audit log.
 
+use crate::mounts::{Mounts, Spot};
 use crate::refusal::Refusal;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -36,6 +37,9 @@ const SYSTEM: &[(&str, &str)] = &[
     ("docker.sock", ENGINE),
     ("docker", ENGINE),
     ("containerd/containerd.sock", ENGINE),
+    ("containerd/containerd.sock.ttrpc", ENGINE),
+    // Those of its shims, which start processes in containers.
+    ("containerd/s", ENGINE),
     ("crio/crio.sock", ENGINE),
     ("buildkit", ENGINE),
     ("dbus/system_bus_socket", BUS),
@@ -63,8 +67,12 @@ pub(crate) struct Keep<'a> {
     pub(crate) given: Option<&'a Path>,
 }
 
-/// A place on the host and what is there.
-type Place = (PathBuf, &'static str);
+/// A place on the host, what is there, and where it is on its file system: the same may be mounted elsewhere.
+struct Known {
+    place: PathBuf,
+    what: &'static str,
+    spot: Option<Spot>,
+}
 
 /// What one mount brings in.
 struct Mounted {
@@ -72,22 +80,30 @@ struct Mounted {
     source: PathBuf,
     /// What it leads to on the host: a runtime follows links as well.
     real: PathBuf,
+    /// What comes with it.
+    spots: Vec<Spot>,
 }
 
 /// Refuses the doors that nothing could be kept behind; the others, for the audit log.
 pub(crate) fn check(config: &Value, keep: &Keep<'_>) -> Result<Vec<String>, Refusal> {
     let mut mounted = mounted(config);
     mounted.retain(|mount| Some(mount.source.as_path()) != keep.given || mount.source != mount.real);
-    let known = known(keep, &mounted);
+    let mounts = Mounts::read().map_err(Refusal::io("read /proc/thread-self/mountinfo"))?;
+    for mount in &mut mounted {
+        mount.spots = mounts.coming_with(&mount.real);
+    }
+    let known = known(keep, &mounted, &mounts);
     if let Some(root) = config.pointer("/root/path").and_then(Value::as_str) {
-        check_root(Path::new(root), &known)?;
+        check_root(Path::new(root), &known, &mounts)?;
     }
     if mounted.is_empty() {
         return Ok(Vec::new());
     }
     for mount in &mounted {
-        for (place, what) in &known {
-            if mount.real.starts_with(place) || place.starts_with(&mount.real) {
+        for Known { place, what, spot } in &known {
+            let by_path = mount.real.starts_with(place) || place.starts_with(&mount.real);
+            let is_there = |spot: &Spot| mount.spots.iter().any(|m| m.holds(spot) || spot.holds(m));
+            if by_path || spot.as_ref().is_some_and(is_there) {
                 return Err(refusal(&mount.source, place, what));
             }
         }
@@ -112,10 +128,15 @@ pub(crate) fn check(config: &Value, keep: &Keep<'_>) -> Result<Vec<String>, Refu
 }
 
 /// `--rootfs /`: a root file system may be a folder of the host's, with all that is mounted below it.
-fn check_root(root: &Path, known: &[Place]) -> Result<(), Refusal> {
+fn check_root(root: &Path, known: &[Known], mounts: &Mounts) -> Result<(), Refusal> {
     let real = root.canonicalize().unwrap_or_else(|_| root.to_owned());
-    match known.iter().find(|(place, _)| place.starts_with(&real)) {
-        Some((place, what)) => Err(refusal(root, place, what)),
+    let spots = mounts.coming_with(&real);
+    let is_in = |known: &&Known| {
+        let held = |spot: &Spot| spots.iter().any(|root| root.holds(spot));
+        known.place.starts_with(&real) || known.spot.as_ref().is_some_and(held)
+    };
+    match known.iter().find(is_in) {
+        Some(Known { place, what, .. }) => Err(refusal(root, place, what)),
         None => Ok(()),
     }
 }
@@ -151,7 +172,7 @@ fn mounted(config: &Value) -> Vec<Mounted> {
             let source = PathBuf::from(source);
             let real = source.canonicalize().unwrap_or_else(|_| source.clone());
             if !real.starts_with("/dev") || real == Path::new("/dev") {
-                found.push(Mounted { source, real });
+                found.push(Mounted { source, real, spots: Vec::new() });
             }
         }
     }
@@ -159,14 +180,15 @@ fn mounted(config: &Value) -> Vec<Mounted> {
 }
 
 /// The known places, by where they lead as well: the machine's, the owner's, and those of users of whom something is mounted.
-fn known(keep: &Keep<'_>, mounted: &[Mounted]) -> Vec<Place> {
+fn known(keep: &Keep<'_>, mounted: &[Mounted], mounts: &Mounts) -> Vec<Known> {
     let users = Path::new("/run/user");
     let mut folders = BTreeSet::from([users.join(keep.uid.to_string())]);
     for mount in mounted {
         let user = mount.real.strip_prefix(users).ok().and_then(|below| below.components().next());
         folders.extend(user.map(|user| users.join(user)));
+        folders.extend(mounts.points_of(&mount.spots, users).map(Path::to_owned));
     }
-    let mut places: Vec<Place> = Vec::new();
+    let mut places: Vec<(PathBuf, &str)> = Vec::new();
     let run = std::iter::once((PathBuf::from("/run"), SYSTEM));
     for (folder, below) in run.chain(folders.into_iter().map(|folder| (folder, USER))) {
         places.extend(below.iter().map(|(name, what)| (folder.join(name), *what)));
@@ -179,7 +201,8 @@ fn known(keep: &Keep<'_>, mounted: &[Mounted]) -> Vec<Place> {
     let led_to = places.iter().filter_map(|(place, what)| Some((place.canonicalize().ok()?, *what)));
     let led_to: Vec<_> = led_to.filter(|(real, _)| places.iter().all(|(place, _)| place != real)).collect();
     places.extend(led_to);
-    places
+    let known = places.into_iter().map(|(place, what)| Known { spot: mounts.spot(&place), place, what });
+    known.collect()
 }
 
 /// Sockets that are bound on the host, by path (`/proc/net/unix`).
@@ -236,6 +259,7 @@ mod tests {
             ("/run/user/1001/bus", "message bus"),
             ("/run/user/1001/systemd", "service manager"),
             ("/run/user/1001/terok", "control sockets"),
+            ("/run/containerd/s", "container engine"),
             ("/run/dbus", "message bus"),
             ("/run/user/1002/bus", "message bus"),
             ("/proc", "host's processes"),
@@ -307,6 +331,40 @@ mod tests {
             assert!(reason.contains("terok's vault"), "{reason}");
         }
         check(&binding(&home.path().join("share/other")), &keep).unwrap();
+    }
+
+    /// As a volume of an engine's with `--opt o=bind`, or an operator's own bind mount.
+    #[test]
+    fn a_door_that_is_mounted_elsewhere_is_found_there() {
+        terok_need::with_empty_folders(|| {
+            use nix::mount::{MsFlags, mount};
+            let bind = |from: &str, to: &str| {
+                std::fs::create_dir_all(to).unwrap();
+                let none: Option<&str> = None;
+                mount(Some(from), to, none, MsFlags::MS_BIND | MsFlags::MS_REC, none).unwrap();
+            };
+            for folder in ["/run/terok/box", "/run/other", "/var/lib/vault"] {
+                std::fs::create_dir_all(folder).unwrap();
+            }
+            std::fs::write(Path::new("/var/lib/vault").join(layout::VAULT_STORE), "").unwrap();
+            bind("/run/terok", "/var/lib/volumes/control");
+            bind("/run", "/var/lib/volumes/tree/all/run");
+            bind("/run/other", "/var/lib/volumes/other");
+            bind("/var/lib/vault", "/run/volumes/vault");
+            let keep = Keep { uid: 0, vault: "/var/lib/vault".into(), given: None };
+            for (source, what) in [
+                ("/var/lib/volumes/control", TEROK),
+                ("/var/lib/volumes/control/box", TEROK),
+                ("/var/lib/volumes/tree/all", ENGINE),
+                ("/run/volumes/vault", VAULT),
+            ] {
+                let reason = check(&binding(Path::new(source)), &keep).unwrap_err().to_string();
+                assert!(reason.contains(what) && reason.contains(source), "{source}: {reason}");
+            }
+            let tree = json!({"root": {"path": "/var/lib/volumes/tree"}});
+            assert!(check(&tree, &keep).unwrap_err().to_string().contains(ENGINE));
+            check(&binding(Path::new("/var/lib/volumes/other")), &keep).unwrap();
+        });
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod doors;
 mod guards;
 mod handover;
 mod inside;
+mod mounts;
 mod origin;
 mod place;
 mod precreate;
