@@ -41,9 +41,9 @@ impl Origin {
     /// be read.
     pub(crate) fn of_bundle(bundle: &Path, id: &str, config: &Value) -> Result<Self, Refusal> {
         if let Some(namespace) = containerd::namespace(bundle) {
-            return match namespace {
-                docker::NAMESPACE => Docker::find(id, config).map(|found| Origin::Docker(Box::new(found))),
-                _ => Ok(Origin::Containerd(containerd::Task::new(id, config))),
+            return match docker::is_its(namespace, id, config) {
+                true => Docker::find(id, config).map(|found| Origin::Docker(Box::new(found))),
+                false => Ok(Origin::Containerd(containerd::Task::new(id, config))),
             };
         }
         Ok(Origin::in_storage(storage::by_bundle(bundle, id)))
@@ -55,8 +55,8 @@ impl Origin {
     }
 
     /// Whether what is to protect the container may be elsewhere than in its configuration.
-    pub(crate) fn has_labels(bundle: &Path) -> bool {
-        containerd::namespace(bundle) == Some(docker::NAMESPACE)
+    pub(crate) fn has_labels(bundle: &Path, id: &str, config: &Value) -> bool {
+        containerd::namespace(bundle).is_some_and(|namespace| docker::is_its(namespace, id, config))
     }
 
     fn in_storage(found: Result<Found, String>) -> Self {

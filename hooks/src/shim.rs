@@ -93,7 +93,7 @@ struct Wanted {
 fn wanted(request: &Request, id: &str, bundle: &Path, config: &[u8]) -> Result<Option<Wanted>, Refusal> {
     let (config, annotations) = state::parse_config(config)
         .map_err(|error| Refusal::input(bundle.join("config.json").display().to_string(), error))?;
-    if ours(&annotations).is_empty() && !request.all && !Origin::has_labels(bundle) {
+    if ours(&annotations).is_empty() && !request.all && !Origin::has_labels(bundle, id, &config) {
         return Ok(None);
     }
     let origin = Origin::of_bundle(bundle, id, &config)?;

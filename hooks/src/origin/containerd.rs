@@ -81,7 +81,11 @@ mod tests {
         ] {
             assert_eq!(namespace(Path::new(bundle)), is, "{bundle}");
         }
-        assert!(Origin::has_labels(Path::new("/run/x/io.containerd.runtime.v2.task/moby/abc")));
+        let in_namespace = |namespace: &str| {
+            let bundle = format!("/run/x/io.containerd.runtime.v2.task/{namespace}/abc");
+            Origin::has_labels(Path::new(&bundle), "abc", &Value::Null)
+        };
+        assert!(in_namespace("moby") && !in_namespace("default"));
     }
 
     #[test]

@@ -14,8 +14,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use terok_policy::{Policy, layout};
 
-/// Docker's namespace of containerd.
-pub(super) const NAMESPACE: &str = "moby";
+/// Docker's namespace of containerd, where nobody gave it another (`--containerd-namespace`).
+const NAMESPACE: &str = "moby";
 /// Docker serves it inside the namespace of each container of a network that somebody made.
 pub(super) const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 /// Far above what Docker writes (2 KiB each, and as much as there are labels).
@@ -87,6 +87,12 @@ struct Descriptor {
 #[derive(Debug, Deserialize)]
 struct Manifest {
     config: Descriptor,
+}
+
+/// Whether container `id` of this containerd's `namespace` is Docker's.
+pub(super) fn is_its(namespace: &str, id: &str, config: &Value) -> bool {
+    let knows = |root: &PathBuf| folder(root, id).join("config.v2.json").symlink_metadata().is_ok();
+    namespace == NAMESPACE || layout::is_container_id(id) && data_roots(config).iter().any(knows)
 }
 
 impl Docker {
@@ -554,6 +560,18 @@ mod tests {
         container["NetworkSettings"]["Networks"] = serde_json::json!({ "net1": {} });
         host.write("config.v2.json", &container.to_string());
         assert!(host.origin().unwrap().brings_card(&host.config));
+    }
+
+    #[test]
+    fn a_container_of_dockers_is_known_in_any_namespace_of_containerd() {
+        let host = Host::with("26.1.5-image-label");
+        let bundle = Path::new("/run/containerd/io.containerd.runtime.v2.task/other").join(&host.id);
+        assert!(Origin::has_labels(&bundle, &host.id, &host.config));
+        let origin = Origin::of_bundle(&bundle, &host.id, &host.config).unwrap();
+        assert_eq!(origin.ours(&Annotations::new()).unwrap()["terok.shield"], "down");
+        for id in ["another", "../x"] {
+            assert!(!Origin::has_labels(&bundle, id, &host.config), "{id}");
+        }
     }
 
     #[test]
