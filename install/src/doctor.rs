@@ -1,6 +1,7 @@
 //! `terok doctor`: whether a container started now would be protected, and what on this host is in the way.
 
 use crate::consulted::consulted;
+use crate::engine;
 use crate::findings;
 use crate::hook_json::Containers;
 use crate::host::Host;
@@ -57,12 +58,16 @@ pub fn examine(host: &Host, ask: Ask<'_>) -> Vec<Finding> {
     let podman = match podman::find() {
         Ok(podman) => podman,
         Err(error) => {
-            let others = shim_findings::other_engines(host);
+            let others = engine::machines(host);
             found.push(match others.is_empty() {
                 true => Finding::fail("engine", error.to_string(), ""),
                 false => Finding::ok("engine", "no podman, so no hooks: other engines call the shim"),
             });
             found.extend(shim_findings::findings(host));
+            // What keeps the shim from starting anything as it keeps the hooks.
+            found.extend(findings::folders(host));
+            found.extend(findings::settings(host));
+            found.extend(findings::panic(host));
             return found;
         }
     };

@@ -22,13 +22,6 @@ pub(crate) fn findings(host: &Host) -> Vec<Finding> {
     targets.iter().flat_map(|target| installation(host, target)).collect()
 }
 
-/// Engines other than Podman that start containers through a shim.
-pub(crate) fn other_engines(host: &Host) -> Vec<Engine> {
-    let target = Target::of(host, true, None);
-    let told = |engine: &Engine| !matches!(engine.registered(&target), Ok(Registered::No) | Err(_));
-    Engine::ALL.into_iter().filter(|engine| *engine != Engine::Podman && told(engine)).collect()
-}
-
 fn installation(host: &Host, target: &Target) -> Vec<Finding> {
     let mut found: Vec<Finding> = open_folder(host, &target.bin_dir()).into_iter().collect();
     let broken = broken_names(target);
@@ -197,7 +190,7 @@ mod tests {
         let (host, target) = installed(root.path(), "echo \"runc version 1.1.5\"; echo commit");
         assert_eq!(findings(&host), [], "nobody calls it");
         tell(&host, &target, Engine::Docker, false);
-        assert_eq!(other_engines(&host), [Engine::Docker]);
+        assert_eq!(engine::machines(&host), [Engine::Docker]);
         let found = findings(&host);
         assert!(found[0].what.contains("docker starts containers that name the runtime terok"), "{found:?}");
         assert!(found[1].what.contains("CVE-2024-21626") && found[1].level == Level::Warn, "{found:?}");

@@ -24,7 +24,7 @@ pub(crate) struct Place {
     /// Put this before every path, for packages
     #[arg(long, value_name = "FOLDER")]
     destdir: Option<PathBuf>,
-    /// Have engines whose files change read them again, by systemctl; below --destdir, where that is a whole machine
+    /// Have engines read their files again where they have not since these changed, by systemctl; below --destdir, where that is a whole machine
     #[arg(long)]
     reload: bool,
 }
@@ -118,9 +118,12 @@ pub(crate) fn setup(host: &Host, place: &Place, which: &Which, engines: &Engines
     let registrations = engine::register_steps(host, &target, &engines.engine, engines.default())?;
     let mut changed = setup::apply(&steps)?;
     let mut told = Vec::new();
+    // Below a destdir there may be a whole machine; a package's has no daemons.
+    let machine = Host { root: target.destdir.clone(), ..host.clone() };
     for (engine, steps) in &registrations {
         let files = setup::apply(steps)?;
-        told.push((*engine, !files.is_empty()));
+        // An earlier setup may have told it, and nobody made it read that.
+        told.push((*engine, !files.is_empty() || engine.is_unread(&machine, &target)));
         changed.extend(files);
     }
     for path in &changed {
@@ -301,7 +304,10 @@ pub(crate) fn doctor(host: &Host, json: Json) -> anyhow::Result<ExitCode> {
             }
         }
         match fails {
-            0 => say!("containers are protected")?,
+            0 if findings.iter().any(|finding| finding.area == "container") => {
+                say!("containers are protected")?
+            }
+            0 => say!("nothing is in the way; no container was tried, because that is done with podman")?,
             n => {
                 say!("{n} of {} checks fail: containers are not protected, or do not start", findings.len())?
             }

@@ -5,6 +5,7 @@
 //! (`SystemdCgroup` must agree with the kubelet). Two things containerd 1 does are why this is no drop-in: a file in `imports` that
 //! names the plugin replaces the plugin's whole table, and a table that names any runtime displaces the built-in `runc`.
 
+use crate::doctor::Finding;
 use crate::engine::{Registered, Removal, is_shim, shim_before};
 use crate::host::Host;
 use crate::process::{command_lines, is_called};
@@ -17,6 +18,10 @@ use toml_edit::{DocumentMut, InlineTable, Item, Table, TableLike, Value};
 
 /// containerd's configuration (containerd-config.toml(5)).
 const FILE: &str = "/etc/containerd/config.toml";
+/// Where the daemon answers.
+const SOCKET: &str = "/run/containerd/containerd.sock";
+/// Containers run on meanwhile.
+pub(super) const RELOAD: &str = "systemctl restart containerd";
 /// The plugin by its name in files of version 2, and in later ones.
 const PLUGIN_2: &str = "io.containerd.grpc.v1.cri";
 const PLUGIN_3: &str = "io.containerd.cri.v1.runtime";
@@ -100,6 +105,26 @@ pub(super) fn unregister(target: &Target) -> Result<Removal, SetupError> {
         false => Step::Amended { to: file.path, text },
     };
     Ok(Removal { steps: vec![step], notes: Vec::new() })
+}
+
+/// Whether the running containerd has read its file since somebody wrote it; nothing where none runs. Its socket is made anew at each
+/// start.
+pub(super) fn hidden(host: &Host, target: &Target) -> Option<Finding> {
+    let wanted = registered(target).ok().filter(|registered| *registered != Registered::No)?;
+    let written = File::of(target).ok()??.path.metadata().ok()?.modified().ok()?;
+    let started = std::fs::symlink_metadata(host.at(SOCKET)).ok()?.modified().ok()?;
+    if started >= written {
+        return None;
+    }
+    let what = format!("containerd has not read {FILE} since it was written");
+    Some(match wanted {
+        Registered::Default => Finding::fail(
+            "shim",
+            format!("{what}: pods that name no runtime class may start without protection"),
+            format!("run: {RELOAD}"),
+        ),
+        _ => Finding::warn("shim", what, format!("run: {RELOAD}")),
+    })
 }
 
 /// The file that a running containerd reads, where none reads ours. Docker's own, below `/var/run/docker` or `/run/docker`, starts
@@ -485,6 +510,7 @@ fn bare_value(value: &Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doctor::Level;
     use crate::engine::{Engine, register_steps};
     use crate::host::tests_host;
     use crate::process::tests_process;
@@ -525,6 +551,34 @@ version = 2
         let asked = if asked { vec![Engine::Containerd] } else { Vec::new() };
         let all = register_steps(host, &Target::of(host, false, None), &asked, default)?;
         Ok(all.iter().flat_map(|(_, steps)| apply(steps).unwrap()).collect())
+    }
+
+    #[test]
+    fn a_daemon_that_has_not_read_its_file_is_told_of() {
+        let root = tempfile::tempdir().unwrap();
+        let host = tests_host(root.path(), 0);
+        let target = Target::of(&host, false, None);
+        let unread = || Engine::Containerd.is_unread(&host, &target);
+        set_up(&host, true, None).unwrap();
+        assert!(!unread(), "none runs");
+        let written = std::fs::metadata(host.at(FILE)).unwrap().modified().unwrap();
+        std::fs::create_dir_all(host.at(SOCKET).parent().unwrap()).unwrap();
+        let socket = std::fs::File::create(host.at(SOCKET)).unwrap();
+        let minute = std::time::Duration::from_secs(60);
+        socket.set_modified(written - minute).unwrap();
+        assert!(unread());
+        assert_eq!(
+            hidden(&host, &target).unwrap().level,
+            Level::Warn,
+            "pods of a class that is not known wait"
+        );
+        set_up(&host, true, Some(true)).unwrap();
+        assert_eq!(hidden(&host, &target).unwrap().level, Level::Fail);
+        socket.set_modified(written + minute).unwrap();
+        assert!(!unread());
+        take_away(&host);
+        socket.set_modified(written - minute).unwrap();
+        assert!(!unread(), "it is not told of terok");
     }
 
     fn take_away(host: &Host) -> Vec<String> {

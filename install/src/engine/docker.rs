@@ -147,11 +147,16 @@ pub(super) fn hidden(host: &Host, target: &Target) -> Option<Finding> {
     if knows && is_default == (wanted == Registered::Default) {
         return None;
     }
-    Some(Finding::warn(
-        "shim",
-        format!("docker has not read {FILE} since it was told of terok"),
-        format!("run: {RELOAD}"),
-    ))
+    let what = format!("docker has not read {FILE} since it was told of terok");
+    Some(match wanted {
+        // What starts meanwhile with annotations and no runtime has no protection, and nobody says so.
+        Registered::Default if !is_default => Finding::fail(
+            "shim",
+            format!("{what}: containers that name no runtime start without protection"),
+            format!("run: {RELOAD}"),
+        ),
+        _ => Finding::warn("shim", what, format!("run: {RELOAD}")),
+    })
 }
 
 /// `GET /info` of Docker's API. With HTTP/1.0 the answer ends with the connection.
@@ -203,6 +208,7 @@ fn read(target: &Target) -> Result<Option<(PathBuf, JsonText)>, SetupError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doctor::Level;
     use crate::engine::{Engine, register_steps};
     use crate::host::tests_host;
     use crate::process::tests_process;
@@ -303,6 +309,13 @@ mod tests {
         let error = set_up(&user, &[Engine::Docker], None).unwrap_err().to_string();
         assert!(error.contains("as root") && error.contains("rootless"), "{error}");
         assert_eq!(take_away(&user), Vec::<String>::new());
+        set_up(&host, &[Engine::Docker], None).unwrap();
+        assert_eq!(
+            set_up(&user, &[], None).unwrap(),
+            Vec::<PathBuf>::new(),
+            "the machine's is not the user's"
+        );
+        assert_eq!(set_up(&host, &[], Some(true)).unwrap(), Vec::<PathBuf>::new());
     }
 
     #[test]
@@ -349,7 +362,17 @@ mod tests {
         };
         assert_eq!(says("{\"terok\":{},\"runc\":{}}", "terok"), None);
         for (runtimes, default) in [("{\"runc\":{}}", "runc"), ("{\"terok\":{}}", "runc")] {
-            assert!(says(runtimes, default).unwrap().remedy.contains("reload docker"));
+            let found = says(runtimes, default).unwrap();
+            assert!(found.level == Level::Fail && found.remedy.contains("reload docker"), "{found:?}");
+        }
+        set_up(&host, &[Engine::Docker], Some(false)).unwrap();
+        assert_eq!(says("{\"terok\":{}}", "runc"), None);
+        for (runtimes, default) in [("{\"runc\":{}}", "runc"), ("{\"terok\":{}}", "terok")] {
+            assert_eq!(
+                says(runtimes, default).unwrap().level,
+                Level::Warn,
+                "a name that is not known starts nothing"
+            );
         }
     }
 

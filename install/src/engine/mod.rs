@@ -9,7 +9,7 @@ mod podman;
 use crate::doctor::Finding;
 use crate::host::Host;
 use crate::setup::{SetupError, Step};
-use crate::target::Target;
+use crate::target::{Scope, Target};
 use std::path::{Path, PathBuf};
 use terok_policy::layout;
 
@@ -64,6 +64,8 @@ impl Engine {
     pub fn registered(self, target: &Target) -> Result<Registered, SetupError> {
         match self {
             Engine::Podman => podman::registered(target),
+            // The machine's file is nobody's own installation.
+            _ if matches!(target.scope, Scope::User { .. }) => Ok(Registered::No),
             Engine::Docker => docker::registered(target),
             Engine::Containerd => containerd::registered(target),
         }
@@ -99,8 +101,13 @@ impl Engine {
         match self {
             Engine::Podman => podman::hidden(host, target),
             Engine::Docker => docker::hidden(host, target),
-            Engine::Containerd => None,
+            Engine::Containerd => containerd::hidden(host, target),
         }
+    }
+
+    /// Whether a daemon runs that has not read what it was told.
+    pub fn is_unread(self, host: &Host, target: &Target) -> bool {
+        self.reload().is_some() && self.hidden(host, target).is_some()
     }
 
     /// The command that makes the engine read its files again, where it does not by itself.
@@ -108,10 +115,16 @@ impl Engine {
         match self {
             Engine::Podman => None,
             Engine::Docker => Some(docker::RELOAD),
-            // Containers run on meanwhile.
-            Engine::Containerd => Some("systemctl restart containerd"),
+            Engine::Containerd => Some(containerd::RELOAD),
         }
     }
+}
+
+/// Engines of the machine other than Podman that start containers through its shim. Those containers are root's.
+pub fn machines(host: &Host) -> Vec<Engine> {
+    let target = Target::of(host, true, None);
+    let told = |engine: &Engine| !matches!(engine.registered(&target), Ok(Registered::No) | Err(_));
+    Engine::ALL.into_iter().filter(|engine| *engine != Engine::Podman && told(engine)).collect()
 }
 
 /// The steps for the engines that are `asked` for and for those that know terok already, with what is said of being the default:
