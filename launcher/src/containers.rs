@@ -161,7 +161,8 @@ fn named(
 /// An exact name or id wins over the beginning of one, the newest of a name over removed ones, and what runs over what
 /// does not. A beginning never leads past a container that is called so: an order must not reach another one.
 fn choose(known: &[Known], text: &str) -> anyhow::Result<Option<Known>> {
-    if !layout::is_container_id(text) {
+    // Kubernetes' are called NAMESPACE/POD and NAMESPACE/POD/CONTAINER.
+    if text.split('/').count() > 3 || !text.split('/').all(layout::is_container_id) {
         bail!("{text:?} is no container: a name or an id has letters, digits, dots, dashes and underscores");
     }
     let newest = |known: &&Known| (known.run.is_some(), known.record.as_ref().map(|record| record.started));
@@ -285,6 +286,17 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_is_called_by_its_namespace_and_name() {
+        let all = [known("abc111", "default/agent", "", 1), known("abd222", "default/agent/main", "", 2)];
+        for (text, id) in
+            [("default/agent", "abc111"), ("default/agent/main", "abd222"), ("default/agent/m", "abd222")]
+        {
+            assert_eq!(choose(&all, text).unwrap().unwrap().id, id, "{text}");
+        }
+        assert!(choose(&all, "default/other").unwrap().is_none());
+    }
+
+    #[test]
     fn orders_to_a_member_of_a_pod_go_to_the_supervisor_that_serves_it() {
         let mut member = known("abd222", "member", "", 1);
         member.run = Some("/run/terok/abd222".into());
@@ -297,7 +309,7 @@ mod tests {
 
     #[test]
     fn paths_are_not_containers() {
-        for text in ["..", ".", "", "a/b", "/etc", "../x", "-x", "a b", "a\0"] {
+        for text in ["..", ".", "", "a//b", "a/..", "a/b/c/d", "/etc", "../x", "-x", "a b", "a\0"] {
             assert!(chosen(text).is_err(), "{text:?}");
         }
     }

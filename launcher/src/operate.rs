@@ -7,6 +7,7 @@ use crate::show::{self, Tone};
 use crate::{past, verdict};
 use anyhow::bail;
 use std::time::Duration;
+use terok_install::engine;
 use terok_install::host::Host;
 use terok_policy::control::{Applied, CredentialState, CredentialStatus, Status};
 use terok_policy::plan::Network;
@@ -38,6 +39,11 @@ pub(crate) fn ps(host: &Host, every: bool, json: Json) -> anyhow::Result<()> {
     if answers.is_empty() && gone.is_empty() {
         let more = if every { "" } else { ", see those that ended with: terok ps --all" };
         say!("no protected container runs; start one with: terok run IMAGE{more}")?;
+        let others = engine::machines(host);
+        if host.rootless() && !others.is_empty() {
+            let names: Vec<_> = others.iter().map(|engine| engine.name()).collect();
+            say!("containers of {} are root's: sudo terok ps", names.join(" and "))?;
+        }
         return Ok(());
     }
     say!(
