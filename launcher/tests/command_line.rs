@@ -297,13 +297,17 @@ fn setup_below_a_destdir_is_whole_and_idempotent() {
     let output = setup("setup");
     assert!(text(&output.stderr).contains("terok-supervisor: missing"), "{output:?}");
     assert!(!destdir.exists(), "a setup that cannot be finished is not begun");
-    for name in ["terok-hook", "terok-supervisor"] {
+    for name in ["terok-hook", "terok-supervisor", "terok-shim"] {
         std::fs::copy(person.podman(), folder.join(name)).unwrap();
     }
     assert_eq!(setup("setup").status.code(), Some(0));
     let expected = [
         "etc/containers/containers.conf.d/50-terok.conf",
         "usr/libexec/terok/terok-hook",
+        "usr/libexec/terok/terok-shim",
+        "usr/libexec/terok/terok-shim-crun",
+        "usr/libexec/terok/terok-shim-runc",
+        "usr/libexec/terok/terok-shim-youki",
         "usr/libexec/terok/terok-supervisor",
         "usr/local/bin/terok",
         "usr/share/terok/hooks.d/50-terok-create.json",
@@ -318,7 +322,11 @@ fn setup_below_a_destdir_is_whole_and_idempotent() {
         .env("HOME", person.home.path())
         .output()
         .unwrap();
-    assert_eq!(text(&all.stdout).lines().count(), 4, "three hook files and the settings: {all:?}");
+    assert_eq!(
+        text(&all.stdout).lines().count(),
+        5,
+        "three hook files and the settings of hooks and shim: {all:?}"
+    );
     assert!(files(&destdir).contains(&PathBuf::from("etc/terok/config.toml")));
     assert_eq!(text(&setup("setup").stdout), "already set up\n", "a plain setup keeps it");
     assert_eq!(setup("uninstall").status.code(), Some(0));

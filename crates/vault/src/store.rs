@@ -144,6 +144,15 @@ impl Store {
         self.find(provider, name)
     }
 
+    /// The credential `name` of `provider` with its secret, as they stand together: another process may change them between two questions.
+    pub fn open_credential(&self, key: &MasterKey, provider: &str, name: &str) -> Result<(Record, Secret)> {
+        // Ends with what it has read; nothing is written.
+        let _snapshot = self.connection.unchecked_transaction().map_err(Error::database(&self.path))?;
+        let record = self.credential(provider, name)?;
+        let secret = self.open_secret(key, &record)?;
+        Ok((record, secret))
+    }
+
     /// The SSH key `name`.
     pub fn ssh_key(&self, name: &str) -> Result<Record> {
         self.find("", name)

@@ -101,6 +101,32 @@ fn a_replaced_secret_counts_its_revision_and_the_older_one_is_not_replaced_again
 }
 
 #[test]
+fn a_credential_and_its_secret_are_of_one_revision_however_often_it_changes() {
+    let mut vault = Vault::new();
+    let mut record = vault.add("github", "work", "secret-1");
+    let reader = Store::open(&vault.dir).unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (key, done) = (&vault.key, &done);
+        let reading = scope.spawn(move || {
+            let mut revisions = std::collections::BTreeSet::new();
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                let (record, secret) = reader.open_credential(key, "github", "work").unwrap();
+                assert!(secret == api_key(&format!("secret-{}", record.revision)));
+                revisions.insert(record.revision);
+            }
+            revisions.len()
+        });
+        for n in 2..=300 {
+            let secret = api_key(&format!("secret-{n}"));
+            record = vault.store.replace_secret(&vault.key, &record, &secret, None, NOW).unwrap();
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(reading.join().unwrap() > 1, "nothing was read while it changed");
+    });
+}
+
+#[test]
 fn a_number_is_not_used_again() {
     let mut vault = Vault::new();
     let first = vault.add("anthropic", "default", "sk-ant-1");

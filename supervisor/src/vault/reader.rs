@@ -120,18 +120,19 @@ impl Reader {
             return self.ephemeral(granted);
         }
         let mut opened = self.open()?;
-        let record = match opened.store.credential(&provider.name, &granted.credential) {
+        let found = opened.store.open_credential(&opened.key, &provider.name, &granted.credential);
+        let (record, secret) = match found {
             Err(Error::Absent { .. }) => return Err(absent(granted)),
-            record => record.map_err(failed)?,
+            found => found.map_err(failed)?,
         };
         let credential = match &record.kind {
             Kind::Credential(CredentialType::OAuth) => {
                 let Opened { store, key, .. } = &mut opened;
                 let wanted =
                     Wanted { dir: &self.vault, provider, upstream: self.grants.upstream.as_ref(), refused };
-                renewal::current(store, key, record, &wanted)?
+                renewal::current(store, key, (record, secret), &wanted)?
             }
-            _ => plain(&opened, &record)?,
+            _ => plain(&record, secret)?,
         };
         let until = credential.until.map_or(opened.until, |until| until.min(opened.until));
         let credential = Credential { until: Some(until), ..credential };
@@ -248,8 +249,8 @@ impl Reader {
 }
 
 /// A key or a password.
-fn plain(opened: &Opened, record: &Record) -> Result<Credential, Trouble> {
-    let (kind, user, secret) = match opened.store.open_secret(&opened.key, record).map_err(failed)? {
+fn plain(record: &Record, secret: Secret) -> Result<Credential, Trouble> {
+    let (kind, user, secret) = match secret {
         Secret::Key(secret) => (CredentialType::Key, String::new(), secret),
         Secret::Basic { user, password } => (CredentialType::Basic, user, password),
         Secret::OAuth { .. } | Secret::Ssh(_) => {

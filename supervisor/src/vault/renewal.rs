@@ -39,15 +39,15 @@ struct Tokens {
     refresh: Option<Zeroizing<String>>,
 }
 
-/// The token of `record`, renewed where it is due.
+/// The token of a record, renewed where it is due.
 pub(super) fn current(
     store: &mut Store,
     key: &MasterKey,
-    record: Record,
+    (record, secret): (Record, Secret),
     wanted: &Wanted<'_>,
 ) -> Result<Credential, Trouble> {
     let now = unix_seconds();
-    let tokens = open(store, key, &record)?;
+    let tokens = tokens(&record, secret)?;
     let Some(wish) = wish(&record, wanted.refused, now) else {
         return Ok(credential(&record, tokens, Some(margin_before_end(&record))));
     };
@@ -126,10 +126,9 @@ fn renewed(
     wanted: &Wanted<'_>,
 ) -> Result<Credential, Trouble> {
     let _turn = Turn::take(wanted.dir, due, QUEUE).map_err(failed)?;
-    let record = store.credential(&due.provider, &due.name).map_err(failed)?;
-    let now = unix_seconds();
+    let (record, secret) = store.open_credential(key, &due.provider, &due.name).map_err(failed)?;
+    let (now, tokens) = (unix_seconds(), tokens(&record, secret)?);
     if record.revision != due.revision {
-        let tokens = open(store, key, &record)?;
         return Ok(credential(&record, tokens, Some(margin_before_end(&record))));
     }
     if let Some(Problem { at, reason }) = record.problem.as_ref().filter(|problem| now < problem.at + REST) {
@@ -140,7 +139,7 @@ fn renewed(
             remedy(&record)
         )));
     }
-    let Tokens { refresh: Some(refresh), .. } = open(store, key, &record)? else {
+    let Some(refresh) = tokens.refresh else {
         return Err(Trouble::Failed(format!("{} cannot be renewed; {}", record.words(), remedy(&record))));
     };
     match ask(oauth, &refresh, wanted.upstream) {
@@ -149,13 +148,13 @@ fn renewed(
                 Secret::OAuth { access: grant.access, refresh: Some(grant.refresh.unwrap_or(refresh)) };
             let now = unix_seconds();
             let expires = grant.lasts.map(|lasts| now.saturating_add(lasts));
-            let record = match store.replace_secret(key, &record, &secret, expires, now) {
+            match store.replace_secret(key, &record, &secret, expires, now) {
                 // Somebody gave it another secret meanwhile, which is newer than ours.
-                Err(Error::Changed { .. }) => store.credential(&due.provider, &due.name).map_err(failed)?,
-                record => record.map_err(failed)?,
-            };
-            let tokens = open(store, key, &record)?;
-            Ok(credential(&record, tokens, Some(margin_before_end(&record))))
+                Err(Error::Changed { .. }) => {}
+                stored => drop(stored.map_err(failed)?),
+            }
+            let (record, secret) = store.open_credential(key, &due.provider, &due.name).map_err(failed)?;
+            Ok(credential(&record, self::tokens(&record, secret)?, Some(margin_before_end(&record))))
         }
         Err(Asked::Unreachable(reason)) => {
             Err(Trouble::Failed(format!("{} was not renewed: {reason}; it is tried again", record.words())))
@@ -196,8 +195,8 @@ fn ask(oauth: &OAuth, refresh: &str, upstream: Option<&Upstream>) -> Result<Gran
     })
 }
 
-fn open(store: &Store, key: &MasterKey, record: &Record) -> Result<Tokens, Trouble> {
-    match store.open_secret(key, record).map_err(failed)? {
+fn tokens(record: &Record, secret: Secret) -> Result<Tokens, Trouble> {
+    match secret {
         Secret::OAuth { access, refresh } => Ok(Tokens { access, refresh }),
         Secret::Key(_) | Secret::Basic { .. } | Secret::Ssh(_) => Err(Trouble::Failed(format!(
             "{} holds something else than its type; {}",
