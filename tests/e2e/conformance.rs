@@ -1,8 +1,9 @@
 //! A runtime's own tests with the shim before it, one by one: crun's, of its Debian source, on crun and on runc (`lab/conformance.py`).
 
-use crate::shim::{put_shim, runtimes, stand_before, take_shim};
+use crate::shim::{put_shim, runtimes, take_shim};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::thread;
 use terok_tests::{Lab, Mode, install, major};
 
 const TESTS: &str = "/run/lab/home/crun-tests";
@@ -48,16 +49,18 @@ fn a_runtimes_own_tests_end_as_without_the_shim() {
     }
     put_shim();
     for (runtime, _) in runtimes() {
-        stand_before(&runtime);
         let name = runtime.rsplit('/').next().expect("a name");
         let shim = format!("/usr/libexec/terok/terok-shim-{name}");
         Mode::Rootful.run("ln", &["-sf", "terok-shim", &shim]).succeeded();
-        let alone = outcomes(&runtime, &[]);
+        // They mostly wait.
+        let [alone, through, annotated] = thread::scope(|scope| {
+            let runs = [(&runtime, &[][..]), (&shim, &[]), (&shim, &["terok.shield=up"])];
+            runs.map(|(runtime, annotations)| scope.spawn(move || outcomes(runtime, annotations)))
+                .map(|run| run.join().expect("outcomes"))
+        });
         let passed = alone.values().filter(|(outcome, _)| outcome == "ok").count();
         assert!(passed >= 60, "{runtime} alone passes {passed} of its tests only: {alone:?}");
-        let through = outcomes(&shim, &[]);
         assert_eq!(differences(&alone, &through), [], "{runtime}");
-        let annotated = outcomes(&shim, &["terok.shield=up"]);
         let unexplained: Vec<_> = differences(&alone, &annotated)
             .into_iter()
             .filter(|(test, alone, (through, _))| {
