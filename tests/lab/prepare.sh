@@ -71,6 +71,10 @@ if [ -z "$direct" ] && [ ! -e "$home/crun-tests/.ready" ]; then
   rm -rf "$r"
 fi
 
+if [ -z "$direct" ] && [ ! "$home/marks.so" -nt "$here/marks.c" ]; then
+  loudly gcc -shared -fPIC -o "$home/marks.so.new" "$here/marks.c"; mv "$home/marks.so.new" "$home/marks.so"
+fi
+
 tools=ca-certificates,curl,git,openssh-client,python3,python3-pip,python3-requests,python3-httpx,python3-h2,nodejs,iproute2,iputils-ping,bind9-dnsutils,ncat
 if [ -n "$image" ] && ! fresh wl "$tools"; then
   say "building the workload image (a Debian with $tools)"
