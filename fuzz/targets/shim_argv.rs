@@ -109,18 +109,18 @@ fn last<'a>(options: &Options<'a>, name: &str) -> Option<&'a str> {
     options.0.iter().rev().find(|(known, _)| *known == name).map(|(_, value)| *value)
 }
 
+/// The next word, where it is an option; a `--` is passed over.
+fn next_option<'a>(rest: &mut std::slice::Iter<'_, &'a str>) -> Option<&'a str> {
+    let word = rest.clone().next().filter(|word| word.len() > 1 && word.starts_with('-'))?;
+    rest.next();
+    (*word != "--").then_some(*word)
+}
+
 /// `flag.FlagSet.Parse`: to the first word that is none of its own, or behind `--`. Of a switch only that it is there.
 fn go<'a>(flags: &[Flag], words: &[&'a str]) -> Option<Options<'a>> {
     let mut found = Vec::new();
     let mut rest = words.iter();
-    while let Some(word) = rest.clone().next() {
-        if word.len() < 2 || !word.starts_with('-') {
-            break;
-        }
-        rest.next();
-        if *word == "--" {
-            break;
-        }
+    while let Some(word) = next_option(&mut rest) {
         let name = word.strip_prefix("--").or(word.strip_prefix('-'))?;
         let (name, value) = name.split_once('=').map_or((name, None), |(name, value)| (name, Some(value)));
         let (name, _, takes) = flags.iter().find(|(long, letter, _)| !name.is_empty() && (*long == name || *letter == name))?;
@@ -202,14 +202,7 @@ const CRUN_EXEC: &[Flag] = &[
 fn getopt<'a>(flags: &[Flag], words: &[&'a str]) -> Option<Options<'a>> {
     let mut found = Vec::new();
     let mut rest = words.iter();
-    while let Some(word) = rest.clone().next() {
-        if word.len() < 2 || !word.starts_with('-') {
-            break;
-        }
-        rest.next();
-        if *word == "--" {
-            break;
-        }
+    while let Some(word) = next_option(&mut rest) {
         if let Some(name) = word.strip_prefix("--") {
             let (name, value) = name.split_once('=').map_or((name, None), |(name, value)| (name, Some(value)));
             let mut meant = flags.iter().filter(|(long, ..)| long.starts_with(name));

@@ -220,13 +220,7 @@ fn settings(table: &toml::Table) -> Result<Settings, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::tests_host;
-
-    fn write(host: &Host, path: &str, text: &str) {
-        let path = host.at(path);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, text).unwrap();
-    }
+    use crate::host::{tests_file as write, tests_host};
 
     fn dirs(host: &Host) -> Vec<String> {
         let found = hook_dirs(host, None).unwrap();

@@ -149,6 +149,15 @@ pub(crate) fn tests_host(root: &Path, uid: u32) -> Host {
     }
 }
 
+/// Gives a host that lives in a folder a file.
+#[cfg(test)]
+pub(crate) fn tests_file(host: &Host, path: &str, text: &str) -> PathBuf {
+    let path = host.at(path);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

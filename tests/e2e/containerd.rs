@@ -1,39 +1,15 @@
 //! containerd, whose client names the shim for its runtime: the promises on a container without a card, on one whose card comes after
 //! everything else (`ctr run --cni`), and with a daemon that goes and comes.
 
-use crate::expect::{all_arrived, is_refused, nothing_arrived, reaches, refused_at_once, steps, terok};
+use crate::expect::{
+    all_arrived, is_protected, is_refused, nothing_arrived, refused_at_once, refused_in_one_line, steps,
+    terok,
+};
 use terok_tests::{
     Container, Engine, Lab, Mode, Recipe, Service, bad_addresses, eventually, outside, queries, site,
 };
 
 const PROBE: &str = "/run/terok-probe";
-
-/// That it may reach this name and nothing else.
-#[track_caller]
-fn is_protected(container: &Container, allowed: &str) {
-    let (v4, v6) = bad_addresses();
-    reaches(container, allowed);
-    let tries = [
-        format!("tcp {v4} 80"),
-        format!("tcp {v6} 80"),
-        format!("udp {v4} 123 x"),
-        "tcp evil.example.net 80".to_owned(),
-    ];
-    steps(container, &tries).iter().for_each(refused_at_once);
-    nothing_arrived(&[v4.to_string(), v6.to_string()]);
-}
-
-#[track_caller]
-fn refused(recipe: &Recipe, what: &str) {
-    let (container, ended) = recipe.run(&["true"]);
-    let shown = ended.stderr.replace(&container.log(), "");
-    assert_ne!(ended.code, 0, "{what} was let through");
-    let said: Vec<&str> = shown.lines().filter(|line| line.contains("terok")).collect();
-    assert_eq!(said.len(), 1, "not one line: {shown}");
-    assert!(shown.to_lowercase().contains(&what.to_lowercase()), "{what} is not named: {shown}");
-    assert!(container.supervisors().is_empty());
-    container.is_left_alone();
-}
 
 /// Ends its first process and starts another one from the configuration that containerd keeps.
 #[track_caller]
@@ -113,11 +89,11 @@ fn a_card_that_comes_later_meets_the_same_default_deny() {
 fn ctr_says_in_one_line_why_it_starts_nothing() {
     let Some(_lab) = Lab::with(Engine::Containerd) else { return };
     let name = "api.example.com";
-    refused(&Recipe::containerd(name).annotate("sheild", "up"), "terok.shield");
-    refused(&Recipe::containerd(name).annotate("vault", "antropic"), "anthropic");
-    refused(&Recipe::containerd(name).option("--net-host"), "network");
+    refused_in_one_line(&Recipe::containerd(name).annotate("sheild", "up"), "terok.shield");
+    refused_in_one_line(&Recipe::containerd(name).annotate("vault", "antropic"), "anthropic");
+    refused_in_one_line(&Recipe::containerd(name).option("--net-host"), "network");
     let socket = "--mount=type=bind,src=/run/containerd/containerd.sock,dst=/s,options=rbind:rw";
-    refused(&Recipe::containerd(name).option(socket), "socket");
+    refused_in_one_line(&Recipe::containerd(name).option(socket), "socket");
 }
 
 /// Whether a card will come cannot be told, so that the capabilities which could undo its protection are refused.
@@ -126,8 +102,8 @@ fn capabilities_that_could_change_the_rules_of_a_later_card_are_refused() {
     let Some(_lab) = Lab::with(Engine::Containerd) else { return };
     for capability in ["CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE"] {
         let recipe = Recipe::containerd("api.example.com").option(&format!("--cap-add={capability}"));
-        refused(&recipe, capability);
-        refused(&recipe.option("--cni"), capability);
+        refused_in_one_line(&recipe, capability);
+        refused_in_one_line(&recipe.option("--cni"), capability);
     }
 }
 

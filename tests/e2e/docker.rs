@@ -1,7 +1,10 @@
 //! Docker, whose runtime `terok` is the shim before runc: the promises that `e2e/` shows on Podman, shown on the networks of Docker, and
 //! what is Docker's own: labels, restart policies, a daemon that goes and comes.
 
-use crate::expect::{all_arrived, is_refused, nothing_arrived, reaches, refused_at_once, steps, terok};
+use crate::expect::{
+    all_arrived, is_protected, is_refused, nothing_arrived, reaches, refused_at_once, refused_in_one_line,
+    steps, terok,
+};
 use std::time::Duration;
 use terok_policy::layout;
 use terok_tests::{
@@ -32,34 +35,6 @@ fn capabilities(container: &Container, process: &str) -> Vec<u64> {
     let sets = status.lines().filter(|line| line.starts_with("Cap"));
     sets.map(|line| u64::from_str_radix(line.split_whitespace().last().unwrap_or(""), 16).expect("a mask"))
         .collect()
-}
-
-/// That it may reach this name and nothing else, first process and all.
-#[track_caller]
-fn is_protected(container: &Container, allowed: &str) {
-    let (v4, v6) = bad_addresses();
-    reaches(container, allowed);
-    let lines = container.probe(&[
-        &format!("tcp {v4} 80"),
-        &format!("tcp {v6} 80"),
-        &format!("udp {v4} 123 x"),
-        "tcp evil.example.net 80",
-    ]);
-    lines.iter().for_each(refused_at_once);
-    nothing_arrived(&[v4.to_string(), v6.to_string()]);
-}
-
-/// That this is not started, for a reason that names `what` in one line that the person at the terminal reads.
-#[track_caller]
-fn refused(recipe: &Recipe, what: &str) {
-    let (container, ended) = recipe.run(&["true"]);
-    let shown = ended.stderr.replace(&container.log(), "");
-    assert_ne!(ended.code, 0, "{what} was let through");
-    let said: Vec<&str> = shown.lines().filter(|line| line.contains("terok")).collect();
-    assert_eq!(said.len(), 1, "not one line: {shown}");
-    assert!(shown.to_lowercase().contains(&what.to_lowercase()), "{what} is not named: {shown}");
-    assert!(container.supervisors().is_empty());
-    container.is_left_alone();
 }
 
 #[test]
@@ -144,21 +119,24 @@ fn without_terok_the_same_attempts_arrive() {
 fn docker_run_says_in_one_line_why_it_starts_nothing() {
     let Some(_lab) = Lab::with(Engine::Docker) else { return };
     let name = "api.example.com";
-    refused(&Recipe::docker("host", name), "network");
+    refused_in_one_line(&Recipe::docker("host", name), "network");
     for network in ["none", "bridge"] {
-        refused(&Recipe::docker(network, name).annotate("sheild", "up"), "terok.shield");
-        refused(&Recipe::docker(network, name).annotate("vault", "antropic"), "anthropic");
-        refused(&Recipe::docker(network, name).option("--pid=host"), "pid");
-        refused(
+        refused_in_one_line(&Recipe::docker(network, name).annotate("sheild", "up"), "terok.shield");
+        refused_in_one_line(&Recipe::docker(network, name).annotate("vault", "antropic"), "anthropic");
+        refused_in_one_line(&Recipe::docker(network, name).option("--pid=host"), "pid");
+        refused_in_one_line(
             &Recipe::docker(network, name).option("--volume=/run/docker.sock:/run/docker.sock"),
             "socket",
         );
     }
     for capability in ["NET_ADMIN", "NET_RAW", "SYS_ADMIN", "SYS_PTRACE"] {
-        refused(&Recipe::docker("bridge", name).option(&format!("--cap-add={capability}")), capability);
+        refused_in_one_line(
+            &Recipe::docker("bridge", name).option(&format!("--cap-add={capability}")),
+            capability,
+        );
     }
-    refused(&Recipe::docker("bridge", name).option("--cap-add=ALL"), "CAP_");
-    refused(&Recipe::docker("bridge", name).option("--privileged"), "CAP_");
+    refused_in_one_line(&Recipe::docker("bridge", name).option("--cap-add=ALL"), "CAP_");
+    refused_in_one_line(&Recipe::docker("bridge", name).option("--privileged"), "CAP_");
 }
 
 /// Docker gives every container CAP_NET_RAW unasked; nobody who did not ask for it misses it.
@@ -421,8 +399,8 @@ fn an_image_that_labels_itself_is_refused() {
             .succeeded();
         for network in ["none", "bridge"] {
             let own = Recipe::docker_bare(network).option("--runtime=terok").image(&image);
-            refused(&own, "image");
-            refused(&own.annotate("name", "n"), "image");
+            refused_in_one_line(&own, "image");
+            refused_in_one_line(&own.annotate("name", "n"), "image");
         }
         docker(&["rmi", "--force", &image]).succeeded();
     }
@@ -441,7 +419,10 @@ fn labels_and_annotations_say_the_same() {
         return;
     }
     is_protected(&labelled(&site.name).annotate("shield.allow", &site.name).idle(), &site.name);
-    refused(&labelled("other.example.com").annotate("shield.allow", &site.name), "terok.shield.allow");
+    refused_in_one_line(
+        &labelled("other.example.com").annotate("shield.allow", &site.name),
+        "terok.shield.allow",
+    );
 }
 
 /// With `live-restore` containers outlive the daemon, without it they end with it; protected in both, and then again.

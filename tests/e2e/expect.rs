@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use std::time::Duration;
-use terok_tests::{Container, Running, seen_at};
+use terok_tests::{Container, Recipe, Running, bad_addresses, seen_at};
 
 /// EPERM, EACCES, ECONNREFUSED, ECONNRESET, ENETUNREACH, EHOSTUNREACH, EAFNOSUPPORT, EPROTONOSUPPORT, ENOSYS, EADDRNOTAVAIL (a network
 /// whose engine switched IPv6 off)
@@ -85,4 +85,32 @@ pub(crate) fn all_arrived(lines: &[Value]) {
     for line in lines {
         assert_eq!(line["ok"], true, "{line}");
     }
+}
+
+/// That it may reach this name and nothing else.
+#[track_caller]
+pub(crate) fn is_protected(container: &Container, allowed: &str) {
+    let (v4, v6) = bad_addresses();
+    reaches(container, allowed);
+    let tries = [
+        format!("tcp {v4} 80"),
+        format!("tcp {v6} 80"),
+        format!("udp {v4} 123 x"),
+        "tcp evil.example.net 80".to_owned(),
+    ];
+    steps(container, &tries).iter().for_each(refused_at_once);
+    nothing_arrived(&[v4.to_string(), v6.to_string()]);
+}
+
+/// That this is not started, for a reason that names `what` in one line that the person at the terminal reads.
+#[track_caller]
+pub(crate) fn refused_in_one_line(recipe: &Recipe, what: &str) {
+    let (container, ended) = recipe.run(&["true"]);
+    let shown = ended.stderr.replace(&container.log(), "");
+    assert_ne!(ended.code, 0, "{what} was let through");
+    let said: Vec<&str> = shown.lines().filter(|line| line.contains("terok")).collect();
+    assert_eq!(said.len(), 1, "not one line: {shown}");
+    assert!(shown.to_lowercase().contains(&what.to_lowercase()), "{what} is not named: {shown}");
+    assert!(container.supervisors().is_empty());
+    container.is_left_alone();
 }

@@ -512,7 +512,7 @@ mod tests {
     use super::*;
     use crate::doctor::Level;
     use crate::engine::{Engine, register_steps};
-    use crate::host::tests_host;
+    use crate::host::{tests_file as write, tests_host};
     use crate::process::tests_process;
     use crate::setup::apply;
     use std::os::unix::fs::PermissionsExt;
@@ -585,13 +585,6 @@ version = 2
         let removal = Engine::Containerd.unregister(&Target::of(host, false, None)).unwrap();
         apply(&removal.steps).unwrap();
         removal.notes
-    }
-
-    fn write(host: &Host, path: &str, text: &str) -> PathBuf {
-        let path = host.at(path);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, text).unwrap();
-        path
     }
 
     fn with_file(text: &str) -> (tempfile::TempDir, Host, PathBuf) {

@@ -210,7 +210,7 @@ mod tests {
     use super::*;
     use crate::doctor::Level;
     use crate::engine::{Engine, register_steps};
-    use crate::host::tests_host;
+    use crate::host::{tests_file, tests_host};
     use crate::process::tests_process;
     use crate::setup::apply;
     use std::os::unix::fs::PermissionsExt;
@@ -232,9 +232,7 @@ mod tests {
     fn with_file(text: &str) -> (tempfile::TempDir, Host, PathBuf) {
         let root = tempfile::tempdir().unwrap();
         let host = tests_host(root.path(), 0);
-        let file = host.at(FILE);
-        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
-        std::fs::write(&file, text).unwrap();
+        let file = tests_file(&host, FILE, text);
         (root, host, file)
     }
 

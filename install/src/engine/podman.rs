@@ -148,14 +148,8 @@ impl Others {
 mod tests {
     use super::*;
     use crate::engine::{Engine, register_steps};
-    use crate::host::tests_host;
+    use crate::host::{tests_file as write, tests_host};
     use crate::setup::apply;
-
-    fn write(host: &Host, path: &str, text: &str) {
-        let path = host.at(path);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, text).unwrap();
-    }
 
     fn set_up(host: &Host, default: Option<bool>) -> Result<toml::Table, SetupError> {
         let target = Target::of(host, false, None);

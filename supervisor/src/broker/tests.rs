@@ -232,6 +232,23 @@ impl Rig {
         });
     }
 
+    /// Answers each request with `body`, for as long as the client stays; how many connections have ended.
+    pub(super) async fn answers(&self, body: &'static str) -> Rc<Cell<usize>> {
+        let ended = Rc::new(Cell::new(0));
+        let count = ended.clone();
+        self.upstream(move |mut stream| {
+            let count = count.clone();
+            async move {
+                while read_request(&mut stream).await.is_some() {
+                    stream.write_all(ok(body).as_bytes()).await.unwrap();
+                }
+                count.set(count.get() + 1);
+            }
+        })
+        .await;
+        ended
+    }
+
     /// Answers each request with `answer`, octet for octet; what it saw.
     pub(super) async fn replies(&self, answer: impl Into<Vec<u8>>) -> Rc<RefCell<Vec<String>>> {
         let (answer, seen) = (Rc::new(answer.into()), Rc::new(RefCell::new(Vec::new())));

@@ -167,18 +167,7 @@ async fn an_answer_may_take_as_long_as_it_takes() {
 async fn an_upstream_connection_that_nobody_uses_ends() {
     local! {
         let rig = Rig::new();
-        let ended = Rc::new(Cell::new(0));
-        let count = ended.clone();
-        rig.upstream(move |mut stream| {
-            let count = count.clone();
-            async move {
-                while read_request(&mut stream).await.is_some() {
-                    stream.write_all(ok("fine").as_bytes()).await.unwrap();
-                }
-                count.set(count.get() + 1);
-            }
-        })
-        .await;
+        let ended = rig.answers("fine").await;
         for _ in 0..3 {
             assert!(rig.ask(&rig.get("/plain/v1", "")).await.starts_with("HTTP/1.1 200"));
         }

@@ -279,18 +279,7 @@ async fn an_http2_connection_that_nobody_uses_ends_with_its_last_answer() {
 async fn however_many_requests_there_were_one_task_waits_to_end_the_connection_that_they_used() {
     local! {
         let rig = Rig::new();
-        let ended = Rc::new(Cell::new(0));
-        let count = ended.clone();
-        rig.upstream(move |mut stream| {
-            let count = count.clone();
-            async move {
-                while read_request(&mut stream).await.is_some() {
-                    stream.write_all(ok("answer").as_bytes()).await.unwrap();
-                }
-                count.set(count.get() + 1);
-            }
-        })
-        .await;
+        let ended = rig.answers("answer").await;
         for _ in 0..20 {
             assert!(rig.ask(&rig.get("/plain/v1", "")).await.ends_with("answer"));
         }
