@@ -27,8 +27,9 @@ pub(super) const RELOAD: &str = "systemctl reload docker";
 const DOCKERS_OWN: &str = "runc";
 const RUNTIMES: &str = "runtimes";
 const DEFAULT: &str = "default-runtime";
-/// Where our entry stands.
+/// Where our entry stands, and in it the shim.
 const ENTRY: [&str; 2] = [RUNTIMES, layout::ENGINE_RUNTIME];
+const PATH: [&str; 3] = [RUNTIMES, layout::ENGINE_RUNTIME, "path"];
 
 pub(super) fn registered(target: &Target) -> Result<Registered, SetupError> {
     let Some((_, json)) = read(target)? else { return Ok(Registered::No) };
@@ -58,9 +59,10 @@ pub(super) fn register(host: &Host, target: &Target, default: bool) -> Result<Ve
             ),
         );
     }
-    let entry = json!({ "path": shim_before(target, DOCKERS_OWN).display().to_string() });
+    let shim = Value::from(shim_before(target, DOCKERS_OWN).display().to_string());
     let Some((path, json)) = read(target)? else {
-        return Ok(vec![Step::Text { to: target.at(Path::new(FILE)), text: fresh(&entry, default) }]);
+        let text = fresh(&json!({ "path": shim }), default);
+        return Ok(vec![Step::Text { to: target.at(Path::new(FILE)), text }]);
     };
     if let Some(other) = json.get(&ENTRY).filter(|there| !is_ours(there)) {
         return refused(
@@ -68,8 +70,7 @@ pub(super) fn register(host: &Host, target: &Target, default: bool) -> Result<Ve
             format!("{} is there already and not terok's, {other}: give it another name", ENTRY.join(".")),
         );
     }
-    let set = |json: &JsonText, path: &[&str], value: &Value| json.set(path, value);
-    let edited = set(&json, &ENTRY, &entry);
+    let edited = json.set(&PATH, &shim);
     let edited = match json.get(&[DEFAULT]) {
         _ if edited.is_err() => edited,
         Some(Value::String(other)) if default && other != layout::ENGINE_RUNTIME && other != DOCKERS_OWN => {
@@ -77,7 +78,7 @@ pub(super) fn register(host: &Host, target: &Target, default: bool) -> Result<Ve
                 "{DEFAULT} is {other:?}, before which terok does not stand: take it out, or leave out --default-runtime"
             ))
         }
-        _ if default => set(&json, &[DEFAULT], &layout::ENGINE_RUNTIME.into()),
+        _ if default => json.set(&[DEFAULT], &layout::ENGINE_RUNTIME.into()),
         _ => {
             if is_default(&json) {
                 json.remove(&[DEFAULT]);
@@ -179,12 +180,9 @@ fn fresh(entry: &Value, default: bool) -> String {
     format!("{file:#}\n")
 }
 
-/// Whether an entry of `runtimes` is one that terok writes, with nothing added by somebody.
+/// Whether an entry of `runtimes` calls the shim, whatever somebody has added to it (`runtimeArgs`): without the shim it is of no use.
 fn is_ours(entry: &Value) -> bool {
-    entry.as_object().is_some_and(|entry| {
-        entry.len() == 1
-            && entry.get("path").and_then(Value::as_str).is_some_and(|path| is_shim(Path::new(path)))
-    })
+    entry.get("path").and_then(Value::as_str).is_some_and(|path| is_shim(Path::new(path)))
 }
 
 fn is_default(json: &JsonText) -> bool {
@@ -294,6 +292,18 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&file).unwrap(), other);
         let (_root, host, _) = with_file("{\"runtimes\": []}");
         assert!(set_up(&host, &[Engine::Docker], None).unwrap_err().to_string().contains("not an object"));
+    }
+
+    #[test]
+    fn what_somebody_added_to_the_entry_stays_with_it_and_goes_with_it() {
+        let text = TEXT.replace("\n}", ",\n  \"default-runtime\": \"terok\",\n  \"runtimes\": {\"terok\": {\"path\": \"/old/terok-shim\", \"runtimeArgs\": [\"--debug\"]}}\n}");
+        let (_root, host, file) = with_file(&text);
+        set_up(&host, &[Engine::Docker], None).unwrap();
+        let new = text.replace("/old/terok-shim", "/usr/libexec/terok/terok-shim-runc");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), new);
+        // No name is left behind that leads to a program which is gone.
+        assert_eq!(take_away(&host), Vec::<String>::new());
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), TEXT);
     }
 
     #[test]
