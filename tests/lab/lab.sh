@@ -38,4 +38,20 @@ trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 set +e
 wait $machine
-exit $?
+ended=$?
+
+# Control groups are the host's, and outlive the machine in which engines made them; empty ones go with the last lab.
+tidy() {
+  local other of name
+  for other in "$LAB_HOME"/state*-*/lock; do
+    [ "$other" -ef "$LAB_STATE/lock" ] && continue
+    exec {of}>"$other"; flock -n "$of" || return
+  done
+  # The host's own daemons use the same names.
+  pgrep -x dockerd >/dev/null || pgrep -x containerd >/dev/null && return
+  for name in docker default k8s.io libpod_parent 'buildah-buildah*' 'test-tmp*'; do
+    find /sys/fs/cgroup -mindepth 1 -maxdepth 2 -name "$name" -type d -exec find {} -depth -type d -exec rmdir {} \; \; 2>/dev/null
+  done
+}
+tidy
+exit $ended
