@@ -101,9 +101,8 @@ enum Verb {
     Uninstall {
         #[command(flatten)]
         place: maintain::Place,
-        /// Remove audit logs and operator state as well
-        #[arg(long)]
-        purge: bool,
+        #[command(flatten)]
+        removed: maintain::Removed,
     },
     /// Prove that podman consults the hooks, and look for what is missing
     Doctor(Json),
@@ -284,7 +283,7 @@ fn call(verb: Verb) -> anyhow::Result<ExitCode> {
             providers::new(&host, &name, &like, &upstream)?;
         }
         Verb::Setup { place, which, engines } => maintain::setup(&host, &place, &which, &engines)?,
-        Verb::Uninstall { place, purge } => maintain::uninstall(&host, &place, purge)?,
+        Verb::Uninstall { place, removed } => maintain::uninstall(&host, &place, &removed)?,
         Verb::Panic(args) => return panic::panic(&host, &args),
         Verb::Doctor(json) => return maintain::doctor(&host, json),
         Verb::Generate { .. } | Verb::Probe => {}

@@ -56,6 +56,17 @@ impl Engines {
     }
 }
 
+/// What is taken away.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Removed {
+    /// Only make terok no runtime of this engine any more; several times for several engines. All else stays
+    #[arg(long, value_name = "ENGINE", value_parser = engine(), conflicts_with = "purge")]
+    engine: Vec<Engine>,
+    /// Remove audit logs and operator state as well
+    #[arg(long)]
+    purge: bool,
+}
+
 /// For which containers hooks and shim are.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Which {
@@ -183,8 +194,10 @@ fn registration(engine: Engine, registered: Registered, news: bool) -> String {
 }
 
 /// `terok uninstall`
-pub(crate) fn uninstall(host: &Host, place: &Place, purge: bool) -> anyhow::Result<()> {
+pub(crate) fn uninstall(host: &Host, place: &Place, removed: &Removed) -> anyhow::Result<()> {
     let target = place.target(host)?;
+    let (whole, purge) = (removed.engine.is_empty(), removed.purge);
+    let concerns = |engine: &Engine| whole || removed.engine.contains(engine);
     let running = if place.destdir.is_some() { Vec::new() } else { containers::running(host)? };
     if purge && !running.is_empty() {
         bail!(
@@ -194,7 +207,9 @@ pub(crate) fn uninstall(host: &Host, place: &Place, purge: bool) -> anyhow::Resu
     }
     // Below a destdir there may be a whole machine; a package's has no processes.
     let machine = Host { root: target.destdir.clone(), ..host.clone() };
-    let users = still_in_use(&machine, &target);
+    let users = still_in_use(&machine, &target, |user| {
+        Engine::ALL.iter().any(|engine| concerns(engine) && engine.name() == user.engine)
+    });
     if !users.is_empty() {
         let names: Vec<_> = users.iter().map(|user| format!("{} ({})", user.name, user.engine)).collect();
         bail!(
@@ -205,7 +220,7 @@ pub(crate) fn uninstall(host: &Host, place: &Place, purge: bool) -> anyhow::Resu
     let purge = purge && place.destdir.is_none();
     // All is decided before anything is done.
     let mut removals = Vec::new();
-    for engine in Engine::ALL {
+    for engine in Engine::ALL.into_iter().filter(concerns) {
         removals.push((engine, engine.unregister(&target)?));
     }
     let mut changed = Vec::new();
@@ -226,7 +241,9 @@ pub(crate) fn uninstall(host: &Host, place: &Place, purge: bool) -> anyhow::Resu
         lines.extend(removal.notes);
         changed.extend(files);
     }
-    changed.extend(setup::apply(&setup::uninstall_steps(host, &target, purge))?);
+    if whole {
+        changed.extend(setup::apply(&setup::uninstall_steps(host, &target, purge))?);
+    }
     for path in &changed {
         say!("{} {}", if path.exists() { "changed" } else { "removed" }, path.display())?;
     }
@@ -234,7 +251,10 @@ pub(crate) fn uninstall(host: &Host, place: &Place, purge: bool) -> anyhow::Resu
         say!("{line}")?;
     }
     if changed.is_empty() {
-        say!("nothing is installed here")?;
+        say!("{}", if whole { "nothing is installed here" } else { "no engine was told of terok here" })?;
+    }
+    if !whole {
+        return place.reload(&news);
     }
     if place.destdir.is_none() && host.vault_dir().exists() {
         say!(
@@ -249,10 +269,11 @@ pub(crate) fn uninstall(host: &Host, place: &Place, purge: bool) -> anyhow::Resu
 }
 
 /// Who runs through the shim. Who has just ended is tidied up through it as well, which takes an engine a moment.
-fn still_in_use(host: &Host, target: &Target) -> Vec<in_use::User> {
+fn still_in_use(host: &Host, target: &Target, counts: impl Fn(&in_use::User) -> bool) -> Vec<in_use::User> {
     let patience = Instant::now() + Duration::from_secs(2);
     loop {
-        let users = in_use::users(host, target);
+        let mut users = in_use::users(host, target);
+        users.retain(&counts);
         if users.is_empty() || Instant::now() > patience {
             return users;
         }

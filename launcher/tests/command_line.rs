@@ -334,6 +334,38 @@ fn setup_below_a_destdir_is_whole_and_idempotent() {
     assert_eq!(text(&setup("uninstall").stdout), "nothing is installed here\n");
 }
 
+#[test]
+fn one_engine_is_made_to_forget_terok_and_all_else_stays() {
+    let person = Person::new();
+    let folder = person.home.path().join("build");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::copy(env!("CARGO_BIN_EXE_terok"), folder.join("terok")).unwrap();
+    for name in ["terok-hook", "terok-shim", "terok-supervisor"] {
+        std::fs::copy(person.podman(), folder.join(name)).unwrap();
+    }
+    let destdir = person.home.path().join("package");
+    let terok = |words: &[&str]| {
+        let mut command = Command::new(folder.join("terok"));
+        command.args(words).args(["--system", "--destdir"]).arg(&destdir).env("HOME", person.home.path());
+        command.output().unwrap()
+    };
+    assert_eq!(terok(&["setup", "--engine", "docker"]).status.code(), Some(0));
+    let with_one = files(&destdir);
+    assert_eq!(terok(&["setup", "--engine", "podman"]).status.code(), Some(0));
+    let with_two = files(&destdir);
+    assert_eq!(with_two.len(), with_one.len() + 1);
+    let away = terok(&["uninstall", "--engine", "podman"]);
+    assert!(
+        text(&away.stdout).contains("podman: containers that were made with the runtime terok"),
+        "{away:?}"
+    );
+    assert_eq!(files(&destdir), with_one);
+    assert!(with_one.contains(&PathBuf::from("etc/docker/daemon.json")));
+    let again = terok(&["uninstall", "--engine", "podman"]);
+    assert_eq!(text(&again.stdout), "no engine was told of terok here\n");
+    assert_eq!(terok(&["uninstall", "--engine", "podman", "--purge"]).status.code(), Some(64));
+}
+
 /// The files below `root`, sorted, relative to it.
 fn files(root: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
