@@ -540,6 +540,23 @@ fn a_sealed_container_whose_tables_somebody_changed_loses_each_card_it_has_or_ge
     }
 }
 
+/// As Docker does: it moves the card in by the name it was made with, and renames it there.
+#[test]
+fn a_card_that_is_renamed_is_guarded_by_its_new_name_and_no_tampering() {
+    if !possible() {
+        return;
+    }
+    let mut rig = Rig::new(policy(&["192.0.2.1"], &[]));
+    rig.outside.sh(&format!("ip link add out1 type veth peer name veth1 netns {}", rig.inside.0.id()));
+    assert_eq!(rig.told(Duration::from_millis(500)), []);
+    rig.inside.sh("ip link set veth1 name eth1; ip link set eth1 up");
+    assert_eq!(rig.told(Duration::from_millis(500)), []);
+    let list = rig.inside.run(|| Command::new("nft").args(["list", "ruleset"]).output().unwrap().stdout);
+    let list = String::from_utf8(list).unwrap();
+    assert!(list.contains("egress-eth1"), "{list}");
+    assert_eq!(rig.cards(), 2);
+}
+
 #[test]
 fn the_hosts_new_address_is_below_the_floor_from_then_on() {
     if !possible() {
