@@ -258,11 +258,21 @@ fn dockers_own_name_server_answers_nobody_inside() {
     let [real, _] = name_server(&container);
     let tunnel = format!("inside{number}.tunnel.example.net");
     steps(&container, &[format!("dns {real} {tunnel} TXT")]).iter().for_each(refused_at_once);
-    // At its usual port everybody is.
-    for name in [&tunnel, &neighbour.name] {
-        for by in ["", " tcp"] {
-            let answer = container.try_step(&format!("dns 127.0.0.11 {name} A{by}"));
-            assert_eq!((&answer["ok"], &answer["errno"]), (&false.into(), &0.into()), "{answer}");
+    // Connected to that network while it runs: Docker's translation comes when ours is there.
+    let late = |network: &str| {
+        let late = Recipe::docker(network, "api.example.com").idle();
+        docker(&["network", "disconnect", network, &late.name]).succeeded();
+        docker(&["network", "connect", "duo", &late.name]).succeeded();
+        steps(&late, &questions(&late)).iter().for_each(refused_at_once);
+        late
+    };
+    // At its usual port everybody is answered by terok.
+    for container in [container, late("none"), late("bridge")] {
+        for name in [&tunnel, &neighbour.name] {
+            for by in ["", " tcp"] {
+                let answer = container.try_step(&format!("dns 127.0.0.11 {name} A{by}"));
+                assert_eq!((&answer["ok"], &answer["errno"]), (&false.into(), &0.into()), "{answer}");
+            }
         }
     }
     assert!(terok_tests::queries(&tunnel).is_empty());
