@@ -132,9 +132,12 @@ pub(crate) fn setup(host: &Host, place: &Place, which: &Which, engines: &Engines
     // Below a destdir there may be a whole machine; a package's has no daemons.
     let machine = Host { root: target.destdir.clone(), ..host.clone() };
     for (engine, steps) in &registrations {
+        let before = engine.registered(&target)?;
         let files = setup::apply(steps)?;
+        let kept = kept_default(*engine, before, engine.registered(&target)?);
         // An earlier setup may have told it, and nobody made it read that.
-        told.push((*engine, !files.is_empty() || engine.is_unread(&machine, &target)));
+        let news = kept.is_none() && (!files.is_empty() || engine.is_unread(&machine, &target));
+        told.push((*engine, news, kept));
         changed.extend(files);
     }
     for path in &changed {
@@ -143,9 +146,12 @@ pub(crate) fn setup(host: &Host, place: &Place, which: &Which, engines: &Engines
     if changed.is_empty() {
         say!("already set up")?;
     }
-    let news: Vec<_> = told.iter().filter(|(_, news)| *news).map(|(engine, _)| *engine).collect();
-    for (engine, news) in told {
+    let news: Vec<_> = told.iter().filter(|(_, news, _)| *news).map(|(engine, _, _)| *engine).collect();
+    for (engine, news, kept) in told {
         say!("{}", registration(engine, engine.registered(&target)?, news && !place.reload))?;
+        if let Some(line) = kept {
+            say!("{line}")?;
+        }
     }
     if place.destdir.is_some() {
         return place.reload(&news);
@@ -193,6 +199,20 @@ fn registration(engine: Engine, registered: Registered, news: bool) -> String {
     line
 }
 
+/// Where a daemon keeps terok as its default although its file does not say so any more: what to do.
+fn kept_default(engine: Engine, before: Registered, after: Registered) -> Option<String> {
+    let command =
+        engine.forget().filter(|_| before == Registered::Default && after != Registered::Default)?;
+    let name = engine.name();
+    let until = match after {
+        Registered::No => format!("{name} starts no container any more until it is restarted"),
+        _ => format!("{name} keeps {} as its default until it is restarted", layout::ENGINE_RUNTIME),
+    };
+    Some(format!(
+        "{until}: {command}; containers that run end by that, unless its file says \"live-restore\": true"
+    ))
+}
+
 /// `terok uninstall`
 pub(crate) fn uninstall(host: &Host, place: &Place, removed: &Removed) -> anyhow::Result<()> {
     let target = place.target(host)?;
@@ -221,11 +241,13 @@ pub(crate) fn uninstall(host: &Host, place: &Place, removed: &Removed) -> anyhow
     // All is decided before anything is done.
     let mut removals = Vec::new();
     for engine in Engine::ALL.into_iter().filter(concerns) {
-        removals.push((engine, engine.unregister(&target)?));
+        // What cannot be read is no default of terok's.
+        let before = engine.registered(&target).unwrap_or(Registered::No);
+        removals.push((engine, before, engine.unregister(&target)?));
     }
     let mut changed = Vec::new();
     let (mut lines, mut news) = (Vec::new(), Vec::new());
-    for (engine, removal) in removals {
+    for (engine, before, removal) in removals {
         let files = setup::apply(&removal.steps)?;
         if !files.is_empty() {
             lines.push(format!(
@@ -234,8 +256,11 @@ pub(crate) fn uninstall(host: &Host, place: &Place, removed: &Removed) -> anyhow
                 layout::ENGINE_RUNTIME
             ));
         }
-        news.extend((!files.is_empty()).then_some(engine));
-        if let Some(command) = engine.reload().filter(|_| !files.is_empty() && !place.reload) {
+        let kept = kept_default(engine, before, Registered::No);
+        let is_news = kept.is_none() && !files.is_empty();
+        lines.extend(kept);
+        news.extend(is_news.then_some(engine));
+        if let Some(command) = engine.reload().filter(|_| is_news && !place.reload) {
             lines.push(format!("make {} read it: {command}", engine.name()));
         }
         lines.extend(removal.notes);
@@ -341,6 +366,18 @@ pub(crate) fn doctor(host: &Host, json: Json) -> anyhow::Result<ExitCode> {
 mod tests {
     use super::*;
     use terok_policy::control::Container;
+
+    #[test]
+    fn a_default_that_docker_keeps_is_told_of_with_the_command_that_ends_it() {
+        use Registered::{Default, Named, No};
+        let told = |before, after| kept_default(Engine::Docker, before, after);
+        assert!(told(Default, No).unwrap().starts_with("docker starts no container any more"));
+        assert!(told(Default, Named).unwrap().contains("systemctl restart docker"));
+        for (before, after) in [(No, No), (Named, No), (Named, Named), (No, Default), (Default, Default)] {
+            assert_eq!(told(before, after), None);
+        }
+        assert_eq!(kept_default(Engine::Containerd, Default, No), None, "it is restarted anyway");
+    }
 
     #[test]
     fn who_takes_terok_away_hears_which_containers_come_back_unprotected() {

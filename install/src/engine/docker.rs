@@ -1,5 +1,5 @@
 //! Docker: `runtimes` and `default-runtime` in the daemon's own file, which belongs to the machine's people: what they wrote stays
-//! as it is. The daemon reads both keys again at SIGHUP.
+//! as it is. The daemon reads both keys again at SIGHUP, and keeps what it had of one that is not there any more.
 
 use crate::doctor::Finding;
 use crate::engine::{Registered, Removal, is_shim, shim_before};
@@ -23,6 +23,7 @@ const SOCKET: &str = "/run/docker.sock";
 const PATIENCE: Duration = Duration::from_secs(5);
 const LONGEST: u64 = 1 << 20;
 pub(super) const RELOAD: &str = "systemctl reload docker";
+pub(super) const RESTART: &str = "systemctl restart docker";
 /// The runtime that Docker has by itself.
 const DOCKERS_OWN: &str = "runc";
 const RUNTIMES: &str = "runtimes";
@@ -155,6 +156,11 @@ pub(super) fn hidden(host: &Host, target: &Target) -> Option<Finding> {
             "shim",
             format!("{what}: containers that name no runtime start without protection"),
             format!("run: {RELOAD}"),
+        ),
+        _ if knows => Finding::warn(
+            "shim",
+            format!("docker keeps terok as its default runtime, which {FILE} does not say any more"),
+            format!("run: {RESTART}"),
         ),
         _ => Finding::warn("shim", what, format!("run: {RELOAD}")),
     })
@@ -375,12 +381,11 @@ mod tests {
         }
         set_up(&host, &[Engine::Docker], Some(false)).unwrap();
         assert_eq!(says("{\"terok\":{}}", "runc"), None);
-        for (runtimes, default) in [("{\"runc\":{}}", "runc"), ("{\"terok\":{}}", "terok")] {
-            assert_eq!(
-                says(runtimes, default).unwrap().level,
-                Level::Warn,
-                "a name that is not known starts nothing"
-            );
+        for (runtimes, default, remedy) in
+            [("{\"runc\":{}}", "runc", RELOAD), ("{\"terok\":{}}", "terok", RESTART)]
+        {
+            let found = says(runtimes, default).unwrap();
+            assert!(found.level == Level::Warn && found.remedy.ends_with(remedy), "{found:?}");
         }
     }
 

@@ -105,9 +105,21 @@ impl Engine {
         }
     }
 
-    /// Whether a daemon runs that has not read what it was told.
+    /// Whether a daemon runs that has not read what it was told, and would by [`Engine::reload`].
     pub fn is_unread(self, host: &Host, target: &Target) -> bool {
-        self.reload().is_some() && self.hidden(host, target).is_some()
+        let helps = |command: &str| {
+            self.hidden(host, target).is_some_and(|finding| finding.remedy.ends_with(command))
+        };
+        self.reload().is_some_and(helps)
+    }
+
+    /// The command that makes a daemon forget a default which was taken out of its files, where reading them again does not. It is
+    /// for a person to run: containers end by it.
+    pub fn forget(self) -> Option<&'static str> {
+        match self {
+            Engine::Docker => Some(docker::RESTART),
+            Engine::Podman | Engine::Containerd => None,
+        }
     }
 
     /// The command that makes the engine read its files again, where it does not by itself.
