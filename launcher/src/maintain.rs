@@ -256,7 +256,9 @@ pub(crate) fn uninstall(host: &Host, place: &Place, removed: &Removed) -> anyhow
                 layout::ENGINE_RUNTIME
             ));
         }
-        let kept = kept_default(engine, before, Registered::No);
+        // The shim stays where one engine alone is to forget it.
+        let after = if whole { Registered::No } else { Registered::Named };
+        let kept = kept_default(engine, before, after);
         let is_news = kept.is_none() && !files.is_empty();
         lines.extend(kept);
         news.extend(is_news.then_some(engine));
