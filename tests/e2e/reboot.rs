@@ -2,7 +2,7 @@
 //! Podman's hook files, with the shim, and with both.
 
 use crate::shim::{hook_files, is_protected, put_shim, take_shim, through};
-use terok_tests::{Container, Lab, Mode, Net, Recipe, Service, Vault, install, site};
+use terok_tests::{Container, Lab, Mode, Net, Recipe, Service, Vault, install, networks_anew, site};
 
 /// What leads terok to a container.
 #[derive(Debug, Clone, Copy)]
@@ -143,6 +143,7 @@ fn a_container_made_before_a_reboot_is_protected_when_it_is_started_after() {
     }
     drop(all);
     tidy();
+    networks_anew(Mode::Rootless);
 }
 
 /// What another build has at its end.

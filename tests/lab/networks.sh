@@ -10,9 +10,10 @@ have duo2 || podman network create --ipv6 --subnet 10.$n.2.0/24 --subnet fd$n:2:
 have six || podman network create --subnet fd$n:6::/64 six >/dev/null
 have inner || podman network create --internal --subnet 10.$n.9.0/24 inner >/dev/null
 [ "$(id -u)" != 0 ] || exit 0
-# The namespace in which a user's bridges are goes with the last container on one. slirp4netns gives it no route to the outside's
+# The namespace in which a user's bridges are goes with the last container on one, and with a reboot. slirp4netns gives it no route to the outside's
 # IPv6 once it forwards.
-podman container exists anchor || podman run --detach --name anchor --network duo localhost/bb sleep 1000000 >/dev/null
+podman container exists anchor || podman create --name anchor --network duo localhost/bb sleep 1000000 >/dev/null
+podman start anchor >/dev/null
 podman unshare --rootless-netns sh -c '
   ip -6 route | grep -q ^default && exit 0
   ip -6 addr add fd00::77/64 dev tap0 nodad; ip -6 route add default via fd00::2 dev tap0'

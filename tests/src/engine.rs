@@ -247,7 +247,10 @@ pub fn major() -> u32 {
 /// Makes this user's networks, once (lab/networks.sh).
 pub fn networks(mode: Mode) {
     static DONE: [OnceLock<()>; 2] = [OnceLock::new(), OnceLock::new()];
-    DONE[usize::from(mode == Mode::Rootful)].get_or_init(|| {
-        mode.run("/run/lab/scripts/networks.sh", &[]).succeeded();
-    });
+    DONE[usize::from(mode == Mode::Rootful)].get_or_init(|| networks_anew(mode));
+}
+
+/// Makes again of this user's networks what does not live through a reboot.
+pub fn networks_anew(mode: Mode) {
+    mode.run("/run/lab/scripts/networks.sh", &[]).succeeded();
 }

@@ -9,7 +9,7 @@ pub mod kubernetes;
 mod vault;
 
 pub use container::{Container, Ended, Pod, Recipe, Running};
-pub use engine::{Engine, Mode, Net, major, networks};
+pub use engine::{Engine, Mode, Net, major, networks, networks_anew};
 pub use inet::{
     Site, bad_addresses, bad_blocks, host_port, on_the_host, outside, queries, seen, seen_at, site,
 };
