@@ -36,7 +36,7 @@ fuzz_target!(|text: &str| {
         assert!(call.log.as_ref().is_none_or(path));
         match &call.command {
             Command::Create { id, bundle, config } => assert!(there(id) && path(bundle) && config.as_ref().is_none_or(path)),
-            Command::Restore { bundle } => assert!(path(bundle)),
+            Command::Restore { id, bundle } => assert!(there(id) && path(bundle)),
             Command::Exec { id, process, .. } => assert!(there(id) && process.as_ref().is_none_or(path)),
             Command::Other => {}
         }
