@@ -3,13 +3,13 @@
 use crate::containers_conf::{Network, files, hook_dirs, networks as conf_networks};
 use crate::doctor::Finding;
 use crate::host::Host;
+use crate::settings;
 use crate::target::Target;
 use serde::Deserialize;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 use terok_policy::layout;
-use terok_policy::settings::Settings;
 
 /// Versions of runtimes below which a container can leave its box.
 const KNOWN_BAD: &[(&str, &[Fixed])] = &[
@@ -257,8 +257,8 @@ pub(crate) fn panic(host: &Host) -> Vec<Finding> {
 pub(crate) fn settings(host: &Host) -> Vec<Finding> {
     let mut found = Vec::new();
     for path in host.settings_files() {
-        match read_settings(&path) {
-            Ok(Some(Settings { upstream: Some(upstream), .. })) => {
+        match settings::file(&path) {
+            Ok(Some(terok_policy::settings::Settings { upstream: Some(upstream), .. })) => {
                 if upstream.login.is_some() && is_open(&path) {
                     // Rootless hooks read the machine's file as their user.
                     let remedy = match path == host.at(layout::CONFIG_SYSTEM) {
@@ -298,19 +298,9 @@ fn is_open(path: &Path) -> bool {
     path.metadata().is_ok_and(|meta| meta.mode() & 0o044 != 0)
 }
 
-fn read_settings(path: &Path) -> Result<Option<Settings>, String> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => {
-            Settings::parse(&path.display().to_string(), &text).map(Some).map_err(|error| error.to_string())
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(format!("{}: {error}", path.display())),
-    }
-}
-
 /// Where every container is protected: by what.
 pub(crate) fn all_containers(host: &Host) -> Finding {
-    let says = |path: &&std::path::PathBuf| matches!(read_settings(path), Ok(Some(settings)) if !settings.all_containers.is_empty());
+    let says = |path: &&std::path::PathBuf| matches!(settings::file(path), Ok(Some(settings)) if !settings.all_containers.is_empty());
     let files = host.settings_files();
     match files.iter().rev().find(says) {
         Some(file) => Finding::ok(

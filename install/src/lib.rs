@@ -16,6 +16,7 @@ mod json_text;
 pub mod podman;
 pub mod probe;
 mod process;
+pub mod settings;
 pub mod setup;
 mod shim_findings;
 mod shim_settings;

@@ -12,13 +12,13 @@ use terok_hook::preview::{Container, Network};
 use terok_hook::state::{self, Annotations};
 use terok_install::hook_json::Containers;
 use terok_install::host::Host;
+use terok_install::settings;
 use terok_install::setup;
 use terok_install::target::Target;
 use terok_policy::amend::{self, hooks::Installed};
 use terok_policy::layout;
 use terok_policy::policy::Policy;
 use terok_policy::provision::{self, Issued, Provision};
-use terok_policy::settings::Settings;
 
 /// A configuration that was read.
 #[derive(Debug)]
@@ -72,15 +72,7 @@ impl Config {
         if !self.installed.all {
             return Ok(None);
         }
-        let mut settings = Settings::default();
-        for file in host.settings_files() {
-            let text = match std::fs::read_to_string(&file) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-                read => read.with_context(|| file.display().to_string())?,
-            };
-            settings = Settings::parse(&file.display().to_string(), &text)?.over(settings);
-        }
-        Ok(Some(settings.all_containers))
+        Ok(Some(settings::read(host).map_err(anyhow::Error::msg)?.all_containers))
     }
 
     /// The network that it asks for.

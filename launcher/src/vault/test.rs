@@ -8,9 +8,9 @@ use std::io::Write as _;
 use std::process::{Command, ExitCode, Stdio};
 use terok_install::consulted;
 use terok_install::host::Host;
+use terok_install::settings;
 use terok_policy::layout;
 use terok_policy::provider::TestRequest;
-use terok_policy::settings::Settings;
 use terok_vault::attempt::{ATTEMPT, Answer, Attempt};
 use terok_vault::{Kind, Secret};
 
@@ -106,15 +106,7 @@ fn program(host: &Host) -> anyhow::Result<std::path::PathBuf> {
 
 /// The proxy of the host's network.
 fn proxy(host: &Host) -> anyhow::Result<Option<terok_policy::settings::Upstream>> {
-    let mut settings = Settings::default();
-    for path in host.settings_files() {
-        match std::fs::read_to_string(&path) {
-            Ok(text) => settings = Settings::parse(&path.display().to_string(), &text)?.over(settings),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).with_context(|| path.display().to_string()),
-        }
-    }
-    Ok(settings.upstream)
+    Ok(settings::read(host).map_err(anyhow::Error::msg)?.upstream)
 }
 
 #[cfg(test)]
