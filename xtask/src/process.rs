@@ -64,6 +64,24 @@ pub(crate) fn status(command: &mut Command) -> anyhow::Result<ExitStatus> {
     command.status().with_context(|| format!("starting {}", shown(command)))
 }
 
+/// Runs `command` to its end; its standard output is passed on, and `each` sees every line of it.
+pub(crate) fn read(command: &mut Command, mut each: impl FnMut(&str)) -> anyhow::Result<ExitStatus> {
+    use std::io::BufRead;
+    let mut child = command
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .with_context(|| format!("starting {}", shown(command)))?;
+    if let Some(stdout) = child.stdout.take() {
+        for line in std::io::BufReader::new(stdout).split(b'\n') {
+            let line = line.with_context(|| format!("reading what {} prints", shown(command)))?;
+            let line = String::from_utf8_lossy(&line);
+            println!("{line}");
+            each(&line);
+        }
+    }
+    child.wait().with_context(|| format!("waiting for {}", shown(command)))
+}
+
 /// Runs `command` and gives its standard output.
 pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
     let output = command

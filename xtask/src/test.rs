@@ -2,10 +2,13 @@
 
 use crate::dist;
 use crate::lab::Lab;
-use crate::process::{cargo, code, must, output, status, target};
+use crate::process::{cargo, code, must, output, read, status, target};
 use anyhow::Context;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{ExitCode, ExitStatus};
+
+/// More failures than this are no accident of a busy machine.
+const UNSTEADY: usize = 3;
 
 /// `cargo xtask test`.
 #[derive(Debug, clap::Args)]
@@ -21,12 +24,15 @@ pub(crate) struct Options {
     /// How many end-to-end tests run at once
     #[arg(long, default_value_t = 4)]
     jobs: usize,
+    /// Run an end-to-end test that failed beside the others once more, alone; it is named, and fails if it fails again
+    #[arg(long)]
+    again: bool,
 }
 
 impl Options {
-    /// Every test, on this machine's Podman.
+    /// Every test, on this machine's Podman, where somebody else's load may slow it down.
     pub(crate) fn everything() -> Self {
-        Options { filter: None, podman5: false, e2e: false, jobs: 4 }
+        Options { filter: None, podman5: false, e2e: false, jobs: 4, again: true }
     }
 }
 
@@ -49,9 +55,35 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         "end to end, in the lab ({}):",
         if options.podman5 { "Podman 5" } else { "this machine's Podman" }
     );
-    let jobs = format!("--test-threads={}", options.jobs);
-    let ended = status(lab.open(&bin, &[])?.arg("/run/lab/bin/e2e").args(&options.filter).arg(jobs))?;
+    let ended = end_to_end(lab, &bin, options)?;
     Ok(if ended.success() { worst } else { code(ended) })
+}
+
+fn end_to_end(lab: Lab, bin: &Path, options: &Options) -> anyhow::Result<ExitStatus> {
+    let run = |tests: &[&str], jobs: usize| {
+        let mut command = lab.open(bin, &[])?;
+        command.arg("/run/lab/bin/e2e").args(tests).arg(format!("--test-threads={jobs}"));
+        anyhow::Ok(command)
+    };
+    let filter = options.filter.as_deref();
+    let mut failed = Vec::new();
+    let ended = read(&mut run(filter.as_slice(), options.jobs)?, |line| failed.extend(failure(line)))?;
+    if ended.success() || !options.again || !(1..=UNSTEADY).contains(&failed.len()) {
+        return Ok(ended);
+    }
+    println!("failed beside the others, once more and alone: {}", failed.join(", "));
+    let mut alone: Vec<&str> = failed.iter().map(String::as_str).collect();
+    alone.push("--exact");
+    let ended = status(&mut run(&alone, 1)?)?;
+    if ended.success() {
+        println!("unsteady: passed alone, failed beside the others: {}", failed.join(", "));
+    }
+    Ok(ended)
+}
+
+/// The test that a line of libtest's says has failed.
+fn failure(line: &str) -> Option<String> {
+    line.strip_prefix("test ")?.strip_suffix(" ... FAILED").map(str::to_owned)
 }
 
 /// One folder with everything that runs in the lab: the programs, the probe, the compiled tests.
@@ -78,4 +110,22 @@ pub(crate) fn compiled_tests() -> anyhow::Result<PathBuf> {
         .filter(|message| message["target"]["name"] == "e2e")
         .find_map(|message| message["executable"].as_str().map(|path| Path::new(path).to_path_buf()))
         .context("cargo did not say where the compiled tests are")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::failure;
+
+    #[test]
+    fn a_failed_test_is_known_by_its_line() {
+        assert_eq!(
+            failure("test live::it_ends::rootless ... FAILED").as_deref(),
+            Some("live::it_ends::rootless")
+        );
+        for other in
+            ["test live::it_ends ... ok", "test result: FAILED. 637 passed; 1 failed", "    live::it_ends"]
+        {
+            assert_eq!(failure(other), None, "{other}");
+        }
+    }
 }
