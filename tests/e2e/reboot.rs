@@ -13,7 +13,11 @@ enum Way {
 }
 
 const WAYS: [Way; 3] = [Way::Hooks, Way::Shim, Way::Both];
-const NETS: [Net; 3] = [Net::Sealed, Net::SealedRootful, Net::Slirp];
+
+/// Without a card, and with each that this machine's Podman has.
+fn nets() -> Vec<Net> {
+    [Net::Sealed, Net::SealedRootful].into_iter().chain(Net::cards()).collect()
+}
 
 impl Way {
     /// Readies the machine, where the shim is installed, for starts in this way.
@@ -95,8 +99,10 @@ impl Made {
     }
 }
 
+/// Both at once, which is one of them doing nothing, without a card only.
 fn all_ways(shim: &str) -> Vec<Made> {
-    let each = WAYS.iter().flat_map(|&way| NETS.map(|net| Made::new(way, net, shim)));
+    let ways = |net: Net| WAYS.into_iter().filter(move |way| net.is_sealed() || !matches!(way, Way::Both));
+    let each = nets().into_iter().flat_map(|net| ways(net).map(move |way| Made::new(way, net, shim)));
     each.collect()
 }
 
@@ -106,20 +112,32 @@ fn tidy() {
     install();
 }
 
-/// No process of a container, an engine or terok; nothing in memory file systems; no mount. Disks and what is installed on them stay.
-/// Podman takes a machine without its `alive` file for one that has started anew.
+/// The kernel's settings that bridges need, which netavark makes for those of its own.
+const FORWARDING: [&str; 2] = ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"];
+
+/// No process of a container, an engine or terok; nothing in memory file systems; no mount; no bridge of Podman's, none of
+/// netavark's rules and settings of the kernel. Disks and what is installed on them stay. The outside is another machine's. Podman takes a
+/// machine without its `alive` file for one that has started anew.
 const REBOOT: &str = r#"
 running() { for p in /proc/[0-9]*; do
-  case $(readlink "$p/exe") in */conmon|*/terok-supervisor*|*/terok-probe*|*/slirp4netns|*/catatonit|*/podman) echo "${p#/proc/}";; esac
+  case $(readlink "$p/exe") in */conmon|*/terok-supervisor*|*/terok-probe*|*/slirp4netns|*/pasta*|*/aardvark-dns|*/catatonit|*/podman) echo "${p#/proc/}";; esac
 done; }
 for _ in $(seq 200); do all=$(running); [ -n "$all" ] || break; kill -KILL $all 2>/dev/null; sleep 0.05; done
 [ -z "$all" ] || { echo "still running: $all" >&2; exit 1; }
 for _ in 1 2 3; do
-  cut -d' ' -f2 /proc/mounts | grep -E '^(/run/(netns|containers|libpod|crun|terok|user/1001)/|/var/lib/containers/storage/overlay(-containers)?(/|$))' | sort -r |
+  cut -d' ' -f2 /proc/mounts | grep -v '^/run/netns/inet$' | grep -E '^(/run/(netns|containers|libpod|crun|terok|user/1001)/|/var/lib/containers/storage/overlay(-containers)?(/|$))' | sort -r |
     while read -r m; do umount -l "$m"; done
 done 2>/dev/null
-rm -rf /run/{terok,containers,libpod,crun,netns} /dev/shm/libpod_* /run/user/1001/* /run/user/1001/.[!.]*
-[ -z "$(ls -A /run/user/1001)" ] && [ ! -e /run/terok ]
+bridges() { ip -o link show type bridge | grep -o ' podman[0-9]*'; }
+for bridge in $(bridges); do ip link delete "$bridge"; done
+for tables in iptables ip6tables; do
+  if $tables-save 2>/dev/null | grep -q NETAVARK; then $tables-save | grep -v NETAVARK | $tables-restore; fi
+done
+nft delete table inet netavark 2>/dev/null
+for setting in FORWARDING; do echo 0 >$setting; done
+find /run/netns -mindepth 1 -not -name inet -delete
+rm -rf /run/{terok,containers,libpod,crun} /dev/shm/libpod_* /run/user/1001/* /run/user/1001/.[!.]*
+[ -z "$(ls -A /run/user/1001)" ] && [ ! -e /run/terok ] && [ -z "$(bridges)" ] && ! nft list ruleset | grep -qi netavark
 "#;
 
 #[test]
@@ -127,7 +145,8 @@ fn a_container_made_before_a_reboot_is_protected_when_it_is_started_after() {
     let Some(_lab) = Lab::alone() else { return };
     let shim = put_shim();
     let mut all = all_ways(&shim);
-    Mode::Rootful.run("bash", &["-c", REBOOT]).succeeded();
+    let reboot = REBOOT.replace("FORWARDING", &FORWARDING.join(" "));
+    Mode::Rootful.run("bash", &["-c", &reboot]).succeeded();
     for made in &mut all {
         assert!(made.container.supervisors().is_empty());
         made.starts_again();
@@ -144,6 +163,10 @@ fn a_container_made_before_a_reboot_is_protected_when_it_is_started_after() {
     drop(all);
     tidy();
     networks_anew(Mode::Rootless);
+    // Other engines' bridges are still there.
+    for setting in FORWARDING {
+        std::fs::write(setting, "1").expect(setting);
+    }
 }
 
 /// What another build has at its end.
@@ -200,7 +223,7 @@ fn an_upgrade_serves_what_runs_as_before_and_what_starts_with_the_new_build() {
 fn without_its_shim_a_container_does_not_start_and_with_it_again_it_does() {
     let Some(_lab) = Lab::alone() else { return };
     let shim = put_shim();
-    let mut all = NETS.map(|net| Made::new(Way::Shim, net, &shim));
+    let mut all: Vec<Made> = nets().into_iter().map(|net| Made::new(Way::Shim, net, &shim)).collect();
     for made in &all {
         made.container.podman(&["stop", "--time=0"]).succeeded();
         made.container.is_left_alone();
