@@ -4,7 +4,9 @@
 use crate::shim::{FOLDER, config, hook_files, put_shim, take_shim, through};
 use serde_json::Value;
 use terok_policy::layout;
-use terok_tests::{Container, Ended, Engine, Lab, Mode, Net, Recipe, Service, install, site};
+use terok_tests::{
+    Container, Ended, Engine, Lab, Mode, Net, Recipe, Service, bad_addresses, install, seen_at, site,
+};
 
 /// What protects a container, without what is its own or chance.
 #[derive(Debug, PartialEq)]
@@ -156,24 +158,27 @@ fn says_something(protection: &Protection) {
     assert_eq!(protection.start["detail"]["state"], "up", "{protection:?}");
 }
 
+/// Beside the name that it may reach: what an agent has, and a restricted one with names of its own.
+fn annotations(service: &Service) -> [Vec<(&str, &str)>; 2] {
+    [
+        vec![("vault", &service.provider), ("shield.deny", "198.51.100.9 *.example.org"), ("shield", "up")],
+        vec![("restricted", "true"), ("project", "p"), ("task", "t"), ("name", "n")],
+    ]
+}
+
+fn nets() -> impl Iterator<Item = Net> {
+    [Net::Sealed, Net::SealedRootful].into_iter().chain(Net::cards())
+}
+
 #[test]
 fn hooks_and_shim_make_the_same_container() {
     let Some(_lab) = Lab::alone() else { return };
     let shim = put_shim();
-    for net in [Net::Sealed, Net::SealedRootful].into_iter().chain(Net::cards()) {
+    for net in nets() {
         let (service, site) = (Service::new(net.mode()), site());
-        let annotated = |keys: &[(&str, &str)]| {
+        for annotations in annotations(&service) {
             let plain = Recipe::on(net, &site.name).image("localhost/wl");
-            keys.iter().fold(plain, |recipe, (key, value)| recipe.annotate(key, value))
-        };
-        for recipe in [
-            annotated(&[
-                ("vault", &service.provider),
-                ("shield.deny", "198.51.100.9 *.example.org"),
-                ("shield", "up"),
-            ]),
-            annotated(&[("restricted", "true"), ("project", "p"), ("task", "t"), ("name", "n")]),
-        ] {
+            let recipe = annotations.iter().fold(plain, |recipe, (key, value)| recipe.annotate(key, value));
             let through_hooks = recipe.idle().settled();
             let by_hooks = Protection::of(&through_hooks);
             hook_files(false);
@@ -188,8 +193,10 @@ fn hooks_and_shim_make_the_same_container() {
 }
 
 /// Podman where the lab shows control groups as runc wants them.
-fn podman_with_runc(words: &[&str]) -> Ended {
-    Mode::Rootful.run("/run/lab/scripts/engines.sh", &[&["kept", "podman"], words].concat())
+fn podman_with_runc(mode: Mode, words: &[&str]) -> Ended {
+    let user: &[&str] = if mode == Mode::Rootless { &["/run/lab/scripts/as-tester"] } else { &[] };
+    let line = [&["kept"], user, &["podman"], words].concat();
+    Mode::Rootful.run("/run/lab/scripts/engines.sh", &line)
 }
 
 /// A container of that Podman; removed at the end of the test.
@@ -197,21 +204,37 @@ struct OfRunc(Container);
 
 impl OfRunc {
     #[track_caller]
-    fn start(runtime: &str, name: &str, annotations: &[&str]) -> Self {
+    fn start(runtime: &str, net: Net, name: &str, annotations: &[(&str, &str)]) -> Self {
         let annotations: Vec<String> =
-            annotations.iter().map(|annotation| format!("--annotation=terok.{annotation}")).collect();
+            annotations.iter().map(|(key, value)| format!("--annotation=terok.{key}={value}")).collect();
         let annotations: Vec<&str> = annotations.iter().map(String::as_str).collect();
-        let (runtime, name) = (format!("--runtime={runtime}"), name.to_owned());
-        let run = [&runtime, "run", "--detach", "--name", &name, "--cgroups=enabled", "--network=none"];
-        let id = podman_with_runc(&[&run, &annotations[..], &["localhost/bb", "sleep", "1000"]].concat());
-        let id = id.succeeded().trim().to_owned();
-        OfRunc(Container { engine: Engine::Podman, mode: Mode::Rootful, name, id })
+        let options = [
+            &format!("--runtime={runtime}"),
+            "run",
+            "--detach",
+            "--cgroups=enabled",
+            &format!("--name={name}"),
+            &format!("--network={}", net.network()),
+            "--volume=/run/lab/bin/terok-probe:/run/terok-probe:ro",
+        ];
+        let words = [&options, &annotations[..], &["localhost/wl", "/run/terok-probe", "sleep"]].concat();
+        let id = podman_with_runc(net.mode(), &words).succeeded().trim().to_owned();
+        let container =
+            OfRunc(Container { engine: Engine::Podman, mode: net.mode(), name: name.to_owned(), id });
+        assert_eq!(container.try_step("settle")["ok"], true);
+        container
+    }
+
+    #[track_caller]
+    fn try_step(&self, step: &str) -> Value {
+        let words = ["exec", &self.0.name, "/run/terok-probe", step];
+        podman_with_runc(self.0.mode, &words).lines().pop().unwrap_or_default()
     }
 }
 
 impl Drop for OfRunc {
     fn drop(&mut self) {
-        let _ = podman_with_runc(&["rm", "--force", "--time=0", &self.0.name]);
+        let _ = podman_with_runc(self.0.mode, &["rm", "--force", "--time=0", &self.0.name]);
     }
 }
 
@@ -222,29 +245,27 @@ fn hooks_and_shim_make_the_same_container_of_runc() {
     if !Engine::Containerd.starts() {
         return;
     }
-    let site = site();
-    let allow = format!("shield.allow={}", site.name);
-    for (n, annotations) in [[&allow, "name=n"], [&allow, "restricted=true"]].iter().enumerate() {
-        hook_files(true);
-        let through_hooks = OfRunc::start("runc", &format!("hooks{n}"), annotations);
-        let by_hooks = Protection::of(&through_hooks.0);
-        hook_files(false);
-        let shim = format!("{FOLDER}/{}-runc", layout::SHIM);
-        let through_shim = OfRunc::start(&shim, &format!("shim{n}"), annotations);
-        hook_files(true);
-        let by_shim = Protection::of(&through_shim.0);
-        // Nothing else of Podman's own differs with the runtime's name.
-        assert_same(&by_hooks, &by_shim);
-        says_something(&by_hooks);
-        let got = podman_with_runc(&[
-            "exec",
-            &through_shim.0.name,
-            "wget",
-            "-q",
-            "-O-",
-            &format!("http://{}/runc", site.name),
-        ]);
-        assert!(got.succeeded().contains("path=/runc"));
+    let shim = format!("{FOLDER}/{}-runc", layout::SHIM);
+    for (n, net) in nets().enumerate() {
+        let (service, site) = (Service::new(net.mode()), site());
+        for (m, mut annotations) in annotations(&service).into_iter().enumerate() {
+            annotations.push(("shield.allow", &site.name));
+            hook_files(true);
+            let through_hooks = OfRunc::start("runc", net, &format!("hooks-{n}-{m}"), &annotations);
+            let by_hooks = Protection::of(&through_hooks.0);
+            hook_files(false);
+            let through_shim = OfRunc::start(&shim, net, &format!("shim-{n}-{m}"), &annotations);
+            hook_files(true);
+            // Nothing else of Podman's own differs with the runtime's name.
+            assert_same(&by_hooks, &Protection::of(&through_shim.0));
+            says_something(&by_hooks);
+            let got = through_shim.try_step(&format!("http {0} 80 {0} /runc", site.name));
+            assert_eq!(got["answers"][0]["status"], 200, "{net:?}: {got}");
+            let (v4, _) = bad_addresses();
+            let refused = through_shim.try_step(&format!("tcp {v4} 80"));
+            assert_eq!(refused["errno"], 111, "{net:?}: {refused}");
+            assert!(seen_at(v4).is_empty());
+        }
     }
     install();
 }
