@@ -27,6 +27,7 @@ mod same;
 mod shared;
 mod shim;
 mod tools;
+mod users;
 mod vault_bytes;
 mod vault_clean;
 mod vault_clients;

@@ -13,7 +13,8 @@ echo 'tester:*:19000:0:99999:7:::' >> /etc/shadow
 for f in passwd group shadow; do sed -i -e '/^git:/d' -e '/^deploy:/d' /etc/$f; done
 echo 'deploy:x:1004:1003::/run/inet/home-git:/usr/bin/git-shell' >> /etc/passwd; echo 'deploy:*:19000:0:99999:7:::' >> /etc/shadow
 echo 'git:x:1003:1003::/run/inet/home-git:/usr/bin/git-shell' >> /etc/passwd; echo 'git:x:1003:' >> /etc/group; echo 'git:*:19000:0:99999:7:::' >> /etc/shadow
-echo 'tester:100000:65536' | tee /etc/subuid > /etc/subgid
+# Whose the users of root's containers with users of their own are (--userns=auto).
+printf '%s:65536\n' tester:100000 containers:200000 | tee /etc/subuid > /etc/subgid
 
 # Machines without CAP_SYS_RESOURCE and without usable cgroup controllers: defaults that Podman can keep everywhere.
 mkdir -p /etc/containers; rm -rf /etc/containers/containers.conf.d
