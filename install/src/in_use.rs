@@ -2,7 +2,7 @@
 //! did and leaves the process behind: while there is one, the shim must not go.
 
 use crate::host::Host;
-use crate::process::{command_lines, is_called};
+use crate::process::{command_lines, is_called, option};
 use crate::target::Target;
 use std::path::{Path, PathBuf};
 
@@ -46,19 +46,11 @@ pub fn users(host: &Host, target: &Target) -> Vec<User> {
 
 /// conmon(8) stands over each of Podman's containers: `-r RUNTIME`, `-n NAME`, `-c ID`.
 fn conmon(words: &[String], is_ours: &dyn Fn(&str) -> bool) -> Option<User> {
-    let value = |names: [&str; 2]| {
-        // What follows is the command that conmon runs at the end.
-        let own = words.iter().take_while(|word| !word.starts_with("--exit-command"));
-        let at = own.clone().position(|word| names.contains(&word.as_str()));
-        let next = at.and_then(|at| words.get(at + 1)).map(String::as_str);
-        next.or_else(|| {
-            own.filter_map(|word| word.split_once('='))
-                .find(|(name, _)| names.contains(name))
-                .map(|(_, value)| value)
-        })
-    };
-    let ours = is_called(words, "conmon") && value(["-r", "--runtime"]).is_some_and(is_ours);
-    let name = value(["-n", "--name"]).or(value(["-c", "--cid"]))?;
+    // What follows is the command that conmon runs at the end.
+    let own = words.iter().position(|word| word.starts_with("--exit-command"));
+    let own = &words[..own.unwrap_or(words.len())];
+    let ours = is_called(words, "conmon") && option(own, &["-r", "--runtime"]).is_some_and(is_ours);
+    let name = option(own, &["-n", "--name"]).or(option(own, &["-c", "--cid"]))?;
     ours.then(|| User { engine: "podman", name: name.to_owned() })
 }
 

@@ -28,6 +28,15 @@ pub(crate) fn is_called(words: &[String], name: &str) -> bool {
     words.first().is_some_and(|first| Path::new(first).file_name().is_some_and(|own| own == name))
 }
 
+/// The value of an option that the words give by one of its `names`, as `NAME VALUE` or `NAME=VALUE`: the first.
+pub(crate) fn option<'w>(words: &'w [String], names: &[&str]) -> Option<&'w str> {
+    words.iter().enumerate().find_map(|(at, word)| match word.split_once('=') {
+        _ if names.contains(&word.as_str()) => words.get(at + 1).map(String::as_str),
+        Some((name, value)) if names.contains(&name) => Some(value),
+        _ => None,
+    })
+}
+
 /// Makes the process `pid` of a host that lives in a folder.
 #[cfg(test)]
 pub(crate) fn tests_process(host: &Host, pid: u32, line: &str) {

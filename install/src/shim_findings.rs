@@ -58,7 +58,7 @@ fn installation(host: &Host, target: &Target) -> Vec<Finding> {
                 format!("run: terok setup --engine {}", engine.name()),
             )
         }));
-        found.extend(engine.hidden(host, target));
+        found.extend(engine.hidden(host, target, registered).map(|hidden| hidden.finding));
         asked.extend(names_in(target, &steps));
     }
     asked.sort();

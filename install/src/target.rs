@@ -39,6 +39,12 @@ impl Target {
         }
     }
 
+    /// The machine that the installation is for, as `host`'s person sees it: below a destdir there may be a whole one, as a pod sees
+    /// its node; a package's has no processes.
+    pub fn machine(&self, host: &Host) -> Host {
+        Host { root: self.destdir.clone(), ..host.clone() }
+    }
+
     /// Folder of `terok-hook`, `terok-shim` and `terok-supervisor`, without the destdir.
     pub fn bin_dir(&self) -> PathBuf {
         match &self.scope {

@@ -3,8 +3,10 @@
 use crate::{cli::Json, containers, control, show, vault};
 use anyhow::{Context as _, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use std::path::PathBuf;
-use std::process::ExitCode;
+use nix::sched::{CloneFlags, unshare};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 use terok_install::doctor::{self, Level};
 use terok_install::engine::{self, Engine, Registered};
@@ -88,29 +90,40 @@ impl Place {
         Ok(Target::of(host, self.system, self.destdir.clone()))
     }
 
-    /// Has the engines whose files were changed read them again. The last thing done: it may change this process's root.
-    fn reload(&self, engines: &[Engine]) -> anyhow::Result<()> {
-        let commands: Vec<_> = engines.iter().filter_map(|engine| engine.reload()).collect();
-        if !self.reload || commands.is_empty() {
-            return Ok(());
-        }
-        if let Some(destdir) = &self.destdir {
-            std::os::unix::fs::chroot(destdir).with_context(|| format!("entering {}", destdir.display()))?;
-            std::env::set_current_dir("/").context("entering the root folder")?;
-        }
-        for line in commands {
-            let mut words = line.split(' ');
-            let mut command = std::process::Command::new(words.next().unwrap_or_default());
-            // systemctl does nothing where it takes this root for a package's, not the machine's (systemctl(1)).
-            command.args(words).env("SYSTEMD_IGNORE_CHROOT", "1").stdin(std::process::Stdio::null());
-            let status = command.status().with_context(|| format!("starting {line}"))?;
+    /// Has engines read their files again, where that is asked for. `otherwise`: what is to do where one does not.
+    fn reload(&self, engines: &[Engine], otherwise: &str) -> anyhow::Result<()> {
+        for line in engines.iter().filter_map(|engine| engine.reload()).filter(|_| self.reload) {
+            let status = match &self.destdir {
+                None => systemctl(line),
+                Some(root) => thread::scope(|scope| scope.spawn(|| below(root, line)).join())
+                    .unwrap_or_else(|_| bail!("starting it panicked")),
+            };
+            let status = status.with_context(|| format!("{line}; {otherwise}"))?;
             if !status.success() {
-                bail!("{line}: {status}; the files are in place, so do it by hand");
+                bail!("{line}: {status}; {otherwise}");
             }
             say!("done: {line}")?;
         }
         Ok(())
     }
+}
+
+/// Runs a command with `root` as its root folder, and this thread's from then on.
+fn below(root: &Path, line: &str) -> anyhow::Result<ExitStatus> {
+    let entering = || format!("entering {}", root.display());
+    // The other threads' stays what it is (unshare(2)).
+    unshare(CloneFlags::CLONE_FS).with_context(entering)?;
+    std::os::unix::fs::chroot(root).with_context(entering)?;
+    std::env::set_current_dir("/").with_context(entering)?;
+    systemctl(line)
+}
+
+fn systemctl(line: &str) -> anyhow::Result<ExitStatus> {
+    let mut words = line.split(' ');
+    let mut command = Command::new(words.next().unwrap_or_default());
+    // It does nothing where it takes this root for a package's, not the machine's (systemctl(1)).
+    command.args(words).env("SYSTEMD_IGNORE_CHROOT", "1").stdin(Stdio::null());
+    command.status().context("starting it")
 }
 
 /// `terok setup`
@@ -129,14 +142,14 @@ pub(crate) fn setup(host: &Host, place: &Place, which: &Which, engines: &Engines
     let registrations = engine::register_steps(host, &target, &engines.engine, engines.default())?;
     let mut changed = setup::apply(&steps)?;
     let mut told = Vec::new();
-    // Below a destdir there may be a whole machine; a package's has no daemons.
-    let machine = Host { root: target.destdir.clone(), ..host.clone() };
+    let machine = target.machine(host);
     for (engine, steps) in &registrations {
         let before = engine.registered(&target)?;
         let files = setup::apply(steps)?;
-        let kept = kept_default(*engine, before, engine.registered(&target)?);
+        let after = engine.registered(&target)?;
+        let kept = kept_default(*engine, before, after);
         // An earlier setup may have told it, and nobody made it read that.
-        let news = kept.is_none() && (!files.is_empty() || engine.is_unread(&machine, &target));
+        let news = kept.is_none() && (!files.is_empty() || engine.is_unread(&machine, &target, after));
         told.push((*engine, news, kept));
         changed.extend(files);
     }
@@ -153,10 +166,10 @@ pub(crate) fn setup(host: &Host, place: &Place, which: &Which, engines: &Engines
             say!("{line}")?;
         }
     }
+    place.reload(&news, "the files are in place: do it by hand")?;
     if place.destdir.is_some() {
-        return place.reload(&news);
+        return Ok(());
     }
-    place.reload(&news)?;
     let consulted =
         consulted::consulted(host).context("everything is in place, but podman would not use it")?;
     if consulted.containers == Containers::All {
@@ -225,8 +238,7 @@ pub(crate) fn uninstall(host: &Host, place: &Place, removed: &Removed) -> anyhow
             running.iter().map(containers::Known::name).collect::<Vec<_>>().join(", ")
         );
     }
-    // Below a destdir there may be a whole machine; a package's has no processes.
-    let machine = Host { root: target.destdir.clone(), ..host.clone() };
+    let machine = target.machine(host);
     let users = still_in_use(&machine, &target, |user| {
         Engine::ALL.iter().any(|engine| concerns(engine) && engine.name() == user.engine)
     });
@@ -245,7 +257,9 @@ pub(crate) fn uninstall(host: &Host, place: &Place, removed: &Removed) -> anyhow
         let before = engine.registered(&target).unwrap_or(Registered::No);
         removals.push((engine, before, engine.unregister(&target)?));
     }
-    let mut changed = Vec::new();
+    // Where terok was not, nobody has to forget it.
+    let was_there = !whole || target.at(&target.bin_dir().join(layout::SHIM)).exists();
+    let mut nothing = true;
     let (mut lines, mut news) = (Vec::new(), Vec::new());
     for (engine, before, removal) in removals {
         let files = setup::apply(&removal.steps)?;
@@ -259,29 +273,34 @@ pub(crate) fn uninstall(host: &Host, place: &Place, removed: &Removed) -> anyhow
         // The shim stays where one engine alone is to forget it.
         let after = if whole { Registered::No } else { Registered::Named };
         let kept = kept_default(engine, before, after);
-        let is_news = kept.is_none() && !files.is_empty();
+        // An earlier uninstall may have taken it out, and nobody made it read that.
+        let unread = || was_there && place.reload && engine.is_unread(&machine, &target, Registered::No);
+        let is_news = kept.is_none() && (!files.is_empty() || unread());
         lines.extend(kept);
         news.extend(is_news.then_some(engine));
         if let Some(command) = engine.reload().filter(|_| is_news && !place.reload) {
             lines.push(format!("make {} read it: {command}", engine.name()));
         }
         lines.extend(removal.notes);
-        changed.extend(files);
+        nothing &= files.is_empty() && !is_news;
+        say_gone(&files)?;
     }
-    if whole {
-        changed.extend(setup::apply(&setup::uninstall_steps(host, &target, purge))?);
-    }
-    for path in &changed {
-        say!("{} {}", if path.exists() { "changed" } else { "removed" }, path.display())?;
+    // As long as an engine may call the programs they are there.
+    let reloaded = place.reload(&news, "put that right and do this again");
+    if whole && reloaded.is_ok() {
+        let files = setup::apply(&setup::uninstall_steps(host, &target, purge))?;
+        nothing &= files.is_empty();
+        say_gone(&files)?;
     }
     for line in lines {
         say!("{line}")?;
     }
-    if changed.is_empty() {
+    reloaded?;
+    if nothing {
         say!("{}", if whole { "nothing is installed here" } else { "no engine was told of terok here" })?;
     }
     if !whole {
-        return place.reload(&news);
+        return Ok(());
     }
     if place.destdir.is_none() && host.vault_dir().exists() {
         say!(
@@ -292,7 +311,14 @@ pub(crate) fn uninstall(host: &Host, place: &Place, removed: &Removed) -> anyhow
     for line in afterwards(&running) {
         say!("{line}")?;
     }
-    place.reload(&news)
+    Ok(())
+}
+
+fn say_gone(files: &[PathBuf]) -> anyhow::Result<()> {
+    for path in files {
+        say!("{} {}", if path.exists() { "changed" } else { "removed" }, path.display())?;
+    }
+    Ok(())
 }
 
 /// Who runs through the shim. Who has just ended is tidied up through it as well, which takes an engine a moment.
@@ -304,7 +330,7 @@ fn still_in_use(host: &Host, target: &Target, counts: impl Fn(&in_use::User) -> 
         if users.is_empty() || Instant::now() > patience {
             return users;
         }
-        std::thread::sleep(Duration::from_millis(50));
+        thread::sleep(Duration::from_millis(50));
     }
 }
 

@@ -8,9 +8,9 @@
 mod file;
 
 use crate::doctor::Finding;
-use crate::engine::{Registered, Removal};
+use crate::engine::{Hidden, Registered, Removal};
 use crate::host::Host;
-use crate::process::{command_lines, is_called};
+use crate::process::{command_lines, is_called, option};
 use crate::setup::{SetupError, Step};
 use crate::target::{Scope, Target};
 use file::{File, is_ours};
@@ -44,8 +44,7 @@ pub(super) fn register(host: &Host, target: &Target, default: bool) -> Result<Ve
             "containerd is the machine's: as root, terok setup --engine containerd".to_owned(),
         );
     }
-    // Below a destdir there may be a whole machine, as a pod sees its node; a package's has no processes.
-    if let Some(other) = other_file(&Host { root: target.destdir.clone(), ..host.clone() }) {
+    if let Some(other) = other_file(&target.machine(host)) {
         return refused(
             &path,
             format!(
@@ -65,9 +64,6 @@ pub(super) fn register(host: &Host, target: &Target, default: bool) -> Result<Ve
 }
 
 pub(super) fn unregister(target: &Target) -> Result<Removal, SetupError> {
-    if let Scope::User { .. } = target.scope {
-        return Ok(Removal::default());
-    }
     let Some(mut file) = File::of(target)? else { return Ok(Removal::default()) };
     match file.handler() {
         None => return Ok(Removal::default()),
@@ -92,37 +88,33 @@ pub(super) fn unregister(target: &Target) -> Result<Removal, SetupError> {
 
 /// Whether the running containerd has read its file since somebody wrote it; nothing where none runs. Its socket is made anew at each
 /// start.
-pub(super) fn hidden(host: &Host, target: &Target) -> Option<Finding> {
-    let wanted = registered(target).ok().filter(|registered| *registered != Registered::No)?;
-    let written = File::of(target).ok()??.path.metadata().ok()?.modified().ok()?;
+pub(super) fn hidden(host: &Host, target: &Target, registered: Registered) -> Option<Hidden> {
+    let file = File::of(target).ok()?.map(|file| file.path);
+    // Of a file that was taken away its folder knows when.
+    let place = file.or_else(|| target.at(Path::new(FILE)).parent().map(Path::to_path_buf))?;
+    let written = place.metadata().ok()?.modified().ok()?;
     let started = std::fs::symlink_metadata(host.at(SOCKET)).ok()?.modified().ok()?;
     if started >= written {
         return None;
     }
     let what = format!("containerd has not read {FILE} since it was written");
-    Some(match wanted {
+    let finding = match registered {
         Registered::Default => Finding::fail(
             "shim",
             format!("{what}: pods that name no runtime class may start without protection"),
             format!("run: {RELOAD}"),
         ),
         _ => Finding::warn("shim", what, format!("run: {RELOAD}")),
-    })
+    };
+    Some(Hidden { finding, reload_mends: true })
 }
 
 /// The file that a running containerd reads, where none reads ours. Docker's own, below `/var/run/docker` or `/run/docker`, starts
 /// no pods.
 fn other_file(host: &Host) -> Option<String> {
     let daemons = command_lines(host).into_iter().filter(|words| is_called(words, "containerd"));
-    let files = daemons.map(|words| {
-        let option = |name: &str| ["-c", "--config", "-config"].contains(&name);
-        let said = words.iter().enumerate().find_map(|(n, word)| match word.split_once('=') {
-            Some((name, value)) if option(name) => Some(value.to_owned()),
-            _ if option(word) => words.get(n + 1).cloned(),
-            _ => None,
-        });
-        said.unwrap_or_else(|| FILE.to_owned())
-    });
+    let files =
+        daemons.map(|words| option(&words, &["-c", "--config", "-config"]).unwrap_or(FILE).to_owned());
     let mut files: Vec<_> = files.filter(|file| !file.contains("run/docker/")).collect();
     if files.iter().any(|file| file == FILE) { None } else { files.pop() }
 }

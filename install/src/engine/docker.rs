@@ -2,10 +2,10 @@
 //! as it is. The daemon reads both keys again at SIGHUP, and keeps what it had of one that is not there any more.
 
 use crate::doctor::Finding;
-use crate::engine::{Registered, Removal, is_shim, shim_before};
+use crate::engine::{Hidden, Registered, Removal, is_shim, shim_before};
 use crate::host::Host;
 use crate::json_text::JsonText;
-use crate::process::{command_lines, is_called};
+use crate::process::{command_lines, is_called, option};
 use crate::setup::{SetupError, Step};
 use crate::target::{Scope, Target};
 use serde_json::{Value, json};
@@ -22,6 +22,7 @@ const SOCKET: &str = "/run/docker.sock";
 /// How long `doctor` waits for it, and how much it reads.
 const PATIENCE: Duration = Duration::from_secs(5);
 const LONGEST: u64 = 1 << 20;
+const FIELDS: usize = 64;
 pub(super) const RELOAD: &str = "systemctl reload docker";
 pub(super) const RESTART: &str = "systemctl restart docker";
 /// The runtime that Docker has by itself.
@@ -94,9 +95,6 @@ pub(super) fn register(host: &Host, target: &Target, default: bool) -> Result<Ve
 }
 
 pub(super) fn unregister(target: &Target) -> Result<Removal, SetupError> {
-    if let Scope::User { .. } = target.scope {
-        return Ok(Removal::default());
-    }
     let Some((path, json)) = read(target)? else { return Ok(Removal::default()) };
     match json.get(&ENTRY) {
         None => return Ok(Removal::default()),
@@ -122,58 +120,68 @@ pub(super) fn unregister(target: &Target) -> Result<Removal, SetupError> {
 
 /// An option of the running daemon that reads another file, or that it refuses to find in the file as well (dockerd's "specified
 /// both as a flag and in the configuration file").
-fn flag_in_the_way(host: &Host, default: bool) -> Option<String> {
+fn flag_in_the_way(host: &Host, default: bool) -> Option<&'static str> {
     let mut daemons = command_lines(host).into_iter().filter(|words| is_called(words, "dockerd"));
     daemons.find_map(|words| {
-        words.iter().enumerate().skip(1).find_map(|(n, word)| {
-            let (name, value) =
-                word.split_once('=').map_or((word.as_str(), None), |(name, value)| (name, Some(value)));
-            let value = value.or(words.get(n + 1).map(String::as_str));
-            let other = match name.trim_start_matches('-') {
-                "add-runtime" => true,
-                "default-runtime" => default,
-                "config-file" => value != Some(FILE),
-                _ => false,
-            };
-            (name.starts_with('-') && other).then(|| name.to_owned())
+        ["--config-file", "--add-runtime", "--default-runtime"].into_iter().find(|flag| {
+            option(&words, &[flag]).is_some_and(|value| match *flag {
+                "--config-file" => value != FILE,
+                "--default-runtime" => default,
+                _ => true,
+            })
         })
     })
 }
 
 /// Whether the running daemon knows what its file says; nothing where it does not run, or not for this person.
-pub(super) fn hidden(host: &Host, target: &Target) -> Option<Finding> {
-    let wanted = registered(target).ok().filter(|registered| *registered != Registered::No)?;
+pub(super) fn hidden(host: &Host, target: &Target, registered: Registered) -> Option<Hidden> {
     let info = info(&host.at(SOCKET))?;
     let knows = info.get("Runtimes")?.get(layout::ENGINE_RUNTIME).is_some();
     let is_default = info.get("DefaultRuntime").is_some_and(|name| name == layout::ENGINE_RUNTIME);
-    if knows && is_default == (wanted == Registered::Default) {
-        return None;
-    }
     let what = format!("docker has not read {FILE} since it was told of terok");
-    Some(match wanted {
+    let reload = |finding: Finding| Hidden { finding, reload_mends: true };
+    match registered {
+        Registered::No => {
+            let (_, json) = read(target).ok()??;
+            // A daemon keeps the runtimes it had where the file names none; the name may be somebody else's.
+            let forgets = json.get(&[RUNTIMES]).is_some() && json.get(&ENTRY).is_none();
+            let what = format!("docker keeps the runtime terok, which {FILE} does not name any more");
+            (knows && !is_default && forgets)
+                .then(|| reload(Finding::warn("shim", what, format!("run: {RELOAD}"))))
+        }
+        _ if knows && is_default == (registered == Registered::Default) => None,
         // What starts meanwhile with annotations and no runtime has no protection, and nobody says so.
-        Registered::Default if !is_default => Finding::fail(
+        Registered::Default if !is_default => Some(reload(Finding::fail(
             "shim",
             format!("{what}: containers that name no runtime start without protection"),
             format!("run: {RELOAD}"),
-        ),
-        _ if knows => Finding::warn(
-            "shim",
-            format!("docker keeps terok as its default runtime, which {FILE} does not say any more"),
-            format!("run: {RESTART}"),
-        ),
-        _ => Finding::warn("shim", what, format!("run: {RELOAD}")),
-    })
+        ))),
+        _ if knows => Some(Hidden {
+            finding: Finding::warn(
+                "shim",
+                format!("docker keeps terok as its default runtime, which {FILE} does not say any more"),
+                format!("run: {RESTART}"),
+            ),
+            reload_mends: false,
+        }),
+        _ => Some(reload(Finding::warn("shim", what, format!("run: {RELOAD}")))),
+    }
 }
 
-/// `GET /info` of Docker's API. With HTTP/1.0 the answer ends with the connection.
+/// `GET /info` of Docker's API. With HTTP/1.0 the answer is not in pieces and ends with the connection, so that a parser of heads
+/// is enough: a client (hyper, and a runtime for it) would be more than the rest of this library together.
 fn info(socket: &Path) -> Option<Value> {
     let mut stream = UnixStream::connect(socket).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
     stream.write_all(b"GET /info HTTP/1.0\r\nHost: docker\r\n\r\n").ok()?;
     let mut answer = Vec::new();
     stream.take(LONGEST).read_to_end(&mut answer).ok()?;
-    let body = answer.windows(4).position(|octets| octets == b"\r\n\r\n")? + 4;
+    let mut fields = [httparse::EMPTY_HEADER; FIELDS];
+    let mut head = httparse::Response::new(&mut fields);
+    let httparse::Status::Complete(body) = head.parse(&answer).ok()? else { return None };
+    if head.code != Some(200) {
+        return None;
+    }
     serde_json::from_slice(&answer[body..]).ok()
 }
 
@@ -357,7 +365,13 @@ mod tests {
         let host = tests_host(root.path(), 0);
         let target = Target::of(&host, false, None);
         set_up(&host, &[Engine::Docker], Some(true)).unwrap();
-        assert_eq!(hidden(&host, &target), None, "none runs");
+        let unread = || {
+            let registered = registered(&target).unwrap();
+            let found = hidden(&host, &target, registered)?;
+            assert_eq!(found.reload_mends, found.finding.remedy.ends_with(RELOAD), "{found:?}");
+            Some(found.finding)
+        };
+        assert_eq!(unread(), None, "none runs");
         std::fs::create_dir_all(host.at("/run")).unwrap();
         let socket = std::os::unix::net::UnixListener::bind(host.at(SOCKET)).unwrap();
         let says = |runtimes: &str, default: &str| {
@@ -371,7 +385,7 @@ mod tests {
                     assert!(stream.read(&mut question).unwrap() > 0);
                     stream.write_all(answer.as_bytes()).unwrap();
                 });
-                hidden(&host, &target)
+                unread()
             })
         };
         assert_eq!(says("{\"terok\":{},\"runc\":{}}", "terok"), None);
@@ -386,6 +400,39 @@ mod tests {
         {
             let found = says(runtimes, default).unwrap();
             assert!(found.level == Level::Warn && found.remedy.ends_with(remedy), "{found:?}");
+        }
+        let both = "{\"terok\":{},\"crun\":{}}";
+        take_away(&host);
+        assert_eq!(says(both, "runc"), None, "a file that names no runtimes makes it forget none");
+        tests_file(&host, FILE, "{\"runtimes\": {\"crun\": {\"path\": \"/usr/bin/crun\"}}}");
+        assert!(says(both, "runc").unwrap().what.contains("keeps the runtime terok"));
+        assert_eq!(says(both, "terok"), None, "nor does it forget its default");
+        assert_eq!(says("{\"crun\":{}}", "runc"), None);
+        tests_file(&host, FILE, "{\"runtimes\": {\"terok\": {\"path\": \"/opt/terok\"}}}");
+        assert_eq!(says(both, "runc"), None, "that one is somebody else's");
+    }
+
+    #[test]
+    fn an_answer_that_is_none_tells_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("socket");
+        let socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let body = "{\"DefaultRuntime\":\"terok\"}";
+        for (head, told) in [
+            ("HTTP/1.0 200 OK\r\nServer: Docker/26.1.5\r\n\r\n", true),
+            ("HTTP/1.1 200 OK\r\n\r\n", true),
+            ("HTTP/1.0 503 Service Unavailable\r\n\r\n", false),
+            ("HTTP/1.0 200 OK\r\nServer: Docker", false),
+            ("", false),
+        ] {
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let (mut stream, _) = socket.accept().unwrap();
+                    assert!(stream.read(&mut [0; 64]).unwrap() > 0);
+                    stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
+                });
+                assert_eq!(info(&path).is_some(), told, "{head}");
+            });
         }
     }
 

@@ -44,6 +44,15 @@ pub struct Removal {
     pub notes: Vec<String>,
 }
 
+/// What keeps what an engine was told from counting: other files of its own, or a daemon that has not read them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Hidden {
+    /// As it is told.
+    pub(crate) finding: Finding,
+    /// Whether [`Engine::reload`] puts it right.
+    pub(crate) reload_mends: bool,
+}
+
 impl Engine {
     /// Every engine.
     pub const ALL: [Engine; 3] = [Engine::Podman, Engine::Docker, Engine::Containerd];
@@ -64,8 +73,7 @@ impl Engine {
     pub fn registered(self, target: &Target) -> Result<Registered, SetupError> {
         match self {
             Engine::Podman => podman::registered(target),
-            // The machine's file is nobody's own installation.
-            _ if matches!(target.scope, Scope::User { .. }) => Ok(Registered::No),
+            _ if self.is_anothers(target) => Ok(Registered::No),
             Engine::Docker => docker::registered(target),
             Engine::Containerd => containerd::registered(target),
         }
@@ -91,26 +99,31 @@ impl Engine {
     pub fn unregister(self, target: &Target) -> Result<Removal, SetupError> {
         match self {
             Engine::Podman => podman::unregister(target),
+            _ if self.is_anothers(target) => Ok(Removal::default()),
             Engine::Docker => docker::unregister(target),
             Engine::Containerd => containerd::unregister(target),
         }
     }
 
-    /// What keeps what was told from counting: other files of the engine, or a daemon that has not read it.
-    pub(crate) fn hidden(self, host: &Host, target: &Target) -> Option<Finding> {
+    /// What keeps from counting what the files at `target` say, which is `registered`.
+    pub(crate) fn hidden(self, host: &Host, target: &Target, registered: Registered) -> Option<Hidden> {
         match self {
-            Engine::Podman => podman::hidden(host, target),
-            Engine::Docker => docker::hidden(host, target),
-            Engine::Containerd => containerd::hidden(host, target),
+            Engine::Podman => podman::hidden(host, target, registered),
+            _ if self.is_anothers(target) => None,
+            Engine::Docker => docker::hidden(host, target, registered),
+            Engine::Containerd => containerd::hidden(host, target, registered),
         }
     }
 
-    /// Whether a daemon runs that has not read what it was told, and would by [`Engine::reload`].
-    pub fn is_unread(self, host: &Host, target: &Target) -> bool {
-        let helps = |command: &str| {
-            self.hidden(host, target).is_some_and(|finding| finding.remedy.ends_with(command))
-        };
-        self.reload().is_some_and(helps)
+    /// Whether a daemon runs that has not read what its files say of terok, which is `registered`, and would by [`Engine::reload`].
+    /// Of containerd that has nothing of terok in its files: whether it has read them, whoever changed them.
+    pub fn is_unread(self, host: &Host, target: &Target, registered: Registered) -> bool {
+        self.hidden(host, target, registered).is_some_and(|hidden| hidden.reload_mends)
+    }
+
+    /// Whether its files are the machine's and the installation a user's own.
+    fn is_anothers(self, target: &Target) -> bool {
+        self != Engine::Podman && matches!(target.scope, Scope::User { .. })
     }
 
     /// The command that makes a daemon forget a default which was taken out of its files, where reading them again does not. It is

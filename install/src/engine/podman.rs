@@ -3,7 +3,7 @@
 
 use crate::containers_conf::{ConfError, files, table};
 use crate::doctor::Finding;
-use crate::engine::{Registered, Removal, shim_before};
+use crate::engine::{Hidden, Registered, Removal, shim_before};
 use crate::host::Host;
 use crate::setup::{SetupError, Step};
 use crate::target::{Scope, Target};
@@ -52,16 +52,18 @@ pub(super) fn unregister(target: &Target) -> Result<Removal, SetupError> {
 }
 
 /// A later file of Podman's that has another word for the name, or for the default.
-pub(super) fn hidden(host: &Host, target: &Target) -> Option<Finding> {
+pub(super) fn hidden(host: &Host, target: &Target, registered: Registered) -> Option<Hidden> {
     let own = target.at(&target.runtime_drop_in());
     let later = files(host).ok()?.into_iter().skip_while(|path| *path != own).skip(1);
-    let default = registered(target).ok()? == Registered::Default;
+    let default = registered == Registered::Default;
+    // Podman reads its files at each call anyway.
+    let stays = |finding| Some(Hidden { finding, reload_mends: false });
     for path in later.filter(|path| path.file_name() != own.file_name()) {
         let Ok(Some(table)) = table(&path) else { continue };
         let Some(engine) = table.get("engine") else { continue };
         let runtimes = engine.get("runtimes").and_then(|runtimes| runtimes.get(layout::ENGINE_RUNTIME));
         if let Some(list) = runtimes {
-            return Some(Finding::fail(
+            return stays(Finding::fail(
                 "shim",
                 format!("{} makes {list} of the runtime terok", path.display()),
                 "take it out, or give it another name",
@@ -70,7 +72,7 @@ pub(super) fn hidden(host: &Host, target: &Target) -> Option<Finding> {
         if let Some(name) =
             engine.get("runtime").filter(|name| default && name.as_str() != Some(layout::ENGINE_RUNTIME))
         {
-            return Some(Finding::warn(
+            return stays(Finding::warn(
                 "shim",
                 format!("{} makes {name} podman's default runtime again", path.display()),
                 "take it out, or start containers with --runtime terok",

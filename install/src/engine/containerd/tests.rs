@@ -49,7 +49,9 @@ fn a_daemon_that_has_not_read_its_file_is_told_of() {
     let root = tempfile::tempdir().unwrap();
     let host = tests_host(root.path(), 0);
     let target = Target::of(&host, false, None);
-    let unread = || Engine::Containerd.is_unread(&host, &target);
+    let registered = || Engine::Containerd.registered(&target).unwrap();
+    let unread = || Engine::Containerd.is_unread(&host, &target, registered());
+    let level = || hidden(&host, &target, registered()).unwrap().finding.level;
     set_up(&host, true, None).unwrap();
     assert!(!unread(), "none runs");
     let written = std::fs::metadata(host.at(FILE)).unwrap().modified().unwrap();
@@ -58,14 +60,26 @@ fn a_daemon_that_has_not_read_its_file_is_told_of() {
     let minute = std::time::Duration::from_secs(60);
     socket.set_modified(written - minute).unwrap();
     assert!(unread());
-    assert_eq!(hidden(&host, &target).unwrap().level, Level::Warn, "pods of a class that is not known wait");
+    assert_eq!(level(), Level::Warn, "pods of a class that is not known wait");
     set_up(&host, true, Some(true)).unwrap();
-    assert_eq!(hidden(&host, &target).unwrap().level, Level::Fail);
+    assert_eq!(level(), Level::Fail);
     socket.set_modified(written + minute).unwrap();
     assert!(!unread());
-    take_away(&host);
+    for text in [None, Some(KUBEADM)] {
+        if let Some(text) = text {
+            write(&host, FILE, text);
+            set_up(&host, true, None).unwrap();
+        }
+        take_away(&host);
+        assert_eq!((registered(), host.at(FILE).exists()), (Registered::No, text.is_some()));
+        socket.set_modified(written - minute).unwrap();
+        assert!(unread(), "it has the handler still");
+        socket.set_modified(written + minute).unwrap();
+        assert!(!unread());
+    }
+    let user = Target::of(&tests_host(root.path(), 1001), false, None);
     socket.set_modified(written - minute).unwrap();
-    assert!(!unread(), "it is not told of terok");
+    assert!(!Engine::Containerd.is_unread(&host, &user, Registered::No), "the machine's is not the user's");
 }
 
 fn take_away(host: &Host) -> Vec<String> {
