@@ -5,8 +5,12 @@ use std::path::Path;
 use terok_policy::layout;
 use terok_tests::kubernetes::{KubePod, Member, MemberRecipe, PodRecipe, kubelet, kubelet_restart};
 use terok_tests::{
-    Lab, Mode, Service, bad_addresses, eventually, headers, host_port, on_the_host, seen_at, site,
+    Ended, Lab, Mode, Service, bad_addresses, eventually, headers, host_port, on_the_host, seen_at, site,
 };
+
+const INSTALL: &str = include_str!("../../install/kubernetes/install.yaml");
+const UNINSTALL: &str = include_str!("../../install/kubernetes/uninstall.yaml");
+const IMAGE: &str = "localhost/terok-of-the-daemonsets";
 
 #[track_caller]
 fn is_protected(container: &Member, allowed: &str) {
@@ -220,36 +224,68 @@ fn a_restart_of_containerd_changes_nothing_and_the_handler_can_be_the_default() 
     kubelet_restart();
 }
 
-/// As the DaemonSet does, which sees its node below a folder.
+/// What the DaemonSet of `manifest` runs on a node whose root is below a folder, in their image; the kubelet does so again where it fails.
+fn daemon_set(manifest: &str) -> Ended {
+    let arguments = manifest.lines().find_map(|line| line.trim().strip_prefix("args: [")?.strip_suffix(']'));
+    let arguments: Vec<_> = arguments.expect("its arguments").split(", ").collect();
+    let node = ["run", "--rm", "--privileged", "--read-only", "--network=none", "--volume=/:/host", IMAGE];
+    Mode::Rootful.podman(&[&node, &arguments[..]].concat())
+}
+
 #[test]
-fn a_node_below_a_folder_is_set_up_and_its_containerd_restarted_once() {
+fn the_daemonsets_set_a_node_up_and_take_terok_off_it_again() {
     let Some(_lab) = Lab::alone().filter(|_| kubelet()) else { return };
-    let (node, told, systemctl) = ("/run/node", "/run/systemctl.told", "/usr/local/bin/systemctl");
-    let root = |program: &str, arguments: &[&str]| Mode::Rootful.run(program, arguments);
-    root("terok", &["uninstall", "--system"]).succeeded();
-    // A containerd that starts again makes its socket anew.
-    let restart = "[ ! -e /run/containerd/containerd.sock ] || touch /run/containerd/containerd.sock";
-    let script = format!("#!/bin/sh\necho \"$*\" >> {told}\n{restart}\n");
+    let (told, fails) = (Path::new("/run/systemctl.told"), Path::new("/run/systemctl.fails"));
+    let (systemctl, socket) = ("/usr/local/bin/systemctl", Path::new("/run/containerd/containerd.sock"));
+    let (shim, handler) = (Path::new("/usr/libexec/terok").join(layout::SHIM), "/etc/containerd/config.toml");
+    let root = |script: &str| Mode::Rootful.run("sh", &["-ec", script]).succeeded();
+    let recipe = include_str!("../../install/kubernetes/Containerfile");
+    root(&format!("printf %s '{recipe}' | podman build -q -t {IMAGE} -f - /run/lab/bin"));
+    Mode::Rootful.terok(&["uninstall", "--system"]).succeeded();
+    // A containerd that starts again makes its socket anew; here is one only where Docker runs.
+    let ours = !socket.exists();
+    let script = format!(
+        "#!/bin/sh\necho \"$*\" >> {}\n[ ! -e {} ] || exit 1\ntouch {}\n",
+        told.display(),
+        fails.display(),
+        socket.display()
+    );
     std::fs::write(systemctl, script).expect("/usr is the lab's own");
-    root("chmod", &["755", systemctl]).succeeded();
-    root("mkdir", &["-p", node]).succeeded();
-    let there = |arguments: &[&str]| {
-        // In a mount namespace that goes with it.
-        let script = format!("mount --rbind / {node} && exec /run/lab/bin/terok \"$@\"");
-        let private = ["--mount", "--propagation", "private", "sh", "-c", &script, "sh"];
-        root("unshare", &[&private, arguments].concat()).succeeded()
-    };
-    let setup = ["setup", "--system", "--engine", "containerd", "--destdir", node, "--reload"];
-    there(&setup);
-    let heard = || std::fs::read_to_string(told).unwrap_or_default();
-    assert_eq!(heard(), "restart containerd\n");
-    let file = std::fs::read_to_string("/etc/containerd/config.toml").expect("it is there");
-    assert!(file.contains(layout::SHIM), "{file}");
-    there(&setup);
-    assert_eq!(heard(), "restart containerd\n", "a second time changes nothing");
-    there(&["uninstall", "--system", "--destdir", node, "--reload"]);
-    assert_eq!(heard().lines().count(), 2);
-    root("rm", &[systemctl, told]).succeeded();
+    root(&format!(
+        "chmod 755 {systemctl}; mkdir -p /run/containerd; touch {0} {1}",
+        socket.display(),
+        fails.display()
+    ));
+    let heard = || std::fs::read_to_string(told).unwrap_or_default().lines().count();
+    let has_handler = || std::fs::read_to_string(handler).expect("it is there").contains(layout::SHIM);
+
+    let said = daemon_set(INSTALL).failed();
+    assert!(said.contains("systemctl restart containerd: exit status: 1"), "{said}");
+    assert!(shim.exists() && has_handler());
+    std::fs::remove_file(fails).expect("it fails no more");
+    let said = daemon_set(INSTALL).succeeded();
+    assert!(said.contains("already set up") && said.contains("done: systemctl restart containerd"), "{said}");
+    daemon_set(INSTALL).succeeded();
+    assert_eq!(heard(), 2, "one that has read its file is left alone");
+    kubelet_restart();
+    let site = site();
+    is_protected(&PodRecipe::allowing(&site.name).start().container(), &site.name);
+
+    root(&format!("touch {}", fails.display()));
+    let said = daemon_set(UNINSTALL).failed();
+    assert!(said.contains("do this again"), "{said}");
+    assert!(shim.exists() && !has_handler(), "what knows the shim finds it");
+    std::fs::remove_file(fails).expect("it fails no more");
+    let said = daemon_set(UNINSTALL).succeeded();
+    assert!(said.contains("done: systemctl restart containerd") && !shim.exists(), "{said}");
+    let said = daemon_set(UNINSTALL).succeeded();
+    assert!(said.contains("nothing is installed here"), "{said}");
+    assert_eq!(heard(), 4);
+
+    root(&format!("rm -f {systemctl} {}; podman rmi {IMAGE}", told.display()));
+    if ours {
+        std::fs::remove_file(socket).expect("it is ours");
+    }
     terok_tests::install();
 }
 
