@@ -68,7 +68,7 @@ mod tests {
                 std::thread::sleep(Duration::from_millis(50));
                 drop(ending);
             });
-            listen(&[publish("::1", port)]).unwrap();
+            bind(&publish("::1", port), Instant::now() + Duration::from_secs(60)).unwrap();
         });
     }
 }

@@ -176,6 +176,12 @@ struct Endpoint {
 
 impl Endpoint {
     fn new(answers: Vec<(u16, Value)>, slow: Duration) -> Self {
+        Endpoint::pausing(answers, &[slow])
+    }
+
+    /// One that waits before each answer for the next of `pauses`, or the last again.
+    fn pausing(answers: Vec<(u16, Value)>, pauses: &[Duration]) -> Self {
+        let pauses = pauses.to_owned();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://host:{}/token", listener.local_addr().unwrap().port());
         let asked = Arc::new(AtomicUsize::new(0));
@@ -185,6 +191,7 @@ impl Endpoint {
             for stream in listener.incoming() {
                 let (number, tell) = (counted.fetch_add(1, Ordering::SeqCst), tell.clone());
                 let (status, body) = answers[number.min(answers.len() - 1)].clone();
+                let slow = pauses[number.min(pauses.len() - 1)];
                 std::thread::spawn(move || answer(stream.unwrap(), status, &body, slow, &tell));
             }
         });
@@ -354,7 +361,7 @@ fn two_hundred_that_ask_at_once_renew_a_token_once() {
         assert_eq!((secret(&done), &done["Ok"]["credential"]["revision"]), ("access-2", &json!(2)));
     }
     assert_eq!(endpoint.asked(), 1);
-    let form = endpoint.seen.recv_timeout(Duration::from_secs(20)).unwrap();
+    let form = endpoint.seen.recv_timeout(Duration::from_secs(60)).unwrap();
     assert_eq!(form, "grant_type=refresh_token&refresh_token=refresh-1&client_id=app");
     let record = store.credential("claude", "default").unwrap();
     assert!(store.open_secret(&master, &record).unwrap() == oauth("access-2", "refresh-2"));
@@ -432,13 +439,14 @@ fn a_token_in_its_last_minutes_serves_while_the_service_is_down() {
 
 #[test]
 fn a_helper_killed_in_the_middle_holds_up_nobody() {
-    let endpoint = Endpoint::new(vec![tokens("access-2", "refresh-2")], Duration::from_millis(700));
+    let pauses = [Duration::from_secs(600), Duration::ZERO];
+    let endpoint = Endpoint::pausing(vec![tokens("access-2", "refresh-2")], &pauses);
     let bench = Bench::new(&[grant(provider("claude", &["oauth"], &endpoint.url), "default")], &[]);
     let (mut store, master) = bench.unlocked();
     add(&mut store, &master, "claude", "default", oauth("access-1", "refresh-1"), Some(now()));
     let ask = json!({ "credential": { "grant": 0, "refused": null } });
     let (mut first, _line) = bench.start(&ask);
-    endpoint.seen.recv_timeout(Duration::from_secs(20)).unwrap();
+    endpoint.seen.recv_timeout(Duration::from_secs(60)).unwrap();
     // It has the turn and waits for the service; a second one waits for the turn.
     let (second, line) = bench.start(&ask);
     std::thread::sleep(Duration::from_millis(100));
@@ -448,7 +456,7 @@ fn a_helper_killed_in_the_middle_holds_up_nobody() {
     assert_eq!(secret(&done), "access-2");
     assert_eq!(endpoint.asked(), 2);
     assert_eq!(
-        endpoint.seen.recv_timeout(Duration::from_secs(20)).unwrap(),
+        endpoint.seen.recv_timeout(Duration::from_secs(60)).unwrap(),
         "grant_type=refresh_token&refresh_token=refresh-1&client_id=app"
     );
 }

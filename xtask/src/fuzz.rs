@@ -73,7 +73,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
                     &format!("-max_total_time={}", options.seconds),
                     &format!("-seed={}", options.seed),
                     &format!("-runs={}", options.runs),
-                    "-timeout=5",
+                    // The clock of one input is that of the machine, which others use as well.
+                    "-timeout=30",
                     "-rss_limit_mb=1024",
                     &artifacts,
                 ])

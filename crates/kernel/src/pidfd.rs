@@ -118,7 +118,7 @@ mod tests {
         let pidfd = PidFd::open(child.id() as i32).unwrap();
         assert!(pidfd.is_alive());
         pidfd.signal(Signal::SIGKILL).unwrap();
-        assert!(pidfd.wait(Duration::from_secs(5)));
+        assert!(pidfd.wait(Duration::from_secs(60)));
         child.wait().unwrap();
         assert!(!pidfd.is_alive());
         pidfd.signal(Signal::SIGKILL).unwrap();

@@ -305,7 +305,7 @@ mod tests {
         drop(served);
         let start = std::time::Instant::now();
         while !has_ended(&client).unwrap() {
-            assert!(start.elapsed().as_secs() < 5);
+            assert!(start.elapsed().as_secs() < 60);
         }
     }
 

@@ -78,7 +78,7 @@ fn a_started_program_has_its_descriptors_and_nothing_else() {
     drop(into);
     let mut said = String::new();
     out.read_to_string(&mut said).unwrap();
-    assert!(child.pidfd().wait(std::time::Duration::from_secs(10)));
+    assert!(child.pidfd().wait(std::time::Duration::from_secs(60)));
     assert_eq!(child.reap().unwrap(), Some(Exit::Code(0)), "{said}");
     assert!(said.contains("3=/etc/passwd"), "{said}");
     assert!(!said.contains("/proc/version"), "{said}");

@@ -17,15 +17,13 @@ use support::link::{
     WORLD4, WORLD6, at, batch, filtered, send_frame, udp, udp_frame,
 };
 use support::table::{for_seconds, set, tcp};
-use support::{has, in_netns, run};
+use support::{has, in_netns, run, sent_again};
 use terok_kernel::conntrack::{self, Flow};
 use terok_kernel::socket::{original_dst, own_ports};
 use terok_policy::live::Live;
 use terok_policy::policy::Shield;
 use terok_policy::ruleset::{Element, Family, Transport};
 
-/// No refusal may take longer (design §5, E5).
-const AT_ONCE: Duration = Duration::from_millis(50);
 /// Where what the container starts begins on the wire.
 const FIRST_OWN_PORT: u16 = 61_000;
 
@@ -46,10 +44,10 @@ fn reaches(server: &TcpListener) -> (TcpStream, TcpStream, SocketAddr) {
 
 /// Connects to `to`, which must be refused at once.
 fn refused(to: SocketAddr) {
-    let start = Instant::now();
+    let before = sent_again();
     let error = connect(to).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{to}: {error}");
-    assert!(start.elapsed() < AT_ONCE, "{to}: {:?}", start.elapsed());
+    assert_eq!(sent_again(), before, "{to}: refused at the second try");
 }
 
 fn arrives_at_the_proxy(net: &Filtered, to: SocketAddr) {
@@ -176,10 +174,9 @@ fn a_listed_address_is_reached_by_the_card_and_only_on_its_ports() {
         assert_eq!(logged[..3], ["terok:default", "terok:default", "terok:default"], "{logged:?}");
         assert_eq!(logged[3..], ["terok:floor", "terok:floor"]);
         for to in [at(WORLD4, 98), at("8.8.8.9", 99), at(WORLD6, 443)] {
-            let start = Instant::now();
             let near = dialled(to);
-            near.send(b"x").and_then(|_| near.recv(&mut [0; 8])).unwrap_err();
-            assert!(start.elapsed() < AT_ONCE, "{to}: {:?}", start.elapsed());
+            let error = near.send(b"x").and_then(|_| near.recv(&mut [0; 8])).unwrap_err();
+            assert_ne!(error.kind(), ErrorKind::WouldBlock, "{to}: no answer");
         }
         // A closed port behind a rule answers for itself.
         let near = dialled(at(WORLD4, 99));
@@ -226,7 +223,6 @@ fn flows_end_after(cut: impl FnOnce(&Filtered)) {
         // A program that only reads learns of it as well: its acknowledgement of what still comes in is what is refused.
         far.write_all(b"after").unwrap();
         near.set_read_timeout(Some(PASSES)).unwrap();
-        let start = Instant::now();
         let error = loop {
             match near.read(&mut [0; 8]) {
                 Ok(0) => panic!("{from}: closed, not reset"),
@@ -235,7 +231,6 @@ fn flows_end_after(cut: impl FnOnce(&Filtered)) {
             }
         };
         assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{from}");
-        assert!(start.elapsed() < Duration::from_secs(1), "{from}: {:?}", start.elapsed());
     }
     for (near, far, from) in udp {
         far.send_to(b"after", from).unwrap();
@@ -273,15 +268,16 @@ fn block_cuts_every_flow_at_once_also_what_came_in() {
     in_netns(|| {
         let net = filtered(&[], &[]);
         let server = TcpListener::bind(at("0.0.0.0", 8080)).unwrap();
-        let mut outside = net.far.connects(GATEWAY4, at(OWN4, 8080)).unwrap();
+        let mut outside = net.far.comes_in(GATEWAY4, at(OWN4, 8080));
         let (mut inside, _) = server.accept().unwrap();
         net.set(&block);
         outside.write_all(b"after").unwrap();
         inside.set_read_timeout(Some(DROPPED)).unwrap();
         assert_eq!(inside.read(&mut [0; 8]).unwrap_err().kind(), ErrorKind::WouldBlock);
+        inside.set_read_timeout(Some(PASSES)).unwrap();
         inside.write_all(b"after").unwrap();
         assert_eq!(inside.read(&mut [0; 8]).unwrap_err().kind(), ErrorKind::ConnectionReset);
-        net.far.connects(GATEWAY4, at(OWN4, 8080)).unwrap_err();
+        net.far.stays_out(at(GATEWAY4, 0), at(OWN4, 8080));
     });
 }
 
@@ -294,23 +290,25 @@ fn a_flow_ends_with_the_time_of_its_element_and_nobody_has_to_live_for_that() {
         let net = filtered(&[], &[]);
         let (to4, to6) = (at(WORLD4, 443), at(WORLD6, 99));
         refused(to4);
-        let second = |ip: &str, kind, port| Element {
-            ports: Some((kind, port, port)),
-            ..for_seconds(tcp(ip, ip, 0, 0), 1)
+        let open_for = |seconds| {
+            let element = |ip: &str, kind, port| Element {
+                ports: Some((kind, port, port)),
+                ..for_seconds(tcp(ip, ip, 0, 0), seconds)
+            };
+            let named4 = set("named4", Family::V4, true, vec![element(WORLD4, Transport::TCP, 443)]);
+            let named6 = set("named6", Family::V6, true, vec![element(WORLD6, Transport::UDP, 99)]);
+            net.nft.replace_sets(&[named4, named6]).unwrap();
         };
-        net.nft
-            .replace_sets(&[
-                set("named4", Family::V4, true, vec![second(WORLD4, Transport::TCP, 443)]),
-                set("named6", Family::V6, true, vec![second(WORLD6, Transport::UDP, 99)]),
-            ])
-            .unwrap();
+        open_for(600);
         let (mut near, _far, _) = reaches(&net.far.tcp(to4));
         let (near6, far6) = (dialled(to6), net.far.udp(to6));
         exchanges(&near6, &far6).unwrap();
-        far6.set_read_timeout(Some(AT_ONCE)).unwrap();
-        near6.set_read_timeout(Some(AT_ONCE)).unwrap();
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while exchanges(&near6, &far6).is_ok() {
+        open_for(1);
+        far6.set_read_timeout(Some(DROPPED)).unwrap();
+        near6.set_read_timeout(Some(DROPPED)).unwrap();
+        let deadline = Instant::now() + PASSES;
+        // Slow is not closed: that is a refusal.
+        while exchanges(&near6, &far6).map_or_else(|error| error.kind() == ErrorKind::WouldBlock, |_| true) {
             assert!(Instant::now() < deadline, "still open");
             std::thread::yield_now();
         }
@@ -329,7 +327,7 @@ fn what_the_engine_forwards_comes_in_and_neighbours_do_not() {
         let net = filtered(&[], &[]);
         let server = TcpListener::bind(at("::", 8080)).unwrap();
         for (from, to) in [(GATEWAY4, OWN4), ("192.0.2.9", OWN4), (GATEWAY6, OWN6), (WORLD6, OWN6)] {
-            let mut outside = net.far.connects(from, at(to, 8080)).unwrap_or_else(|e| panic!("{from}: {e}"));
+            let mut outside = net.far.comes_in(from, at(to, 8080));
             let (mut inside, _) = server.accept().unwrap();
             outside.write_all(b"there").unwrap();
             inside.read_exact(&mut [0; 5]).unwrap();
@@ -338,8 +336,8 @@ fn what_the_engine_forwards_comes_in_and_neighbours_do_not() {
         }
         assert_eq!(net.logged(), Vec::<String>::new());
         for (from, to) in [(NEIGHBOUR4, OWN4), (NEIGHBOUR6, OWN6)] {
-            net.far.connects(from, at(to, 8080)).unwrap_err();
-            assert_eq!(net.logged()[0], "terok:in", "{from}");
+            net.far.stays_out(at(from, 0), at(to, 8080));
+            assert_eq!(net.next_logged(), "terok:in", "{from}");
             let there = net.far.udp(at(from, 0));
             let here = udp(at(to, 5000));
             here.set_read_timeout(Some(DROPPED)).unwrap();
@@ -359,9 +357,9 @@ fn nothing_new_comes_in_where_the_containers_own_flows_leave() {
         let below = TcpListener::bind(at("::", FIRST_OWN_PORT - 1)).unwrap();
         let own = TcpListener::bind(at("::", FIRST_OWN_PORT)).unwrap();
         for (from, to) in [(GATEWAY4, OWN4), (GATEWAY6, OWN6)] {
-            net.far.connects(from, at(to, FIRST_OWN_PORT - 1)).unwrap();
+            net.far.comes_in(from, at(to, FIRST_OWN_PORT - 1));
             below.accept().unwrap();
-            net.far.connects(from, at(to, FIRST_OWN_PORT)).unwrap_err();
+            net.far.stays_out(at(from, 0), at(to, FIRST_OWN_PORT));
         }
         own.set_nonblocking(true).unwrap();
         assert_eq!(own.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
@@ -375,7 +373,7 @@ fn silent_far_end(net: &Filtered) -> OwnedFd {
         let raw = socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, tcp);
         batch(&format!("route add blackhole {OWN4}/32"));
         let raw = raw.unwrap();
-        setsockopt(&raw, sockopt::ReceiveTimeout, &TimeVal::new(2, 0)).unwrap();
+        setsockopt(&raw, sockopt::ReceiveTimeout, &TimeVal::new(20, 0)).unwrap();
         raw
     })
 }
@@ -416,7 +414,7 @@ fn a_peer_whose_rule_went_does_not_come_back_through_a_half_open_connection() {
             Flow { proto: 6, src: local.ip(), dst: WORLD4.parse().unwrap(), sport: local.port(), dport: 443 };
         assert!(conntrack::forget(&net.nft, &flow).unwrap());
         net.far.run(|| batch(&format!("route del blackhole {OWN4}/32")));
-        net.far.connects_by(at(WORLD4, 443), at(OWN4, wire)).unwrap_err();
+        net.far.stays_out(at(WORLD4, 443), at(OWN4, wire));
         near.peer_addr().unwrap_err();
     });
 }
@@ -642,7 +640,7 @@ fn a_card_that_comes_later_is_closed_until_it_has_its_chain() {
         assert!(there.recv(&mut [0; 8]).is_err(), "a frame got out");
         // Its neighbours are no better than those of the first.
         let server = TcpListener::bind(at("10.2.2.2", 8080)).unwrap();
-        far.connects("10.2.2.1", server.local_addr().unwrap()).unwrap_err();
+        far.stays_out(at("10.2.2.1", 0), server.local_addr().unwrap());
     });
 }
 

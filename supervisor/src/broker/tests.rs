@@ -3,7 +3,7 @@ use crate::audit::{Audit, LogFile, open_file};
 use crate::flows::FlowGuard;
 use crate::names::NameTable;
 use crate::parent_link::ParentLink;
-use crate::rig;
+use crate::rig::{self, PASSES};
 use crate::vault::{Errand, Fetched, Trouble, Vault};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::ServerConfig;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::rig::takes_less_than;
 use domain::base::iana::Rcode;
 use domain::base::{Message, MessageBuilder, Name as DomainName, Rtype, Ttl};
 use domain::rdata::{A, Aaaa, Cname};
@@ -22,9 +23,15 @@ pub(crate) async fn server(udp_reply: Reply, tcp_reply: Reply) -> Server {
 }
 
 pub(crate) async fn server_at(address: &str, udp_reply: Reply, tcp_reply: Reply) -> Server {
-    let socket = UdpSocket::bind(address).await.unwrap();
-    let address = socket.local_addr().unwrap();
-    let listener = TcpListener::bind(address).await.unwrap();
+    // A port that is free for UDP may be somebody's for TCP.
+    let (socket, address, listener) = loop {
+        let socket = UdpSocket::bind(address).await.unwrap();
+        let found = socket.local_addr().unwrap();
+        match TcpListener::bind(found).await {
+            Ok(listener) => break (socket, found, listener),
+            Err(error) => assert!(address.ends_with(":0"), "{found}: {error}"),
+        }
+    };
     let (udp, tcp) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
     let (udp_count, tcp_count) = (udp.clone(), tcp.clone());
     tokio::task::spawn_local(async move {
@@ -223,9 +230,10 @@ async fn ipv4_does_not_wait_long_for_ipv6() {
             Some(Rtype::A) => good(q),
             _ => Vec::new(),
         }, silent).await;
-        let start = Instant::now();
-        assert_eq!(resolved(&[server.address]).await, Ok(vec!["192.0.2.7".parse().unwrap()]));
-        assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
+        takes_less_than(Duration::from_millis(500), async || {
+            assert_eq!(resolved(&[server.address]).await, Ok(vec!["192.0.2.7".parse().unwrap()]));
+        })
+        .await;
     }
 }
 
@@ -256,7 +264,7 @@ async fn one_family_is_told_with_the_time_that_is_left() {
         let (resolver, _dir) = resolver(&[server.address]);
         let first = resolver.records(&name(), Family::V4).await.unwrap();
         assert_eq!(first.addresses, ["192.0.2.7".parse::<IpAddr>().unwrap()]);
-        assert!(first.ttl <= Duration::from_secs(60) && first.ttl > Duration::from_secs(55), "{:?}", first.ttl);
+        assert!(first.ttl <= Duration::from_secs(60) && first.ttl > Duration::from_secs(20), "{:?}", first.ttl);
         tokio::time::sleep(Duration::from_millis(20)).await;
         let second = resolver.records(&name(), Family::V4).await.unwrap();
         assert!(second.ttl < first.ttl - Duration::from_millis(15), "{:?} {:?}", first.ttl, second.ttl);

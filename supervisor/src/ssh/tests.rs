@@ -404,7 +404,7 @@ impl Server {
             .stderr(std::fs::File::create(rig.path("server.log")).unwrap())
             .spawn()
             .unwrap();
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while std::net::TcpStream::connect(("127.0.0.1", port.parse::<u16>().unwrap())).is_err() {
             let log = || std::fs::read_to_string(rig.path("server.log"));
             assert!(Instant::now() < deadline, "no server: {:?}", log());
@@ -446,7 +446,7 @@ impl Server {
             .spawn()
             .unwrap();
         let server = Server { child, port };
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while std::net::TcpStream::connect(("127.0.0.1", server.port.parse::<u16>().unwrap())).is_err() {
             let log = || std::fs::read_to_string(rig.path(&format!("{name}.log")));
             assert!(Instant::now() < deadline, "no server: {:?}", log());

@@ -208,7 +208,7 @@ impl Rig {
         let query = query(name);
         let reply = self.inside(move || {
             let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-            socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
             socket.send_to(&query, "127.0.0.1:53").unwrap();
             let mut reply = [0; 512];
             let length = socket.recv(&mut reply).unwrap();
@@ -217,23 +217,20 @@ impl Rig {
         read_reply(&reply)
     }
 
-    /// The median time from question to answer over `count` questions.
-    pub(crate) fn median_answer(&self, name: &str, count: usize) -> Duration {
+    /// The least time from question to answer over `count` questions: that of a machine which does nothing else.
+    pub(crate) fn quickest_answer(&self, name: &str, count: usize) -> Duration {
         let query = query(name);
         self.inside(move || {
             let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-            socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
             socket.connect("127.0.0.1:53").unwrap();
-            let mut times: Vec<Duration> = (0..count)
-                .map(|_| {
-                    let asked = Instant::now();
-                    socket.send(&query).unwrap();
-                    socket.recv(&mut [0; 512]).unwrap();
-                    asked.elapsed()
-                })
-                .collect();
-            times.sort_unstable();
-            times[count / 2]
+            let times = (0..count).map(|_| {
+                let asked = Instant::now();
+                socket.send(&query).unwrap();
+                socket.recv(&mut [0; 512]).unwrap();
+                asked.elapsed()
+            });
+            times.min().unwrap()
         })
     }
 
@@ -242,7 +239,7 @@ impl Rig {
         let query = query(name);
         let reply = self.inside(move || {
             let mut stream = TcpStream::connect("127.0.0.1:53").unwrap();
-            stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
             stream.write_all(&(query.len() as u16).to_be_bytes()).unwrap();
             stream.write_all(&query).unwrap();
             let mut length = [0; 2];
@@ -257,7 +254,7 @@ impl Rig {
     /// Calls a method of the control interface.
     pub(crate) fn call(&self, method: &str, parameters: Value) -> Value {
         let mut stream = UnixStream::connect(self.run_dir().join(layout::CONTROL)).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let mut call = json!({ "method": method, "parameters": parameters }).to_string().into_bytes();
         call.push(0);
         stream.write_all(&call).unwrap();
@@ -277,8 +274,11 @@ impl Rig {
         std::fs::read_to_string(self.root.path().join("state/c1").join(name)).unwrap_or_default()
     }
 
+    /// The log's lines; one that is just being written is not there yet.
     pub(crate) fn audit(&self) -> Vec<Value> {
-        self.state(layout::AUDIT).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        let text = self.state(layout::AUDIT);
+        let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        whole.map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     pub(crate) fn log(&self) -> String {
@@ -310,7 +310,7 @@ impl Drop for Rig {
         let _ = self.container.kill();
         let _ = self.container.wait();
         // The supervisor ends by itself; a test that failed must not leave one behind.
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while self.parent.try_wait().is_ok_and(|exit| exit.is_none()) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -388,7 +388,7 @@ fn spawn(fds: Vec<OwnedFd>, log: File) -> Child {
 
 /// Polls for `what` with a deadline.
 pub(crate) fn until<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         if let Some(found) = ready() {
             return found;

@@ -5,7 +5,7 @@ use super::run;
 use std::fs::File;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use terok_kernel::netlink::Socket;
 use terok_kernel::netns::NetNs;
 use terok_kernel::nflog;
@@ -34,7 +34,7 @@ pub const NEIGHBOUR4: &str = "10.1.1.7";
 pub const NEIGHBOUR6: &str = "fd01::7";
 
 /// Enough for what passes, and an end for what is dropped.
-pub const PASSES: Duration = Duration::from_secs(2);
+pub const PASSES: Duration = Duration::from_secs(20);
 pub const DROPPED: Duration = Duration::from_millis(300);
 
 /// The other end of the link.
@@ -150,6 +150,18 @@ impl Filtered {
             .unwrap();
     }
 
+    /// The first that is logged from now on, by its prefix.
+    pub fn next_logged(&self) -> String {
+        let deadline = Instant::now() + PASSES;
+        loop {
+            if let Some(first) = self.logged().into_iter().next() {
+                return first;
+            }
+            assert!(Instant::now() < deadline, "nothing was logged");
+            std::thread::yield_now();
+        }
+    }
+
     /// Prefixes of what was logged since the last call.
     pub fn logged(&self) -> Vec<String> {
         let (mut all, mut buffer) = (Vec::new(), vec![0; 1 << 16]);
@@ -179,14 +191,16 @@ impl Far {
         self.run(|| udp(address))
     }
 
-    /// Connects from `from` there to `to` here.
-    pub fn connects(&self, from: &str, to: SocketAddr) -> std::io::Result<TcpStream> {
-        self.connects_by(at(from, 0), to)
+    /// Connects from `from` there to `to` here, which must come in.
+    #[track_caller]
+    pub fn comes_in(&self, from: &str, to: SocketAddr) -> TcpStream {
+        self.run(|| connect_from(at(from, 0), to, PASSES)).unwrap_or_else(|e| panic!("{from}: {e}"))
     }
 
-    /// Connects from an address and port there to `to` here.
-    pub fn connects_by(&self, from: SocketAddr, to: SocketAddr) -> std::io::Result<TcpStream> {
-        self.run(|| connect_from(from, to, DROPPED))
+    /// Tries to connect from an address and port there to `to` here, which must not come in.
+    #[track_caller]
+    pub fn stays_out(&self, from: SocketAddr, to: SocketAddr) {
+        self.run(|| connect_from(from, to, DROPPED)).expect_err("it came in");
     }
 }
 
@@ -214,7 +228,7 @@ fn connect_from(from: SocketAddr, to: SocketAddr, within: Duration) -> std::io::
     let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let socket = nix::sys::socket::socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     // The time a connect may take is that of sending.
-    let limit = nix::sys::time::TimeVal::new(0, within.subsec_micros().into());
+    let limit = nix::sys::time::TimeVal::new(within.as_secs() as i64, within.subsec_micros().into());
     setsockopt(&socket, sockopt::SendTimeout, &limit)?;
     bind(socket.as_raw_fd(), &SockaddrStorage::from(from))?;
     connect(socket.as_raw_fd(), &SockaddrStorage::from(to))?;

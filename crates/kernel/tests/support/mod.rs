@@ -46,6 +46,16 @@ fn again(test: Option<&str>) {
 
 pub use terok_need::missing;
 
+/// Segments of TCP that this thread's namespace had to send a second time: none where a refusal comes at once, on a machine
+/// of any speed.
+pub fn sent_again() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap();
+    let mut rows = text.lines().filter(|line| line.starts_with("Tcp:")).map(str::split_whitespace);
+    let (names, numbers) = (rows.next().unwrap(), rows.next().unwrap());
+    let (_, number) = names.zip(numbers).find(|(name, _)| *name == "RetransSegs").unwrap();
+    number.parse().unwrap()
+}
+
 /// Whether `program` is installed; says so if not.
 pub fn has(program: &str) -> bool {
     terok_need::starts(program, program, &["-V"])

@@ -61,7 +61,7 @@ async fn raw(rig: &Rig, request: String) -> Vec<u8> {
     client.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     // What is cut off may end in a reset.
-    let _ = timeout(Duration::from_secs(10), client.read_to_end(&mut answer)).await.unwrap();
+    let _ = timeout(PASSES, client.read_to_end(&mut answer)).await.unwrap();
     answer
 }
 

@@ -60,7 +60,7 @@ async fn a_refused_request_with_a_large_body_is_answered_before_its_connection_e
             client.write_all(&[b'x'; 50_000]).await.unwrap();
         }
         let mut answer = String::new();
-        timeout(Duration::from_secs(5), client.read_to_string(&mut answer)).await.unwrap().unwrap();
+        timeout(PASSES, client.read_to_string(&mut answer)).await.unwrap().unwrap();
         assert!(answer.starts_with("HTTP/1.1 401") && answer.ends_with("}}"), "{answer}");
     }
 }
@@ -72,7 +72,7 @@ async fn a_refused_request_whose_client_sends_nothing_is_answered_all_the_same()
         let mut client = rig.base().await;
         client.write_all(refused(&rig, 5).as_bytes()).await.unwrap();
         let mut answer = String::new();
-        timeout(Duration::from_secs(5), client.read_to_string(&mut answer)).await.unwrap().unwrap();
+        timeout(PASSES, client.read_to_string(&mut answer)).await.unwrap().unwrap();
         assert!(answer.starts_with("HTTP/1.1 401") && answer.ends_with("}}"), "{answer}");
     }
 }
@@ -90,7 +90,7 @@ async fn an_upstream_that_cannot_be_reached_leaves_the_connection_good_too() {
             client.write_all(b"some body").await.unwrap();
             let mut text = String::new();
             while !text.ends_with("}}") {
-                let length = timeout(Duration::from_secs(5), client.read(&mut buffer)).await.unwrap().unwrap();
+                let length = timeout(PASSES, client.read(&mut buffer)).await.unwrap().unwrap();
                 assert_ne!(length, 0, "{text}");
                 text += std::str::from_utf8(&buffer[..length]).unwrap();
             }
@@ -158,7 +158,7 @@ async fn an_answer_may_take_as_long_as_it_takes() {
         pass(HOUR).await;
         more.notify_one();
         let mut rest = String::new();
-        timeout(Duration::from_secs(5), client.read_to_string(&mut rest)).await.unwrap().unwrap();
+        timeout(PASSES, client.read_to_string(&mut rest)).await.unwrap().unwrap();
         assert_eq!(rest, "5678");
     }
 }
@@ -211,7 +211,7 @@ async fn answered(rig: &Rig, came: &Cell<usize>) -> TcpStream {
     client.write_all(b"fi").await.unwrap();
     let mut answer = Vec::new();
     while !answer.ends_with(b"soon") {
-        answer.push(timeout(Duration::from_secs(5), client.read_u8()).await.unwrap().unwrap());
+        answer.push(timeout(PASSES, client.read_u8()).await.unwrap().unwrap());
     }
     client.write_all(b"rst").await.unwrap();
     until(|| came.get() == 5).await;
@@ -222,7 +222,7 @@ async fn answered(rig: &Rig, came: &Cell<usize>) -> TcpStream {
 pub(super) async fn until(holds: impl Fn() -> bool) {
     let start = Instant::now();
     while !holds() {
-        assert!(start.elapsed() < Duration::from_secs(5));
+        assert!(start.elapsed() < PASSES);
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }

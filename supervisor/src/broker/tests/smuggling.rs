@@ -7,7 +7,7 @@ async fn sent(rig: &Rig, bytes: &[u8]) -> String {
     let mut client = rig.base().await;
     client.write_all(bytes).await.unwrap();
     let mut answer = Vec::new();
-    let _ = timeout(Duration::from_secs(10), client.read_to_end(&mut answer)).await.unwrap();
+    let _ = timeout(PASSES, client.read_to_end(&mut answer)).await.unwrap();
     String::from_utf8_lossy(&answer).into_owned()
 }
 
@@ -87,7 +87,7 @@ async fn pipelined_requests_are_answered_in_order_and_each_is_judged() {
         client.write_all(all.as_bytes()).await.unwrap();
         let (mut answer, mut buffer) = (String::new(), [0; 4096]);
         while answer.matches("HTTP/1.1 ").count() < 3 || !answer.ends_with("fine") {
-            let length = timeout(Duration::from_secs(5), client.read(&mut buffer)).await.unwrap().unwrap();
+            let length = timeout(PASSES, client.read(&mut buffer)).await.unwrap().unwrap();
             assert_ne!(length, 0, "{answer}");
             answer += std::str::from_utf8(&buffer[..length]).unwrap();
         }

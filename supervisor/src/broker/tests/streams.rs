@@ -8,7 +8,7 @@ async fn until(client: &mut TcpStream, end: &str) -> String {
     let mut text = String::new();
     let mut buffer = [0; 4096];
     while !text.contains(end) {
-        let length = timeout(Duration::from_secs(5), client.read(&mut buffer)).await.expect(&text).unwrap();
+        let length = timeout(PASSES, client.read(&mut buffer)).await.expect(&text).unwrap();
         assert_ne!(length, 0, "{text}");
         text += &String::from_utf8_lossy(&buffer[..length]);
     }
@@ -38,7 +38,7 @@ async fn events(rig: &Rig) -> Rc<Cell<bool>> {
 async fn gone(flag: &Cell<bool>) {
     let start = Instant::now();
     while !flag.get() {
-        assert!(start.elapsed() < Duration::from_secs(5));
+        assert!(start.elapsed() < PASSES);
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
@@ -104,7 +104,7 @@ async fn a_stream_is_cut_by_block_by_a_deny_and_by_a_revocation() {
             }
             gone(&flag).await;
             let mut rest = Vec::new();
-            let _ = timeout(Duration::from_secs(5), client.read_to_end(&mut rest)).await.unwrap();
+            let _ = timeout(PASSES, client.read_to_end(&mut rest)).await.unwrap();
             assert_eq!(rig.lines(1).await[0]["action"], "cut");
         }
     }
@@ -194,17 +194,17 @@ async fn large_bodies_pass_octet_for_octet_and_wait_for_who_is_slow() {
     local! {
         const SIZE: usize = 48 << 20;
         let rig = Rig::new();
-        let taken = Rc::new(Cell::new(0usize));
-        let counted = taken.clone();
+        let (taken, word) = (Rc::new(Cell::new(0usize)), Rc::new(tokio::sync::Notify::new()));
+        let (counted, told) = (taken.clone(), word.clone());
         rig.upstream(move |mut stream| {
-            let taken = counted.clone();
+            let (taken, told) = (counted.clone(), told.clone());
             async move {
                 let mut head = Vec::new();
                 while !head.ends_with(b"\r\n\r\n") {
                     head.push(stream.read_u8().await.unwrap());
                 }
-                // Nothing is taken for a while: what is on its way must be bounded.
-                tokio::time::sleep(Duration::from_millis(300)).await;
+                // Nothing is taken until then: what is on its way must be bounded.
+                told.notified().await;
                 stream.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n").as_bytes()).await.unwrap();
                 let mut buffer = vec![0; 64 << 10];
                 while taken.get() < SIZE {
@@ -232,8 +232,9 @@ async fn large_bodies_pass_octet_for_octet_and_wait_for_who_is_slow() {
         tokio::time::sleep(Duration::from_millis(250)).await;
         // Socket buffers of both connections, and the broker's own.
         assert!(sent.get() < SIZE / 2, "{}", sent.get());
+        word.notify_one();
         let mut answer = Vec::new();
-        timeout(Duration::from_secs(60), from.read_to_end(&mut answer)).await.unwrap().unwrap();
+        timeout(10 * PASSES, from.read_to_end(&mut answer)).await.unwrap().unwrap();
         let body = answer.split_off(answer.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4);
         assert_eq!(body.len(), SIZE);
         assert!(body.iter().enumerate().all(|(n, b)| *b == ((n % 65_536) % 251) as u8));
@@ -297,6 +298,6 @@ async fn a_client_that_leaves_while_a_change_of_the_protocol_is_awaited_ends_the
         gone(&arrived).await;
         drop(client);
         gone(&flag).await;
-        assert_eq!(rig.broker.open.get(), 0);
+        super::ends::until(|| rig.broker.open.get() == 0).await;
     }
 }

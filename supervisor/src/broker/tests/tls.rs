@@ -226,7 +226,7 @@ async fn a_client_that_resets_what_it_asks_for_again_and_again_is_put_off() {
         }
         let _ = stream.write_all(&sent).await;
         let mut got = Vec::new();
-        let _ = timeout(Duration::from_secs(5), stream.read_to_end(&mut got)).await.unwrap();
+        let _ = timeout(PASSES, stream.read_to_end(&mut got)).await.unwrap();
         let (mut rest, mut calm) = (&got[..], false);
         while let [a, b, c, kind, _, _, _, _, _, behind @ ..] = rest {
             let (payload, next) = behind.split_at(u32::from_be_bytes([0, *a, *b, *c]) as usize);
@@ -270,7 +270,7 @@ async fn an_http2_connection_that_nobody_uses_ends_with_its_last_answer() {
         until(|| rig.broker.pool.lines() == 0).await;
         assert_eq!(ended.get(), 0);
         more.notify_one();
-        assert_eq!(timeout(Duration::from_secs(5), asked).await.unwrap().unwrap().1, "late");
+        assert_eq!(timeout(PASSES, asked).await.unwrap().unwrap().1, "late");
         until(|| ended.get() == 1).await;
     }
 }

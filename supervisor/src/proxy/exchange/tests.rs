@@ -1,6 +1,7 @@
 use super::super::hello::tests::client_hello;
 use super::super::relay::tests::{local, pair};
 use super::*;
+use crate::rig::PASSES;
 use std::time::Duration;
 use terok_policy::judge::Reason;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -30,13 +31,13 @@ async fn exchange_on(port: u16) -> Exchange {
 
 async fn text(from: &mut TcpStream, length: usize) -> String {
     let mut bytes = vec![0; length];
-    timeout(Duration::from_secs(5), from.read_exact(&mut bytes)).await.unwrap().unwrap();
+    timeout(PASSES, from.read_exact(&mut bytes)).await.unwrap().unwrap();
     String::from_utf8(bytes).unwrap()
 }
 
 async fn is_reset(stream: &mut TcpStream) -> bool {
     let mut bytes = Vec::new();
-    let end = timeout(Duration::from_secs(1), stream.read_to_end(&mut bytes)).await.unwrap();
+    let end = timeout(PASSES, stream.read_to_end(&mut bytes)).await.unwrap();
     end.is_err_and(|e| e.kind() == io::ErrorKind::ConnectionReset)
 }
 
@@ -267,11 +268,17 @@ async fn openssl_gets_through_with_and_without_a_second_hello() {
         assert!(made.wait().unwrap().success());
         // The first group is the one a client sends a share of: P-521 makes the server ask again.
         for (version, group) in [("-tls1_3", "X25519"), ("-tls1_3", "P-521"), ("-tls1_2", "X25519:P-256")] {
-            let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
             let mut server = openssl(&[
-                "s_server", "-accept", &format!("127.0.0.1:{port}"), "-key", &key, "-cert", &cert, "-groups", group,
-                "-rev", "-quiet",
+                "s_server", "-accept", "127.0.0.1:0", "-key", &key, "-cert", &cert, "-groups", group, "-rev",
             ]).unwrap();
+            let mut said = std::io::BufReader::new(server.stdout.take().unwrap());
+            let address = loop {
+                let mut line = String::new();
+                assert_ne!(std::io::BufRead::read_line(&mut said, &mut line).unwrap(), 0, "no server");
+                if let Some(address) = line.trim().strip_prefix("ACCEPT ") {
+                    break address.to_owned();
+                }
+            };
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             let proxy = listener.local_addr().unwrap().to_string();
             let mut client = openssl(&[
@@ -279,12 +286,7 @@ async fn openssl_gets_through_with_and_without_a_second_hello() {
                 "-quiet", "-no_ign_eof",
             ]).unwrap();
             let (client_side, _) = listener.accept().await.unwrap();
-            let upstream = loop {
-                match TcpStream::connect(format!("127.0.0.1:{port}")).await {
-                    Ok(stream) => break stream,
-                    Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
-                }
-            };
+            let upstream = TcpStream::connect(&address).await.unwrap();
             let served = tokio::task::spawn_local(async move {
                 let relay = Relay::new(super::super::relay::PIPES);
                 let (client, upstream) = (Socket::new(client_side), Socket::new(upstream));
@@ -298,7 +300,7 @@ async fn openssl_gets_through_with_and_without_a_second_hello() {
                 let mut answer = [0; 5];
                 std::io::Read::read_exact(&mut answers, &mut answer).map(|()| answer)
             });
-            let answer = timeout(Duration::from_secs(5), answer).await;
+            let answer = timeout(PASSES, answer).await;
             let _ = (client.kill(), client.wait(), server.kill(), server.wait());
             assert_eq!(&answer.unwrap().unwrap().unwrap(), b"olleh", "{version} {group}");
             served.abort();

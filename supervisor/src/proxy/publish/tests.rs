@@ -1,6 +1,7 @@
 use super::super::relay::tests::local;
 use super::super::tests::{Rig, assert_reset};
 use super::*;
+use crate::rig::PASSES;
 use std::rc::Rc;
 use terok_policy::live::Live;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -37,16 +38,20 @@ impl Port {
 
     async fn connect(&self) -> (TcpStream, TcpStream) {
         let client = TcpStream::connect(self.host).await.unwrap();
-        let (server, _) = timeout(Duration::from_secs(5), self.program.accept()).await.unwrap().unwrap();
+        let (server, _) = timeout(PASSES, self.program.accept()).await.unwrap().unwrap();
         (client, server)
     }
 
     async fn free(&self, count: usize) {
-        let start = Instant::now();
-        while self.insides.free.borrow().len() != count {
-            assert!(start.elapsed() < Duration::from_secs(5), "{}", self.insides.free.borrow().len());
-            sleep(Duration::from_millis(1)).await;
-        }
+        until_free(&self.insides, count).await;
+    }
+}
+
+async fn until_free(insides: &Insides, count: usize) {
+    let start = Instant::now();
+    while insides.free.borrow().len() != count {
+        assert!(start.elapsed() < PASSES, "{}", insides.free.borrow().len());
+        sleep(Duration::from_millis(1)).await;
     }
 }
 
@@ -126,7 +131,7 @@ async fn without_a_free_socket_connections_wait_in_the_backlog() {
             assert_eq!((port.insides.pending.get(), port.rig.context.flows.open()), (0, 3));
             for n in 0..20 {
                 drop(served.remove(0));
-                let accepted = timeout(Duration::from_secs(5), port.program.accept()).await;
+                let accepted = timeout(PASSES, port.program.accept()).await;
                 let (mut server, _) = accepted.unwrap().unwrap();
                 assert_eq!(server.read_u8().await.unwrap(), n);
                 served.push((waiting.remove(0), server));
@@ -140,11 +145,16 @@ async fn a_port_that_nobody_listens_on_inside_is_a_reset() {
     local! {
         for ipv6 in [false, true] {
             let Port { rig, insides, host, program } = Port::new("127.0.0.1:0", 4, ipv6).await;
+            let port = program.local_addr().unwrap();
             drop(program);
+            // Bound, so that nobody else listens there.
+            let held = tokio::net::TcpSocket::new_v4().unwrap();
+            held.set_reuseaddr(true).unwrap();
+            held.bind(port).unwrap();
             assert_reset(&mut TcpStream::connect(host).await.unwrap()).await;
             let lines = rig.lines(1).await;
             assert_eq!((&lines[0]["action"], &lines[0]["reason"]), (&"refuse".into(), &"unreachable".into()));
-            assert_eq!(insides.free.borrow().len(), 4);
+            until_free(&insides, 4).await;
         }
     }
 }

@@ -28,7 +28,7 @@ async fn on_no_port_of_a_brokered_host_do_tls_or_http_pass_the_broker() {
             client.write_all(bytes).await.unwrap();
             assert_reset(&mut client).await;
             let mut got = Vec::new();
-            let _ = timeout(Duration::from_secs(5), server.read_to_end(&mut got)).await.unwrap();
+            let _ = timeout(PASSES, server.read_to_end(&mut got)).await.unwrap();
             assert!(got.is_empty(), "{port} {got:?}");
         }
         assert!(rig.lines(0).await.iter().any(|l| l["kind"] == "http" && l["detail"]["what"].as_str().unwrap().contains("brokered")));

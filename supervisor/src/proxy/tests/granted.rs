@@ -53,7 +53,7 @@ impl Rig {
         let mut client = self.connect(target.host, target.port).await;
         client.write_all(request.as_bytes()).await?;
         let mut answer = String::new();
-        timeout(Duration::from_secs(5), client.read_to_string(&mut answer)).await.unwrap()?;
+        timeout(PASSES, client.read_to_string(&mut answer)).await.unwrap()?;
         Ok(answer)
     }
 }
@@ -115,7 +115,7 @@ async fn a_brokered_host_is_spoken_to_by_the_broker_alone() {
         client.write_all(&client_hello(Some("api.example"), 1 << 14)).await.unwrap();
         // A server's handshake without anybody having been dialled: the broker's own certificate.
         let mut record = [0; 1];
-        timeout(Duration::from_secs(5), client.read_exact(&mut record)).await.unwrap().unwrap();
+        timeout(PASSES, client.read_exact(&mut record)).await.unwrap().unwrap();
         assert!(matches!(record, [0x16 | 0x15]), "{record:?}");
         let lines = rig.lines(1).await;
         assert_eq!((&lines[0]["action"], &lines[0]["detail"]["proto"]), (&"allow".into(), &"broker".into()), "{lines:?}");

@@ -8,6 +8,9 @@ use terok_policy::control::Scope;
 use terok_policy::rule::Rule;
 use tokio::sync::broadcast::Receiver;
 
+/// Seconds that no connection waits for here.
+const LONG: u32 = 10 * PASSES.as_secs() as u32;
+
 /// An operator who listens, and a network where every name answers.
 struct Held {
     rig: Rig,
@@ -28,7 +31,7 @@ impl Held {
     /// The next line of kind and action, as the operator sees it.
     async fn event(&mut self, kind: &str, action: &str) -> serde_json::Value {
         loop {
-            let line = timeout(Duration::from_secs(5), self.events.recv()).await.unwrap().unwrap();
+            let line = timeout(PASSES, self.events.recv()).await.unwrap().unwrap();
             let line: serde_json::Value = serde_json::from_str(&line).unwrap();
             if line["kind"] == kind && line["action"] == action {
                 return line;
@@ -39,7 +42,7 @@ impl Held {
     async fn waits(&self, connections: u64) {
         let start = Instant::now();
         while self.rig.context.hold.waiting().iter().map(|w| w.connections).sum::<u64>() != connections {
-            assert!(start.elapsed() < Duration::from_secs(5), "{:?}", self.rig.context.hold.waiting());
+            assert!(start.elapsed() < PASSES, "{:?}", self.rig.context.hold.waiting());
             tokio::task::yield_now().await;
         }
     }
@@ -52,7 +55,7 @@ fn rule(text: &str) -> Rule {
 #[tokio::test(flavor = "current_thread")]
 async fn connections_to_one_target_wait_for_one_verdict_and_nothing_is_dialled_before() {
     local! {
-        let mut held = Held::new(30).await;
+        let mut held = Held::new(LONG).await;
         let mut clients = Vec::new();
         for _ in 0..2 {
             clients.push(held.rig.connect(name("new.example"), 25).await);
@@ -89,7 +92,7 @@ async fn a_connection_that_was_allowed_once_outlives_changes_but_no_deny_and_no_
             (Live { deny: vec![rule("new.example:25")], ..Live::default() }, true),
             (Live { state: Some(terok_policy::Shield::Block), ..Live::default() }, true),
         ] {
-            let held = Held::new(30).await;
+            let held = Held::new(LONG).await;
             let mut client = held.rig.connect(name("new.example"), 25).await;
             held.waits(1).await;
             held.operator.verdict(1, true, Scope::Once, 0).await.unwrap();
@@ -110,7 +113,7 @@ async fn a_connection_that_was_allowed_once_outlives_changes_but_no_deny_and_no_
 #[tokio::test(flavor = "current_thread")]
 async fn always_is_a_rule_that_lasts() {
     local! {
-        let mut held = Held::new(30).await;
+        let mut held = Held::new(LONG).await;
         let _client = held.rig.connect(name("new.example"), 25).await;
         held.waits(1).await;
         let (applied, _) = held.operator.verdict(1, true, Scope::Always, 0).await.unwrap();
@@ -133,7 +136,7 @@ async fn always_is_a_rule_that_lasts() {
 #[tokio::test(flavor = "current_thread")]
 async fn a_denied_connection_is_reset_and_so_is_one_that_a_change_denies_meanwhile() {
     local! {
-        let mut held = Held::new(30).await;
+        let mut held = Held::new(LONG).await;
         let mut client = held.rig.connect(name("new.example"), 25).await;
         held.waits(1).await;
         held.operator.verdict(1, false, Scope::Once, 7).await.unwrap();
@@ -157,7 +160,7 @@ async fn what_nobody_answers_is_refused_in_time() {
         let mut held = Held::new(1).await;
         let start = Instant::now();
         let mut client = held.rig.connect(name("new.example"), 25).await;
-        let read = timeout(Duration::from_secs(3), client.read(&mut [0])).await.unwrap();
+        let read = timeout(PASSES, client.read(&mut [0])).await.unwrap();
         assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
         assert!(start.elapsed() >= Duration::from_secs(1));
         assert_eq!(held.event("verdict", "timeout").await["detail"]["id"], 1);
@@ -169,11 +172,9 @@ async fn what_nobody_answers_is_refused_in_time() {
 #[tokio::test(flavor = "current_thread")]
 async fn without_anybody_who_listens_nothing_waits() {
     local! {
-        let Held { rig, events, .. } = Held::new(30).await;
+        let Held { rig, events, .. } = Held::new(LONG).await;
         drop(events);
-        let start = Instant::now();
         assert_reset(&mut rig.connect(name("new.example"), 25).await).await;
-        assert!(start.elapsed() < Duration::from_millis(50), "{:?}", start.elapsed());
         assert_eq!(rig.lines(1).await[0]["reason"], "unlisted");
     }
 }
@@ -181,7 +182,7 @@ async fn without_anybody_who_listens_nothing_waits() {
 #[tokio::test(flavor = "current_thread")]
 async fn the_floor_denied_names_and_the_hosts_own_ports_never_wait() {
     local! {
-        let held = Held::new(30).await;
+        let held = Held::new(LONG).await;
         held.rig.context.set_live(Live { deny: vec![rule("bad.example:25")], ..Live::default() });
         let literal = |ip: [u8; 4]| Host::Literal(IpAddr::from(ip));
         let probe = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
@@ -212,7 +213,7 @@ async fn the_floor_denied_names_and_the_hosts_own_ports_never_wait() {
 #[tokio::test(flavor = "current_thread")]
 async fn a_client_that_hangs_up_leaves_its_place_even_after_it_has_spoken() {
     local! {
-        let mut held = Held::new(30).await;
+        let mut held = Held::new(LONG).await;
         let mut client = held.rig.connect(name("new.example"), 443).await;
         client.write_all(&client_hello(Some("new.example"), 9999)).await.unwrap();
         held.waits(1).await;
@@ -230,7 +231,7 @@ async fn a_client_that_hangs_up_leaves_its_place_even_after_it_has_spoken() {
 #[tokio::test(flavor = "current_thread")]
 async fn connections_beyond_those_that_may_wait_are_refused_at_once() {
     local! {
-        let mut held = Held::new(30).await;
+        let mut held = Held::new(LONG).await;
         // A quarter of the rig's eight.
         let _waiting = [held.rig.connect(name("a.example"), 25).await, held.rig.connect(name("b.example"), 25).await];
         held.waits(2).await;
@@ -242,7 +243,7 @@ async fn connections_beyond_those_that_may_wait_are_refused_at_once() {
 #[tokio::test(flavor = "current_thread")]
 async fn an_allowed_connection_is_held_to_its_name_all_the_same() {
     local! {
-        let mut held = Held::new(30).await;
+        let mut held = Held::new(LONG).await;
         let mut client = held.rig.connect(name("new.example"), 443).await;
         client.write_all(&client_hello(Some("evil.example"), 9999)).await.unwrap();
         held.waits(1).await;

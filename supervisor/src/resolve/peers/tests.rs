@@ -1,5 +1,6 @@
 use super::super::tests::{error, local_set, server, server_at, silent};
 use super::*;
+use crate::rig::{PASSES, takes_less_than};
 use domain::base::{MessageBuilder, Name as DomainName, Rtype, Ttl};
 use domain::rdata::A;
 
@@ -37,9 +38,7 @@ async fn the_server_that_knows_the_name_is_heard_at_once_whatever_the_others_do(
         let second = server_at(&at(2), silent, silent).await;
         let third = server_at(&at(3), |q| vec![db(q, 3)], silent).await;
         let (peers, _) = peers(&[first.address, second.address, third.address]).await;
-        let start = Instant::now();
-        assert_eq!(peers.addresses(&name()).await, found(3));
-        assert!(start.elapsed() < ROUND / 2, "{:?}", start.elapsed());
+        takes_less_than(ROUND / 2, async || assert_eq!(peers.addresses(&name()).await, found(3))).await;
         assert!(peers.asked.borrow().is_empty());
     }
 }
@@ -63,7 +62,12 @@ async fn a_name_nobody_knows_is_unknown_and_a_silent_server_is_an_error() {
         assert_eq!(knowing.addresses(&name()).await, Ok(None));
         let (both, _) = peers(&[first.address, second.address]).await;
         assert_eq!(both.addresses(&name()).await, Err(NoAnswer(second.address)));
-        assert_eq!(second.udp.get(), 4, "two families, twice");
+        // Two families, twice: the last of them may be on its way still.
+        let start = Instant::now();
+        while second.udp.get() < 4 {
+            assert!(start.elapsed() < PASSES, "{}", second.udp.get());
+            sleep(Duration::from_millis(1)).await;
+        }
     }
 }
 
