@@ -254,7 +254,7 @@ pub(crate) fn uninstall(host: &Host, place: &Place, removed: &Removed) -> anyhow
     let mut removals = Vec::new();
     for engine in Engine::ALL.into_iter().filter(concerns) {
         // What cannot be read is no default of terok's.
-        let before = engine.registered(&target).unwrap_or(Registered::No);
+        let before = engine.known(&machine, &target).unwrap_or(Registered::No);
         removals.push((engine, before, engine.unregister(&target)?));
     }
     // Where terok was not, nobody has to forget it.

@@ -137,7 +137,7 @@ fn flag_in_the_way(host: &Host, default: bool) -> Option<&'static str> {
 pub(super) fn hidden(host: &Host, target: &Target, registered: Registered) -> Option<Hidden> {
     let info = info(&host.at(SOCKET))?;
     let knows = info.get("Runtimes")?.get(layout::ENGINE_RUNTIME).is_some();
-    let is_default = info.get("DefaultRuntime").is_some_and(|name| name == layout::ENGINE_RUNTIME);
+    let is_default = has_default(&info);
     let what = format!("docker has not read {FILE} since it was told of terok");
     let reload = |finding: Finding| Hidden { finding, reload_mends: true };
     match registered {
@@ -166,6 +166,16 @@ pub(super) fn hidden(host: &Host, target: &Target, registered: Registered) -> Op
         }),
         _ => Some(reload(Finding::warn("shim", what, format!("run: {RELOAD}")))),
     }
+}
+
+/// Whether the running daemon's default is terok, whatever its file says by now.
+pub(super) fn keeps_default(host: &Host, target: &Target) -> bool {
+    let entry = read(target).ok().flatten().and_then(|(_, json)| json.get(&ENTRY));
+    entry.is_none_or(|entry| is_ours(&entry)) && info(&host.at(SOCKET)).is_some_and(|info| has_default(&info))
+}
+
+fn has_default(info: &Value) -> bool {
+    info.get("DefaultRuntime").is_some_and(|name| name == layout::ENGINE_RUNTIME)
 }
 
 /// `GET /info` of Docker's API. With HTTP/1.0 the answer is not in pieces and ends with the connection, so that a parser of heads
@@ -374,7 +384,7 @@ mod tests {
         assert_eq!(unread(), None, "none runs");
         std::fs::create_dir_all(host.at("/run")).unwrap();
         let socket = std::os::unix::net::UnixListener::bind(host.at(SOCKET)).unwrap();
-        let says = |runtimes: &str, default: &str| {
+        let while_it_says = |runtimes: &str, default: &str, ask: &dyn Fn() -> Option<Finding>| {
             let answer = format!(
                 "HTTP/1.0 200 OK\r\nServer: x\r\n\r\n{{\"Runtimes\":{runtimes},\"DefaultRuntime\":{default:?}}}\n"
             );
@@ -385,8 +395,17 @@ mod tests {
                     assert!(stream.read(&mut question).unwrap() > 0);
                     stream.write_all(answer.as_bytes()).unwrap();
                 });
-                unread()
+                ask()
             })
+        };
+        let says = |runtimes: &str, default: &str| while_it_says(runtimes, default, &unread);
+        let known = |default: &str| {
+            let found = std::cell::Cell::new(Registered::No);
+            while_it_says("{}", default, &|| {
+                found.set(Engine::Docker.known(&host, &target).unwrap());
+                None
+            });
+            found.get()
         };
         assert_eq!(says("{\"terok\":{},\"runc\":{}}", "terok"), None);
         for (runtimes, default) in [("{\"runc\":{}}", "runc"), ("{\"terok\":{}}", "runc")] {
@@ -401,8 +420,10 @@ mod tests {
             let found = says(runtimes, default).unwrap();
             assert!(found.level == Level::Warn && found.remedy.ends_with(remedy), "{found:?}");
         }
+        assert_eq!((known("runc"), known("terok")), (Registered::Named, Registered::Default));
         let both = "{\"terok\":{},\"crun\":{}}";
         take_away(&host);
+        assert_eq!((known("runc"), known("terok")), (Registered::No, Registered::Default));
         assert_eq!(says(both, "runc"), None, "a file that names no runtimes makes it forget none");
         tests_file(&host, FILE, "{\"runtimes\": {\"crun\": {\"path\": \"/usr/bin/crun\"}}}");
         assert!(says(both, "runc").unwrap().what.contains("keeps the runtime terok"));
@@ -410,6 +431,7 @@ mod tests {
         assert_eq!(says("{\"crun\":{}}", "runc"), None);
         tests_file(&host, FILE, "{\"runtimes\": {\"terok\": {\"path\": \"/opt/terok\"}}}");
         assert_eq!(says(both, "runc"), None, "that one is somebody else's");
+        assert_eq!(Engine::Docker.known(&host, &target).unwrap(), Registered::No);
     }
 
     #[test]

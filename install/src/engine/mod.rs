@@ -1,4 +1,5 @@
-//! Engines that call the shim as one of their runtimes: what each is told, one file an engine. Nobody but `doctor` talks to one.
+//! Engines that call the shim as one of their runtimes: what each is told, one file an engine. Of the daemons
+//! Docker's alone is asked what it knows.
 //!
 //! An engine knows the shim as [`layout::ENGINE_RUNTIME`]; behind that name is a link that says which runtime the shim stands before.
 
@@ -77,6 +78,17 @@ impl Engine {
             Engine::Docker => docker::registered(target),
             Engine::Containerd => containerd::registered(target),
         }
+    }
+
+    /// What the engine knows of terok before it is to forget it: what its files at `target` say, and a default that the daemon of `host`
+    /// keeps whatever they say by now.
+    ///
+    /// # Errors
+    /// Files that cannot be read or understood.
+    pub fn known(self, host: &Host, target: &Target) -> Result<Registered, SetupError> {
+        let registered = self.registered(target)?;
+        let kept = self == Engine::Docker && !self.is_anothers(target) && docker::keeps_default(host, target);
+        Ok(if kept { Registered::Default } else { registered })
     }
 
     /// The steps that tell the engine of the shim at `target`, which must be there by then. `default`: for every container that
