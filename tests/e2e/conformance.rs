@@ -23,7 +23,7 @@ const OTHERWISE: [(&str, &str); 5] = [
 type Outcomes = BTreeMap<String, (String, String)>;
 
 fn outcomes(runtime: &str, annotations: &[&str]) -> Outcomes {
-    let mut words = vec!["300", "python3", "/run/lab/scripts/conformance.py", TESTS, runtime];
+    let mut words = vec!["1800", "python3", "/run/lab/scripts/conformance.py", TESTS, runtime];
     words.extend(annotations);
     let said = Mode::Rootful.run("timeout", &words).succeeded();
     // Tests print as well.

@@ -118,7 +118,7 @@ fn it_is_protected_again_when_its_task_is_started_again() {
     is_protected(&container, &site.name);
     // What was said lasts.
     is_refused(&container, &other.name);
-    assert_eq!(container.supervisors().len(), 2);
+    container.served_by();
     let audit = terok(&container, &["audit"]);
     assert!(audit.contains(&site.name) && audit.contains(&other.name), "{audit}");
     let listed = Mode::Rootful.terok(&["ps"]).succeeded();
@@ -131,14 +131,14 @@ fn the_daemon_may_go_and_come() {
     let Some(_lab) = Lab::alone().filter(|_| Engine::Containerd.starts()) else { return };
     let site = site();
     let container = Recipe::containerd(&site.name).idle();
-    let (first, supervisors) = (container.pid(), container.supervisors());
+    let (first, supervisors) = (container.pid(), container.served_by());
     Engine::Containerd.stop();
     let step = format!("http {0} 80 {0} /kept", site.name);
     let (net, root) = (format!("--net=/proc/{first}/ns/net"), format!("--root=/proc/{first}/root"));
     let kept = Mode::Rootful.run("nsenter", &[&net, &root, PROBE, &step]).stdout;
     Engine::Containerd.restart();
     assert!(kept.contains("\"status\":200"), "it lost its network with the daemon: {kept}");
-    assert_eq!((container.pid(), container.supervisors()), (first, supervisors));
+    assert_eq!((container.pid(), container.served_by()), (first, supervisors));
     is_protected(&container, &site.name);
     started_again(&container);
     is_protected(&container, &site.name);

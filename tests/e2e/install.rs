@@ -85,7 +85,7 @@ both_modes! {
         } else {
             assert!(ended.stderr.contains("terok") || ended.stderr.contains("image"), "{}", ended.stderr);
         }
-        assert!(container.supervisors().is_empty());
+        container.is_left_alone();
         drop(container);
         mode.podman(&["rmi", "--force", &image]).succeeded();
     }

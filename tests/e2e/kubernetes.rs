@@ -5,7 +5,8 @@ use std::path::Path;
 use terok_policy::layout;
 use terok_tests::kubernetes::{KubePod, Member, MemberRecipe, PodRecipe, kubelet, kubelet_restart};
 use terok_tests::{
-    Ended, Lab, Mode, Service, bad_addresses, eventually, headers, host_port, on_the_host, seen_at, site,
+    Ended, Lab, Mode, Service, bad_addresses, eventually, headers, host_port, kill, on_the_host, seen_at,
+    set_up, site,
 };
 
 const INSTALL: &str = include_str!("../../install/kubernetes/install.yaml");
@@ -86,7 +87,7 @@ fn nothing_is_left_of_a_pod_that_ended_even_if_its_sandbox_died_first() {
         let (one, two) = (pod.container(), pod.container());
         is_protected(&one, &site.name);
         if killed {
-            Mode::Rootful.run("kill", &["-KILL", &pod.pid().to_string()]).succeeded();
+            kill("-KILL", pod.pid());
             is_left_alone(&[&pod.id]);
             // The network that is left has its rules, and nobody who lets anything through.
             let (v4, _) = bad_addresses();
@@ -111,7 +112,7 @@ fn a_pod_without_annotations_is_left_as_it_is() {
         let container = pod.container();
         let lines = container.probe(&[&format!("tcp {v4} 80"), &format!("tcp {v6} 80"), "socket 17 3 0"]);
         assert!(lines.iter().all(|line| line["ok"] == true), "{lines:?}");
-        assert_eq!((seen_at(v4).len(), seen_at(v6).len()), (1, 1));
+        eventually("both arrived", || (seen_at(v4).len(), seen_at(v6).len()) == (1, 1));
         assert!(!pod.ruleset().contains("terok"));
         for config in [pod.config_json(), container.config_json()] {
             assert!(!config.to_string().contains("terok-hook"), "{config}");
@@ -203,12 +204,12 @@ fn a_restart_of_containerd_changes_nothing_and_the_handler_can_be_the_default() 
     let Some(_lab) = Lab::alone().filter(|_| kubelet()) else { return };
     let file = Path::new("/etc/containerd/config.toml");
     // Other tests uninstall.
-    Mode::Rootful.terok(&["setup", "--system", "--engine", "containerd"]).succeeded();
+    set_up(&["--engine", "containerd"]);
     let named = std::fs::read(file).expect("the configuration");
     let site = site();
     let old = PodRecipe::allowing(&site.name).start();
     let member = old.container();
-    Mode::Rootful.terok(&["setup", "--system", "--engine", "containerd", "--default-runtime"]).succeeded();
+    set_up(&["--engine", "containerd", "--default-runtime"]);
     kubelet_restart();
     is_protected(&member, &site.name);
     is_protected(&old.container(), &site.name);
@@ -219,7 +220,7 @@ fn a_restart_of_containerd_changes_nothing_and_the_handler_can_be_the_default() 
     let runc = PodRecipe::allowing(&site.name).handler("runc").start();
     assert_eq!(runc.container().probe(&[&format!("tcp {v4} 80")])[0]["ok"], true);
     drop((old, unnamed, runc));
-    Mode::Rootful.terok(&["setup", "--system", "--engine", "containerd", "--no-default-runtime"]).succeeded();
+    set_up(&["--engine", "containerd", "--no-default-runtime"]);
     assert_eq!(std::fs::read(file).expect("the configuration"), named);
     kubelet_restart();
 }

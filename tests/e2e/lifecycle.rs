@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use terok_tests::{
-    Container, Mode, Net, Recipe, bad_addresses, both_modes, eventually, every_network, seen_at, site,
+    Container, Mode, Net, Recipe, bad_addresses, both_modes, eventually, every_network, kill, seen_at, site,
 };
 
 #[track_caller]
@@ -19,10 +19,6 @@ fn is_protected(container: &Container, allowed: &str) {
     assert!(seen_at(v4).is_empty());
     let ruleset = container.ruleset();
     assert!(ruleset.contains("table inet terok") && ruleset.contains("policy drop"), "{ruleset}");
-}
-
-fn kill(signal: &str, pid: u32) {
-    Mode::Rootful.run("kill", &[signal, &pid.to_string()]).succeeded();
 }
 
 /// What a container may leave behind on the machine, by kind.
@@ -78,10 +74,11 @@ every_network! {
         let site = site();
         let container = Recipe::on(net, &site.name).idle();
         for _ in 0..3 {
-            let worker = *container.supervisors().last().expect("a worker");
+            let (_, worker) = container.served_by();
             kill("-KILL", worker);
             let line = container.try_step(&format!("http {0} 80 {0} /during", site.name));
             assert_eq!(line["answers"][0]["status"], 200, "clients wait in the backlog: {line}");
+            container.next_worker(worker);
         }
         is_protected(&container, &site.name);
         container.audited("lifecycle", "worker-restart", "");
@@ -91,9 +88,7 @@ every_network! {
         let site = site();
         let container = Recipe::on(net, &site.name).idle();
         let (v4, v6) = bad_addresses();
-        for pid in container.supervisors() {
-            kill("-KILL", pid);
-        }
+        container.loses_its_supervisor();
         let steps = [format!("http {0} 80 {0} /shut", site.name), format!("tcp {v4} 80"), format!("tcp {v6} 80"), format!("udp {v4} 123 x")];
         let steps: Vec<&str> = steps.iter().map(String::as_str).collect();
         for line in container.probe(&steps) {
@@ -106,7 +101,7 @@ every_network! {
 both_modes! {
     fn kill_and_forced_removal_end_everything(mode: Mode) {
         let container = Recipe::sealed(mode, "api.example.com").idle();
-        assert!(container.supervisors().len() >= 2, "{:?}", container.supervisors());
+        container.served_by();
         container.podman(&["rm", "--force", "--time=0"]).succeeded();
         container.is_left_alone();
         container.audited("lifecycle", "end", "");
@@ -124,7 +119,9 @@ both_modes! {
     fn a_killed_parent_leaves_the_container_served_and_protected(mode: Mode) {
         let site = site();
         let container = Recipe::sealed(mode, &site.name).idle();
-        kill("-KILL", container.supervisors()[0]);
+        let (parent, worker) = container.served_by();
+        kill("-KILL", parent);
+        eventually("the worker is alone", || container.supervisors() == [worker]);
         is_protected(&container, &site.name);
         container.podman(&["rm", "--force", "--time=0"]).succeeded();
         eventually("the worker ends with the container", || container.supervisors().is_empty());
@@ -182,7 +179,7 @@ fn fifty_cycles_leave_nothing_over(mode: Mode) {
         }
     }
     let state = mode.state(&container.id);
-    assert!(container.supervisors().len() >= 2);
+    container.served_by();
     container.podman(&["rm", "--force", "--time=0"]).succeeded();
     container.is_left_alone();
     let descriptors = std::fs::read_dir(&state).map(|entries| entries.count()).unwrap_or(0);

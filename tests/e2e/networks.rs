@@ -36,7 +36,8 @@ every_card! {
             assert_eq!(line["ok"], true, "{line}");
         }
         assert_eq!(site.paths(), ["/first", "/second", "/two"]);
-        assert_eq!(queries(&zone), [zone.as_str(); 3]);
+        let asked = queries(&zone);
+        assert!(asked.len() >= 3 && asked.iter().all(|name| *name == zone), "{asked:?}");
         for address in [v4.to_string(), v6.to_string()] {
             assert!(seen_at(&address).iter().any(|line| line["proto"] == "udp"), "{address}");
         }

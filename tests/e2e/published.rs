@@ -2,10 +2,9 @@
 //! being connected to gives nothing to go out by.
 
 use crate::expect::{nothing_arrived, refused_at_once};
-use std::time::Duration;
 use terok_tests::{
     Container, Mode, Net, Recipe, bad_addresses, both_modes, eventually, every_card, host_port, on_the_host,
-    outside, within,
+    outside,
 };
 
 const SERVE: [&str; 2] = ["/run/terok-probe", "serve 7000"];
@@ -65,6 +64,6 @@ both_modes! {
         let said = ended.failed();
         assert!(said.contains(&port.to_string()), "{said}");
         drop(container);
-        within(Duration::from_secs(2), "the port goes with its container", || on_the_host(&format!("tcp 127.0.0.1 {port}"))["errno"] == 111);
+        eventually("the port goes with its container", || on_the_host(&format!("tcp 127.0.0.1 {port}"))["errno"] == 111);
     }
 }

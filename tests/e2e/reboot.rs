@@ -90,12 +90,10 @@ impl Made {
 
     /// Whether its supervisor is of the build that `upgrade` installed.
     fn is_served_by_the_new_build(&self) -> bool {
-        let programs = self.container.supervisors();
-        assert!(programs.len() >= 2, "{programs:?}");
-        let new = |pid: &u32| std::fs::read(format!("/proc/{pid}/exe")).expect("it runs").ends_with(NEW);
-        let all: Vec<bool> = programs.iter().map(new).collect();
-        assert!(all.iter().all(|new| *new == all[0]), "parent and worker are of one build: {all:?}");
-        all[0]
+        let (parent, worker) = self.container.served_by();
+        let new = |pid: u32| std::fs::read(format!("/proc/{pid}/exe")).expect("it runs").ends_with(NEW);
+        assert_eq!(new(parent), new(worker), "parent and worker are of one build");
+        new(parent)
     }
 }
 
@@ -122,7 +120,7 @@ const REBOOT: &str = r#"
 running() { for p in /proc/[0-9]*; do
   case $(readlink "$p/exe") in */conmon|*/terok-supervisor*|*/terok-probe*|*/slirp4netns|*/pasta*|*/aardvark-dns|*/catatonit|*/podman) echo "${p#/proc/}";; esac
 done; }
-for _ in $(seq 200); do all=$(running); [ -n "$all" ] || break; kill -KILL $all 2>/dev/null; sleep 0.05; done
+for _ in $(seq 1200); do all=$(running); [ -n "$all" ] || break; kill -KILL $all 2>/dev/null; sleep 0.05; done
 [ -z "$all" ] || { echo "still running: $all" >&2; exit 1; }
 for _ in 1 2 3; do
   cut -d' ' -f2 /proc/mounts | grep -v '^/run/netns/inet$' | grep -E '^(/run/(netns|containers|libpod|crun|terok|user/1001)/|/var/lib/containers/storage/overlay(-containers)?(/|$))' | sort -r |
@@ -202,8 +200,7 @@ fn an_upgrade_serves_what_runs_as_before_and_what_starts_with_the_new_build() {
         new(&["allow", name, &further]);
         is_protected(&made.container, &further);
         new(&["deny", name, &further]);
-        let worker = made.container.supervisors().last().expect("a worker").to_string();
-        Mode::Rootful.run("kill", &["-KILL", &worker]).succeeded();
+        made.container.loses_its_worker();
         made.holds();
         made.is_brokered("/v1/during");
         assert!(!made.is_served_by_the_new_build(), "{:?}", made.way);

@@ -172,7 +172,7 @@ both_modes! {
         }
         // The search does find what is there: the token that the container was given.
         assert!(!holding(&of_the_container(&container), std::slice::from_ref(&phantom)).is_empty(), "the search finds nothing");
-        let [parent, worker] = container.supervisors()[..] else { panic!("{:?}", container.supervisors()) };
+        let (parent, worker) = container.served_by();
         let planted: Vec<Vec<u8>> = secrets.iter().map(|s| s.clone().into_bytes()).chain([seed(&private)]).collect();
         let in_parent = planted.iter().filter(|secret| memory_holds(parent, secret)).count();
         assert_eq!(in_parent, 0, "the parent's memory holds a real key");
@@ -194,9 +194,9 @@ fn decoded(header: &str) -> String {
 /// The 32 octets of an ed25519 private key: they stand before the last copy of the public ones (PROTOCOL.key).
 fn seed(pem: &str) -> Vec<u8> {
     let body: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
-    let path = "/run/inet/seed";
+    let path = format!("/run/inet/seed-{}", site().number);
     Mode::Rootful.fed("sh", &["-c", &format!("base64 -d > {path}")], &body).succeeded();
-    let octets = std::fs::read(path).expect("it was just written");
+    let octets = std::fs::read(&path).expect("it was just written");
     let _ = std::fs::remove_file(path);
     // `openssh-key-v1`, none, none, no options, one key: kind and public part from octet 43 on, 4 + 11 + 4 before the 32.
     let public = &octets[62..94];
@@ -251,9 +251,9 @@ fn of_terok(container: &Container) -> Vec<String> {
 /// Those of `places`, folders with all that is below them, that hold one of the `secrets`.
 fn holding(places: &[String], secrets: &[String]) -> Vec<String> {
     // Below a folder that is not searched itself.
-    let list = "/run/inet/secrets";
-    std::fs::write(list, secrets.join("\n")).expect("/run is writable");
-    let mut arguments = vec!["-rlaF", "--devices=skip", "-f", list];
+    let list = format!("/run/inet/secrets-{}", site().number);
+    std::fs::write(&list, secrets.join("\n")).expect("/run is writable");
+    let mut arguments = vec!["-rlaF", "--devices=skip", "-f", &list];
     arguments.extend(places.iter().map(String::as_str));
     Mode::Rootful.run("grep", &arguments).stdout.lines().map(str::to_owned).collect()
 }

@@ -1,9 +1,8 @@
 //! Locked is a state and no error; what an operator does to the vault takes effect with the next request of containers that run.
 
 use crate::expect::terok;
-use std::time::Duration;
 use terok_tests::{
-    Answer, Container, Mode, PASSPHRASE, Service, Vault, both_modes, both_modes_alone, secret, within,
+    Answer, Container, Mode, PASSPHRASE, Service, Vault, both_modes, both_modes_alone, eventually, secret,
 };
 
 #[track_caller]
@@ -40,7 +39,7 @@ impl Live {
             ". /run/terok/env; exec curl -sSN $LAB_BASE_URL/live -H \"Authorization: Bearer $LAB_TOKEN\"",
         ]);
         let live = Live(command.stdout(std::process::Stdio::null()).spawn().expect("podman starts"));
-        within(Duration::from_secs(10), "it arrives", || !service.requests("/live").is_empty());
+        eventually("it arrives", || !service.requests("/live").is_empty());
         live
     }
 
@@ -82,9 +81,9 @@ both_modes_alone! {
     fn a_session_ends_by_itself(mode: Mode) {
         let (vault, service) = (Vault::open(mode), Service::new(mode));
         let container = service.sealed();
-        vault.says(&["unlock", "--for", "3s", "--passphrase-stdin"], PASSPHRASE).succeeded();
+        vault.says(&["unlock", "--for", "12s", "--passphrase-stdin"], PASSPHRASE).succeeded();
         works(&container);
-        within(Duration::from_secs(10), "the session ends", || ask(&container).status == 503);
+        eventually("the session ends", || ask(&container).status == 503);
         vault.unlock();
         works(&container);
     }
@@ -143,7 +142,7 @@ both_modes! {
         works(&container);
         let mut live = Live::of(&service, &container);
         terok_vault(mode, &["revoke", &container.name, &service.provider]);
-        within(Duration::from_secs(1), "what is under way is cut", || live.has_ended());
+        eventually("what is under way is cut", || live.has_ended());
         says(&container, 401, &service.provider);
         works(&other);
         // It is remembered.
@@ -174,13 +173,13 @@ both_modes! {
         works(&container);
         let mut live = Live::of(&service, &container);
         terok(&container, &["deny", &service.site.name]);
-        within(Duration::from_secs(1), "what is under way is cut", || live.has_ended());
+        eventually("what is under way is cut", || live.has_ended());
         assert_eq!(ask(&container).status, 403);
         terok(&container, &["allow", &service.site.name]);
         let other = service.sealed();
         let mut live = Live::of(&service, &other);
         terok(&other, &["block"]);
-        within(Duration::from_secs(1), "block cuts it", || live.has_ended());
+        eventually("block cuts it", || live.has_ended());
         assert_ne!(ask(&other).status, 200);
         terok(&other, &["up"]);
         works(&other);
@@ -191,9 +190,7 @@ both_modes! {
         let container = service.sealed();
         let authority = container.sh("cat /run/terok/ca.crt").succeeded();
         works(&container);
-        let [parent, worker] = container.supervisors()[..] else { panic!("{:?}", container.supervisors()) };
-        Mode::Rootful.run("kill", &["-9", &worker.to_string()]).succeeded();
-        within(Duration::from_secs(5), "it has a successor", || matches!(container.supervisors()[..], [p, w] if p == parent && w != worker));
+        container.loses_its_worker();
         works(&container);
         let own = container.curl(&format!("https://{}/v1/x -H \"Authorization: Bearer $LAB_TOKEN\"", service.site.name));
         assert_eq!(own.status, 200, "{own:?}");
@@ -204,10 +201,7 @@ both_modes! {
         let service = Service::new(mode);
         let container = service.sealed();
         works(&container);
-        for pid in container.supervisors() {
-            Mode::Rootful.run("kill", &["-9", &pid.to_string()]).succeeded();
-        }
-        within(Duration::from_secs(5), "both are gone", || container.supervisors().is_empty());
+        container.loses_its_supervisor();
         assert_eq!(ask(&container).status, 0);
         assert_eq!(service.requests("/v1/x").len(), 1);
     }

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Barrier;
-use std::time::Duration;
-use terok_tests::{Answer, Container, Mode, Net, Service, Vault, both_modes, eventually, seen, site, within};
+use terok_tests::{Answer, Container, Mode, Net, Service, Vault, both_modes, eventually, seen, site};
 
 /// Containers at once, each of which asks five times at once.
 const CROWD: usize = 24;
@@ -55,7 +54,7 @@ both_modes! {
     fn a_login_is_renewed_before_its_end_and_what_it_became_is_kept(mode: Mode) {
         let (service, account) = login(mode, "at-REAL-@-0", 6);
         let container = service.sealed();
-        within(Duration::from_secs(15), "it is renewed", || {
+        eventually("it is renewed", || {
             let answer = ask(&container);
             assert_eq!(answer.status, 200, "{answer:?}");
             renewals(&account) == (1, 0)
@@ -93,12 +92,16 @@ both_modes! {
         let vault = Vault::open(mode);
         vault.says(&["add", &service.provider, "--oauth", &path, "--replace"], "").succeeded();
         let container = service.sealed();
+        let since = std::time::Instant::now();
         for _ in 0..5 {
             let answer = ask(&container);
             assert!([502, 503].contains(&answer.status), "{answer:?}");
             assert!(answer.body.contains("terok vault add") && answer.body.contains(&service.provider), "{answer:?}");
         }
-        assert_eq!(renewals(&account), (1, 1));
+        // One that failed is not tried again for five seconds.
+        let (asked, refused) = renewals(&account);
+        let most = 1 + since.elapsed().as_secs() / 5;
+        assert!(asked == refused && (1..=most).contains(&(asked as u64)), "{asked} in {:?}", since.elapsed());
         assert!(vault.says(&["status"], "").stdout.contains(&service.provider));
         eventually("the failure is in the audit log", || container.audit().iter().any(|line| line.to_string().contains("was not renewed")));
         let log: String = container.audit().iter().map(ToString::to_string).collect();

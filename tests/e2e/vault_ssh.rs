@@ -54,8 +54,10 @@ both_modes! {
             let said = container.sh(&format!("ssh -o BatchMode=yes -o PreferredAuthentications=publickey {target} true")).failed();
             assert!(said.contains("Permission denied"), "{target}: {said}");
         }
-        eventually("both refusals are in the audit log", || signatures(&container).0 >= 2);
-        assert!(signatures(&container).1 >= 1, "the allowed login is in the audit log");
+        eventually("both refusals and the allowed login are in the audit log", || {
+            let (refused, signed) = signatures(&container);
+            refused >= 2 && signed >= 1
+        });
     }
 
     fn only_the_namespace_of_git_is_signed(mode: Mode) {
@@ -105,12 +107,13 @@ for name, got in tries.items():
 import hashlib
 data = b'SSHSIG' + text(b'git') + text(b'') + text(b'sha512') + text(hashlib.sha512(b'x').digest())
 from concurrent.futures import ThreadPoolExecutor
-with ThreadPoolExecutor(24) as pool: print(sum(1 for got in pool.map(lambda n: sign(data), range(240)) if got and got[0] == 14))
+with ThreadPoolExecutor(24) as pool: print(sum(1 for got in pool.map(lambda n: sign(data), range(600)) if got and got[0] == 14))
 ");
         let started = std::time::Instant::now();
         let signed: u64 = container.python(&program).succeeded().trim().parse().expect("a number");
         let most = 31 + 10 * started.elapsed().as_secs().saturating_add(1);
-        assert!((10..=most).contains(&signed) && signed < 240, "{signed} in {:?}", started.elapsed());
+        assert!((10..=most).contains(&signed), "{signed} in {:?}", started.elapsed());
+        assert!(signed < 600, "none was refused, in {:?}", started.elapsed());
     }
 
     fn only_granted_keys_are_there_and_only_where_granted(mode: Mode) {
@@ -128,9 +131,7 @@ with ThreadPoolExecutor(24) as pool: print(sum(1 for got in pool.map(lambda n: s
         let container = with_key(Net::sealed(mode), &key).option("--user=1000:1000").idle();
         let inode = || container.sh("stat -c %i $SSH_AUTH_SOCK; stat -c %i /run/terok").succeeded();
         let (before, listed) = (inode(), container.sh("ssh-add -L").succeeded());
-        let [parent, worker] = container.supervisors()[..] else { panic!("{:?}", container.supervisors()) };
-        Mode::Rootful.run("kill", &["-9", &worker.to_string()]).succeeded();
-        eventually("it has a successor", || matches!(container.supervisors()[..], [p, w] if p == parent && w != worker));
+        container.loses_its_worker();
         assert_eq!(container.sh("ssh-add -L").succeeded(), listed);
         assert_eq!(inode(), before);
     }

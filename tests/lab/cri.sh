@@ -43,12 +43,12 @@ images() {
   done
 }
 restart() {
-  if lives; then kill "$(cat $R/cri.pid)"; for _ in $(seq 600); do lives || break; sleep 0.1; done; fi
+  if lives; then kill "$(cat $R/cri.pid)"; for _ in $(seq 1200); do lives || break; sleep 0.1; done; fi
   /run/lab/scripts/engines.sh place
   setsid nsenter --mount=/proc/"$(cat $R/engines.pid)"/ns/mnt --wd=/ env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     containerd --root /var/lib/containerd/cri --state $R/cri --address $R/cri.sock </dev/null >>$R/cri.log 2>&1 9>&- &
   echo $! > $R/cri.pid
-  for _ in $(seq 600); do
+  for _ in $(seq 1200); do
     if answers; then images; return; fi
     lives || break
     sleep 0.1

@@ -19,7 +19,7 @@ place() { # the mount namespace, once
     mount --rbind $R/cgroup /sys/fs/cgroup
     touch $R/engines.there; exec sleep infinity" </dev/null >/dev/null 2>&1 9>&- &
   echo $! > $R/engines.pid
-  for _ in $(seq 200); do [ -e $R/engines.there ] && return; sleep 0.05; done
+  for _ in $(seq 1200); do [ -e $R/engines.there ] && return; sleep 0.05; done
   echo "engines: no mount namespace for the daemons" >&2; exit 2
 }
 
@@ -46,7 +46,7 @@ start() { # ENGINE: the daemon, until it answers
   setsid nsenter --mount=/proc/"$(keeper)"/ns/mnt --wd=/ \
     env -i "PATH=$DAEMONS" "${command[@]}" </dev/null >>"$R/$engine.log" 2>&1 9>&- &
   local pid=$!; echo $pid > "$R/$engine.pid"
-  for _ in $(seq 600); do
+  for _ in $(seq 1200); do
     answers "$engine" && return
     kill -0 $pid 2>/dev/null || break
     sleep 0.1
@@ -56,7 +56,7 @@ start() { # ENGINE: the daemon, until it answers
 stop() { # ENGINE
   lives "$1" || return 0
   kill "$(cat "$R/$1.pid")"
-  for _ in $(seq 600); do lives "$1" || return 0; sleep 0.1; done
+  for _ in $(seq 1200); do lives "$1" || return 0; sleep 0.1; done
   echo "engines: $1 does not stop" >&2; exit 2
 }
 

@@ -68,4 +68,12 @@ http {
 X
 chmod 755 $I/www $I/www/static
 inside nginx -c $I/nginx.conf -e $I/nginx.log >/dev/null 2>&1 8>&- &
-for server in dns inet host; do read -r -t 20 line <&8 || { cat $I/*.log >&2; echo "inet: the servers did not start" >&2; exit 1; }; done
+for server in dns inet host; do read -r -t 120 line <&8 || { cat $I/*.log >&2; echo "inet: the servers did not start" >&2; exit 1; }; done
+# Those that say nothing when they are ready.
+for at in 198.51.100.22/22 198.51.100.62/22 2001:db8:1::62/22 198.51.100.23/22 198.51.100.10/8081 198.51.100.10/9443; do
+  for n in $(seq 600); do
+    inside bash -c "exec 3<>/dev/tcp/$at" 2>/dev/null && continue 2
+    sleep 0.1
+  done
+  cat $I/*.log >&2; echo "inet: nobody listens at $at" >&2; exit 1
+done

@@ -5,13 +5,13 @@ import provider
 
 WHERE, SEEN, FOLDER = sys.argv[1:4]
 WWW = FOLDER + "/www"
-lock = threading.Lock()
+seen = os.open(SEEN, os.O_WRONLY | os.O_APPEND)
 
 def plain(address): return address[7:] if address.startswith("::ffff:") else address
 
 def log(**line):
     line["on"] = WHERE; line["t"] = time.time()
-    with lock, open(SEEN, "a") as f: f.write(json.dumps(line) + "\n")
+    os.write(seen, (json.dumps(line) + "\n").encode())  # whole, beside those of the other programs
 
 def ends(sock, peer):
     own = sock.getsockname(); return {"dst": plain(own[0]), "port": own[1], "src": plain(peer[0]), "sport": peer[1]}
@@ -94,7 +94,7 @@ class Http(http.server.ThreadingHTTPServer):
     def finish_request(self, request, peer):
         where = ends(request, peer); log(proto="accept", **where)
         if self.context:
-            request.settimeout(10)
+            request.settimeout(30)
             try: request = self.context.wrap_socket(request, server_side=True)
             except OSError as e: log(proto="tls-fail", **where, error=str(e)[:80]); return
         Handler(request, peer, self)
@@ -149,7 +149,7 @@ def http_proxy(c, peer):  # CONNECT alone (RFC 9110 9.3.6)
     log(proto="proxy", kind="http", method=method, target=target, headers=lines[1:-2], **ends(c, peer))
     if method != "CONNECT": return c.sendall(b"HTTP/1.1 405 CONNECT only\r\nContent-Length: 0\r\n\r\n")
     if host.startswith("refused"): return c.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
-    with socket.create_connection((host.strip("[]"), int(port)), 5) as s: s.settimeout(None); c.sendall(b"HTTP/1.1 200 OK\r\n\r\n"); relay(c, s)
+    with socket.create_connection((host.strip("[]"), int(port)), 30) as s: s.settimeout(None); c.sendall(b"HTTP/1.1 200 OK\r\n\r\n"); relay(c, s)
 
 def socks_proxy(c, peer):  # RFC 1928, RFC 1929
     take = lambda n: c.recv(n, socket.MSG_WAITALL)
@@ -159,7 +159,7 @@ def socks_proxy(c, peer):  # RFC 1928, RFC 1929
     _, command, _, kind = take(4)
     host = take(take(1)[0]).decode() if kind == 3 else socket.inet_ntop(*((socket.AF_INET, take(4)) if kind == 1 else (socket.AF_INET6, take(16))))
     port, = struct.unpack("!H", take(2)); log(proto="proxy", kind="socks5", method=command, target=f"{host}:{port}", login=login, **ends(c, peer))
-    with socket.create_connection((host, port), 5) as s: s.settimeout(None); c.sendall(b"\5\0\0\1" + bytes(6)); relay(c, s)
+    with socket.create_connection((host, port), 30) as s: s.settimeout(None); c.sendall(b"\5\0\0\1" + bytes(6)); relay(c, s)
 
 def proxy(port, speak):
     s = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=64)

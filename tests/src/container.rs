@@ -2,7 +2,7 @@
 
 use crate::{Engine, Mode, Net, eventually};
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -478,20 +478,15 @@ impl Container {
     pub fn audited(&self, kind: &str, action: &str, target: &str) -> Value {
         let mut found = None;
         let wanted = format!("{kind} {action} {target} in the audit log of {}", self.name);
-        let matches = |line: &Value| {
-            line["kind"] == kind
-                && line["action"] == action
-                && line["target"].as_str().unwrap_or_default().starts_with(target)
-        };
-        let started = std::time::Instant::now();
-        while found.is_none() && started.elapsed().as_secs() < 5 {
-            found = self.audit().into_iter().find(matches);
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-        found.unwrap_or_else(|| {
-            let lines: Vec<String> = self.audit().iter().map(Value::to_string).collect();
-            panic!("no {wanted}:\n{}", lines.join("\n"))
-        })
+        eventually(&wanted, || {
+            found = self.audit().into_iter().find(|line| {
+                line["kind"] == kind
+                    && line["action"] == action
+                    && line["target"].as_str().unwrap_or_default().starts_with(target)
+            });
+            found.is_some()
+        });
+        found.unwrap_or_default()
     }
 
     /// What hook and supervisor logged: crun does not show what its hooks say.
@@ -500,18 +495,70 @@ impl Container {
         if self.id.is_empty() { String::new() } else { std::fs::read_to_string(path).unwrap_or_default() }
     }
 
-    /// The supervisor's processes of this container, parent first.
+    /// The supervisor's processes of this container: parent, worker, and helpers that come and go.
     pub fn supervisors(&self) -> Vec<u32> {
+        self.processes().into_iter().map(|process| process.pid).collect()
+    }
+
+    /// The parent and its worker: waits until there is one of each.
+    #[track_caller]
+    pub fn served_by(&self) -> (u32, u32) {
+        let mut pair = None;
+        eventually("a parent and its worker serve the container", || {
+            let all = self.processes();
+            let of = |role| {
+                let mut those = all.iter().filter(move |process| process.role == role);
+                those.next().filter(|_| those.next().is_none())
+            };
+            // A child of theirs that is not yet another program looks like its parent.
+            if let (Some(parent), Some(worker)) = (of(Role::Parent), of(Role::Worker)) {
+                pair = (worker.father == parent.pid).then_some((parent.pid, worker.pid));
+            }
+            pair.is_some()
+        });
+        pair.unwrap_or_default()
+    }
+
+    /// Kills the worker, and gives its successor, which answers.
+    #[track_caller]
+    pub fn loses_its_worker(&self) -> u32 {
+        let (_, worker) = self.served_by();
+        kill("-KILL", worker);
+        self.next_worker(worker)
+    }
+
+    /// Waits for the successor of this worker, which answers by then.
+    #[track_caller]
+    pub fn next_worker(&self, dead: u32) -> u32 {
+        let mut next = dead;
+        eventually("the worker has a successor", || {
+            next = self.served_by().1;
+            next != dead
+        });
+        eventually("the worker's successor answers", || self.mode.terok(&["status", &self.name]).code == 0);
+        next
+    }
+
+    /// Kills whatever serves the container, and waits until nobody does.
+    #[track_caller]
+    pub fn loses_its_supervisor(&self) {
+        eventually("parent and worker are dead", || {
+            // The parent first: it would start another worker.
+            let mut all = self.processes();
+            all.sort_by_key(|process| process.role);
+            for process in &all {
+                // Which may have died meanwhile.
+                let _ = Mode::Rootful.run("kill", &["-KILL", &process.pid.to_string()]);
+            }
+            all.is_empty()
+        });
+    }
+
+    fn processes(&self) -> Vec<Process> {
         let log = self.mode.state(&self.id).join(terok_policy::layout::LOG);
-        let mut pids: Vec<u32> = processes()
-            .filter(|pid| {
-                let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-                let stderr: PathBuf = std::fs::read_link(format!("/proc/{pid}/fd/2")).unwrap_or_default();
-                exe.to_string_lossy().contains(terok_policy::layout::SUPERVISOR) && stderr == log
-            })
-            .collect();
-        pids.sort_by_key(|pid| started(*pid));
-        pids
+        let entries = std::fs::read_dir("/proc").expect("proc is mounted");
+        let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        pids.filter_map(|pid| Process::of(pid, &log)).collect()
     }
 
     /// Waits until nothing of terok serves this container any more.
@@ -571,15 +618,47 @@ impl Drop for Running {
     }
 }
 
-/// Every process.
-fn processes() -> impl Iterator<Item = u32> {
-    let entries = std::fs::read_dir("/proc").expect("proc is mounted");
-    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+/// What a process of the supervisor does, as its command line says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Role {
+    Parent,
+    Worker,
+    Helper,
 }
 
-/// When a process was started, in clock ticks since boot (proc(5), field 22 of stat).
-fn started(pid: u32) -> u64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let after_name = stat.rsplit(')').next().unwrap_or_default();
-    after_name.split_whitespace().nth(19).and_then(|ticks| ticks.parse().ok()).unwrap_or(0)
+/// A process of the supervisor.
+#[derive(Debug)]
+struct Process {
+    pid: u32,
+    father: u32,
+    role: Role,
+}
+
+impl Process {
+    /// `None` where it is no supervisor's whose log this is, or is none any more.
+    fn of(pid: u32, log: &Path) -> Option<Self> {
+        let file = |name: &str| format!("/proc/{pid}/{name}");
+        let exe = std::fs::read_link(file("exe")).ok()?;
+        if !exe.to_string_lossy().contains(terok_policy::layout::SUPERVISOR)
+            || std::fs::read_link(file("fd/2")).ok()? != log
+        {
+            return None;
+        }
+        let line = std::fs::read(file("cmdline")).ok()?;
+        let role = match line.split(|octet| *octet == 0).nth(1) {
+            None | Some(b"") => Role::Parent,
+            Some(b"worker") => Role::Worker,
+            Some(_) => Role::Helper,
+        };
+        // proc(5), field 4 of stat.
+        let stat = std::fs::read_to_string(file("stat")).ok()?;
+        let father = stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()?;
+        Some(Process { pid, father, role })
+    }
+}
+
+/// Sends a signal to a process that must be there.
+#[track_caller]
+pub fn kill(signal: &str, pid: u32) {
+    Mode::Rootful.run("kill", &[signal, &pid.to_string()]).succeeded();
 }

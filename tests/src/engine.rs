@@ -148,11 +148,11 @@ impl Engine {
     /// `terok setup --engine`, again where another test uninstalled it.
     fn register(self) {
         static REGISTERING: Mutex<()> = Mutex::new(());
-        let _one = REGISTERING.lock();
+        let _one = REGISTERING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if self == Engine::Docker
             && !std::fs::read_to_string(DAEMON_JSON).is_ok_and(|text| text.contains("terok"))
         {
-            Mode::Rootful.terok(&["setup", "--system", "--engine", "docker"]).succeeded();
+            crate::set_up(&["--engine", "docker"]);
             Mode::Rootful.run(DAEMONS, &["reload", "docker"]).succeeded();
         }
     }

@@ -68,20 +68,30 @@ pub fn outside(step: &str) -> Value {
 
 /// Everything the servers saw so far.
 pub fn seen() -> Vec<Value> {
-    let text = std::fs::read_to_string("/run/inet/seen.jsonl").expect("the fake internet keeps a log");
-    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    seen_with("")
+}
+
+/// The same, of lines alone that have this text somewhere: most are of other tests, and need not be taken apart.
+fn seen_with(text: &str) -> Vec<Value> {
+    let all = std::fs::read_to_string("/run/inet/seen.jsonl").expect("the fake internet keeps a log");
+    // The last line may be one that is being written.
+    all.lines()
+        .filter(|line| line.contains(text))
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect()
 }
 
 /// What the servers saw at one address, DNS aside.
 pub fn seen_at(address: impl ToString) -> Vec<Value> {
     let address = address.to_string();
-    seen().into_iter().filter(|line| line["dst"] == address.as_str() && line["proto"] != "dns").collect()
+    let lines = seen_with(&address).into_iter();
+    lines.filter(|line| line["dst"] == address.as_str() && line["proto"] != "dns").collect()
 }
 
 /// Names under `suffix` that any DNS server was asked for.
 pub fn queries(suffix: &str) -> Vec<String> {
     let below = format!(".{suffix}");
-    let names = seen().into_iter().filter(|line| line["proto"] == "dns");
+    let names = seen_with(suffix).into_iter().filter(|line| line["proto"] == "dns");
     names
         .filter_map(|line| line["name"].as_str().map(str::to_owned))
         .filter(|name| name == suffix || name.ends_with(&below))

@@ -28,7 +28,7 @@ pub fn kubelet() -> bool {
             );
             return false;
         }
-        Mode::Rootful.terok(&["setup", "--system", "--engine", "containerd"]).succeeded();
+        crate::set_up(&["--engine", "containerd"]);
         kubelet_restart();
         true
     })
@@ -38,7 +38,7 @@ pub fn kubelet() -> bool {
 pub fn kubelet_restart() {
     Mode::Rootful.run("/run/lab/scripts/cri.sh", &["restart"]).succeeded();
     // CRI comes up, and learns of images, after the daemon.
-    crate::within(std::time::Duration::from_secs(60), "CRI knows its images", || {
+    crate::eventually("CRI knows its images", || {
         ["bb", "pause"].iter().all(|name| {
             let image = Some(cri::Name { name: format!("localhost/{name}:latest") });
             let answer = cri::call(Path::new(SOCKET), "ImageService/ImageStatus", &cri::AskImage { image });

@@ -8,14 +8,14 @@ mod inet;
 pub mod kubernetes;
 mod vault;
 
-pub use container::{Container, Ended, Pod, Recipe, Running};
+pub use container::{Container, Ended, Pod, Recipe, Running, kill};
 pub use engine::{Engine, Mode, Net, major, networks, networks_anew};
 pub use inet::{
     Site, bad_addresses, bad_blocks, host_port, on_the_host, outside, queries, seen, seen_at, site,
 };
 pub use vault::{Answer, Locked, PASSPHRASE, Service, Vault, headers, secret};
 
-use std::sync::{OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Mutex, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 /// How fast a refusal must be (E5).
@@ -61,7 +61,15 @@ impl Lab {
 
 /// Installs system-wide, as root.
 pub fn install() {
-    Mode::Rootful.terok(&["setup", "--system"]).succeeded();
+    set_up(&[]);
+}
+
+/// `terok setup --system` with more options. One after the other: tests that run side by side may each want it.
+#[track_caller]
+pub fn set_up(more: &[&str]) -> String {
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    Mode::Rootful.terok(&[&["setup", "--system"], more].concat()).succeeded()
 }
 
 fn install_once() {
@@ -77,19 +85,19 @@ fn in_lab() -> bool {
     inside
 }
 
-/// Waits until `ready` holds, at most ten seconds; `what` is for the message.
-#[track_caller]
-pub fn eventually(what: &str, ready: impl FnMut() -> bool) {
-    within(Duration::from_secs(10), what, ready);
-}
+/// Longer than anything takes, on a machine that has much else to do.
+const PATIENCE: Duration = Duration::from_secs(90);
 
-/// Waits until `ready` holds, at most `limit`; gives the time it took.
+/// Waits until `ready` holds, and fails when it never does; `what` is for the message. Gives the time it took.
 #[track_caller]
-pub fn within(limit: Duration, what: &str, mut ready: impl FnMut() -> bool) -> Duration {
+pub fn eventually(what: &str, mut ready: impl FnMut() -> bool) -> Duration {
     let started = Instant::now();
+    let mut pause = Duration::from_millis(5);
     while !ready() {
-        assert!(started.elapsed() < limit, "not within {limit:?}: {what}");
-        std::thread::sleep(Duration::from_millis(5));
+        assert!(started.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(pause);
+        // What is looked at takes time from what is waited for.
+        pause = (pause * 3 / 2).min(Duration::from_millis(200));
     }
     started.elapsed()
 }

@@ -63,13 +63,13 @@ pub(crate) fn usual(server: IpAddr) -> SocketAddr {
     SocketAddr::new(server, 53)
 }
 
-/// Asks `server` once; three seconds of patience.
+/// Asks `server`, by UDP a second time where no answer comes.
 pub(crate) fn ask(server: SocketAddr, name: &str, kind: &str, tcp: bool) -> io::Result<Answer> {
-    let patience = Some(Duration::from_secs(3));
+    let patience = Some(Duration::from_secs(6));
     let query = query(name, kind)?;
     let mut reply = vec![0; 65535];
     let n = if tcp {
-        let mut stream = TcpStream::connect_timeout(&server, Duration::from_secs(3))?;
+        let mut stream = TcpStream::connect_timeout(&server, Duration::from_secs(6))?;
         stream.set_read_timeout(patience)?;
         stream.write_all(&[&(query.len() as u16).to_be_bytes()[..], &query].concat())?;
         let mut length = [0; 2];
@@ -83,7 +83,13 @@ pub(crate) fn ask(server: SocketAddr, name: &str, kind: &str, tcp: bool) -> io::
         socket.connect(server)?; // an answer from another address is not ours
         socket.set_read_timeout(patience)?;
         socket.send(&query)?;
-        socket.recv(&mut reply)?
+        match socket.recv(&mut reply) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                socket.send(&query)?;
+                socket.recv(&mut reply)?
+            }
+            ended => ended?,
+        }
     };
     parse(reply.get(..n).unwrap_or_default())
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a DNS answer"))

@@ -16,13 +16,13 @@ unix PATH TEXT                the same on a socket of the file system
 tls HOST PORT SNI|-           connect, send a ClientHello with SNI or without one, read the first record
 http HOST PORT HOST PATH …    keep-alive GETs with the given Host and path, pair by pair, on one connection
 hold HOST PORT [PATH]         connect (and GET PATH with Host HOST); print `open`, then read until the end and print why it ended
-udp HOST PORT TEXT            send, wait 200 ms for an answer
+udp HOST PORT TEXT            send again every 200 ms until an answer comes, for 8 s
 udphold HOST PORT             send again and again; print `open` at the first answer, then why no further one came
 flood COUNT HOST PORT         as many datagrams, one after the other; how many were refused
 idle COUNT HOST PORT          open as many connections and say nothing; print `open`, then sleep
 serve PORT [COUNT]            TCP and UDP on both families: print `open`, then one line for each peer, which is sent its own address
 settle                        wait until every card has its addresses and a default route of IPv6
-ping HOST                     one ICMP echo from a ping socket
+ping HOST                     ICMP echoes from a ping socket, in the same way
 dns SERVER NAME TYPE [tcp]    one question
 labels COUNT SUFFIX           COUNT questions for random labels under SUFFIX to the resolver
 socket FAMILY TYPE PROTOCOL   create a socket, by number

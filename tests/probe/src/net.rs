@@ -6,8 +6,12 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-/// Longer than any refusal may take, so that a silent drop shows as a time-out.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// Longer than any refusal may take, so that a silent drop shows as a time-out, and than an answer takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// For the answer to a request that may wait for an operator's word.
+const VERDICT: Duration = Duration::from_secs(30);
+/// For the answer to a datagram, which is sent so many times: the first ones on a new link may be lost.
+pub(crate) const ECHO: (Duration, u32) = (Duration::from_millis(200), 40);
 
 pub(crate) fn tcp(host: &str, port: &str, text: &[&str]) -> Value {
     let attempt = || -> io::Result<Value> {
@@ -49,6 +53,7 @@ pub(crate) fn http(host: &str, port: &str, requests: &[&str]) -> Value {
     let mut answers = Vec::new();
     let mut attempt = || -> io::Result<()> {
         let mut stream = connect(host, port)?;
+        stream.set_read_timeout(Some(VERDICT))?;
         for pair in requests.chunks_exact(2) {
             let (name, path) = (pair[0], pair[1]);
             let started = Instant::now();
@@ -102,13 +107,26 @@ pub(crate) fn udp(host: &str, port: &str, text: &str) -> Value {
         let any: IpAddr = if target.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
         let socket = UdpSocket::bind((any, 0))?;
         socket.connect(target)?;
-        socket.set_read_timeout(Some(Duration::from_millis(200)))?;
-        socket.send(text.as_bytes())?;
         let mut block = [0; 2048];
-        let n = socket.recv(&mut block)?;
+        let n = echo(&socket, text.as_bytes(), &mut block)?;
         Ok(json!({"ok": true, "errno": 0, "got": String::from_utf8_lossy(&block[..n])}))
     };
     attempt().unwrap_or_else(|error| failed(&error))
+}
+
+/// Sends until something comes back, or a refusal does.
+pub(crate) fn echo(socket: &UdpSocket, datagram: &[u8], answer: &mut [u8]) -> io::Result<usize> {
+    let (patience, times) = ECHO;
+    socket.set_read_timeout(Some(patience))?;
+    for _ in 1..times {
+        socket.send(datagram)?;
+        match socket.recv(answer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            ended => return ended,
+        }
+    }
+    socket.send(datagram)?;
+    socket.recv(answer)
 }
 
 pub(crate) fn udp_hold(host: &str, port: &str) -> Value {
@@ -118,17 +136,14 @@ pub(crate) fn udp_hold(host: &str, port: &str) -> Value {
         let any: IpAddr = if target.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
         let socket = UdpSocket::bind((any, 0))?;
         socket.connect(target)?;
-        socket.set_read_timeout(Some(Duration::from_millis(200)))?;
+        socket.set_read_timeout(Some(ECHO.0))?;
         let (mut block, mut missed) = ([0; 64], 0);
         loop {
             socket.send(b"again")?;
             match socket.recv(&mut block) {
-                // One answer may be lost, and more before the first one: neighbours on the way are still being asked for.
-                // That nothing more is sent shows with the next question.
-                Err(error)
-                    if error.kind() == io::ErrorKind::WouldBlock
-                        && missed < if answers == 0 { 25 } else { 2 } =>
-                {
+                // Answers may be late or lost: neighbours on the way are still being asked for. That nothing more is sent shows
+                // with the next question.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && missed < ECHO.1 => {
                     missed += 1;
                 }
                 Err(error) => return Err(error),

@@ -27,9 +27,7 @@ pub(crate) fn ping(host: &str) -> Value {
         // The standard library's UDP methods are what a ping socket needs: connect, send, receive with a time-out.
         let socket = std::net::UdpSocket::from(socket);
         socket.connect(target)?;
-        socket.set_read_timeout(Some(std::time::Duration::from_millis(200)))?;
-        socket.send(&[kind, 0, 0, 0, 0, 0, 0, 1, 1, 2, 3, 4])?;
-        let n = socket.recv(&mut [0; 64])?;
+        let n = net::echo(&socket, &[kind, 0, 0, 0, 0, 0, 0, 1, 1, 2, 3, 4], &mut [0; 64])?;
         Ok(json!({"ok": n > 0, "errno": 0}))
     };
     attempt().unwrap_or_else(|error| failed(&error))
@@ -206,7 +204,7 @@ pub(crate) fn settle() -> Value {
             words.get(1) == Some(&"00") && words.last() != Some(&"lo")
         })
     };
-    for _ in 0..500 {
+    for _ in 0..3000 {
         if !cards || (leads_out() && !tentative()) {
             return json!({"ok": true, "errno": 0});
         }

@@ -92,7 +92,7 @@ pub(crate) fn requests(
 
 /// Milliseconds of each request on one connection; the answers say their length.
 fn again(target: SocketAddr, request: &[u8], end: Instant) -> io::Result<Vec<f64>> {
-    let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(3))?;
+    let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(10))?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     let (mut taken, mut got) = (Vec::new(), Vec::new());
@@ -173,8 +173,8 @@ fn whole(target: SocketAddr, host: &str, path: &str) -> io::Result<()> {
 }
 
 fn ask(target: SocketAddr, host: &str, path: &str) -> io::Result<TcpStream> {
-    let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(3))?;
-    stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+    let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(10))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     let port = target.port();
     stream.write_all(
         format!("GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n").as_bytes(),
