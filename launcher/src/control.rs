@@ -10,8 +10,8 @@ use terok_policy::policy::{Shield, Sourced};
 use zlink::futures_util::stream::{Stream, StreamExt};
 use zlink::tokio::unix;
 
-/// How long an answer may take. A worker that is being restarted answers within seconds.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long an answer may take: longer than the worker itself waits for its parent. One that is being restarted answers within seconds.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A supervisor's error reply, whichever it is.
 #[derive(Debug, Deserialize)]

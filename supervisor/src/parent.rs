@@ -30,8 +30,8 @@ use terok_vault::known_hosts::{self, KnownHosts};
 /// Wait before a restart: doubled at each, back to the first after a worker that lived [`LIVED`].
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(2));
 const LIVED: Duration = Duration::from_secs(10);
-/// How long a worker may take to end after its container.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// How long a worker may take to end after its container: it writes the log's last lines, on a machine that may be busy with others.
+const FAREWELL: Duration = Duration::from_secs(10);
 
 /// Supervises until the container has ended.
 pub(crate) fn run() -> anyhow::Result<()> {

@@ -80,8 +80,13 @@ fn with_all_containers_a_plain_container_has_the_defaults_and_may_only_tighten_t
         "[all_containers]\n\"terok.shield.allow\" = \"{} *.any.example.com\"\n",
         site.name
     ));
+    // Their own containers are none of this test's.
+    let nets = [vec![Net::Sealed, Net::SealedRootful], Net::cards()].concat();
+    for net in &nets {
+        net.network();
+    }
     Mode::Rootful.terok(&["setup", "--system", "--all-containers"]).succeeded();
-    for net in [vec![Net::Sealed, Net::SealedRootful], Net::cards()].concat() {
+    for net in nets {
         let plain = Recipe::unprotected(net).idle();
         reaches(&plain, &site.name);
         refused_at_once(&plain.try_step(&format!("tcp {v4} 80")));

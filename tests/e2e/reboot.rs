@@ -160,7 +160,7 @@ fn a_container_made_before_a_reboot_is_protected_when_it_is_started_after() {
     }
     drop(all);
     tidy();
-    networks_anew(Mode::Rootless);
+    [Mode::Rootless, Mode::Rootful].into_iter().for_each(networks_anew);
     // Other engines' bridges are still there.
     for setting in FORWARDING {
         std::fs::write(setting, "1").expect(setting);

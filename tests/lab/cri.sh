@@ -25,6 +25,8 @@ X
   "ranges": [[{"subnet": "172.31.77.0/24"}], [{"subnet": "fd00:d:77::/64"}]],
   "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}}]}
 X
+  # A bridge that nobody gave an address has that of whichever pod's is the lowest.
+  [ -e /sys/class/net/cri0 ] || ip link add cri0 address 02:00:00:00:77:01 type bridge
   # Answers of the fake internet find their way back; a firewall that Docker may have made lets pods through.
   ip -n inet route replace 172.31.77.0/24 via 192.0.2.10
   ip -n inet -6 route replace fd00:d:77::/64 via 2001:db8:ffff::10

@@ -38,6 +38,8 @@ start() { # ENGINE: the daemon, until it answers
   if [ "$engine" = containerd ]; then
     # The network of who asks for one (ctr run --cni, Kubernetes): a bridge with both families, found before what Podman's package brings.
     mkdir -p /etc/cni/net.d $R/output
+    # One that nobody gave an address has that of whichever container's is the lowest.
+    [ -e /sys/class/net/cni0 ] || ip link add cni0 address 02:00:00:00:93:01 type bridge
     ip -n inet route replace 10.93.0.0/16 via 192.0.2.10; ip -n inet -6 route replace fd00:d::/32 via 2001:db8:ffff::10
     echo '{"cniVersion": "0.4.0", "name": "lab", "plugins": [{"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": {"type": "host-local",
       "ranges": [[{"subnet": "10.93.0.0/16"}], [{"subnet": "fd00:d:c::/64"}]], "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}},
