@@ -23,6 +23,8 @@ pub enum Refused {
     Unlisted,
     /// Servers could read the path in more than one way; the words say what is in it.
     Ambiguous(&'static str),
+    /// It is not below the upstream's own path, and no rule says more.
+    Outside,
 }
 
 impl std::fmt::Display for Refused {
@@ -33,6 +35,7 @@ impl std::fmt::Display for Refused {
             Refused::Ambiguous(what) => {
                 write!(f, "the path has {what}, which servers read in different ways")
             }
+            Refused::Outside => f.write_str("the path is not below the one of the provider's upstream"),
         }
     }
 }
@@ -41,12 +44,8 @@ impl Provider {
     /// Where a request to the base URL goes: `path` is what follows the provider's name, with or without a query, and comes
     /// back octet for octet behind the upstream's own.
     pub fn upstream_for(&self, path: &str) -> (&Endpoint, String) {
-        let end = path.find('?').unwrap_or(path.len());
-        let below = |prefix: &str| {
-            path.starts_with(prefix)
-                && (end == prefix.len() || path.as_bytes().get(prefix.len()) == Some(&b'/'))
-        };
-        let routes = self.route.iter().filter(|route| below(&route.path));
+        let plain = path.split('?').next().unwrap_or_default();
+        let routes = self.route.iter().filter(|route| is_below(&route.path, plain));
         let (endpoint, rest) = match routes.max_by_key(|route| route.path.len()) {
             Some(route) => (&route.upstream, &path[route.path.len()..]),
             None => (&self.upstream, path),
@@ -75,10 +74,18 @@ impl Provider {
         path: &str,
     ) -> Result<Option<&RequestRule>, Refused> {
         if self.rule.is_empty() {
-            let mut upstreams =
-                std::iter::once(&self.upstream).chain(self.route.iter().map(|route| &route.upstream));
-            let escapes = upstreams.any(|upstream| !upstream.path.is_empty()) && climbs(path);
-            return if escapes { Err(Refused::Ambiguous("a segment of dots")) } else { Ok(None) };
+            let upstreams =
+                || std::iter::once(&self.upstream).chain(self.route.iter().map(|route| &route.upstream));
+            if upstreams().any(|upstream| !upstream.path.is_empty()) && climbs(path) {
+                return Err(Refused::Ambiguous("a segment of dots"));
+            }
+            // In the place of an upstream's host any path could be asked for, another customer's of a gateway too.
+            let mut there =
+                upstreams().filter(|upstream| host.is_some() && upstream.name() == host).peekable();
+            if there.peek().is_some() && !there.any(|upstream| is_below(&upstream.path, path)) {
+                return Err(Refused::Outside);
+            }
+            return Ok(None);
         }
         let readings = readings(path).map_err(Refused::Ambiguous)?;
         let Some((plain, others)) = readings.split_first() else { return Err(Refused::Unlisted) };
@@ -134,6 +141,11 @@ fn fits(rule: &RequestRule, method: &str, host: Option<&Name>, segments: &[Strin
                 && all(back, &segments[segments.len() - back.len()..])
         }
     }
+}
+
+/// Whether `path`, without a query, is `prefix` or begins with its segments.
+fn is_below(prefix: &str, path: &str) -> bool {
+    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 fn words(path: &str) -> impl Iterator<Item = &str> {
@@ -368,6 +380,29 @@ mod tests {
         ] {
             assert!(provider("").judge("ANY", None, path).is_err(), "{path}");
         }
+    }
+
+    #[test]
+    fn without_rules_an_upstreams_host_is_served_below_the_upstreams_path_alone() {
+        let routed = provider("route = [{ path = \"/up\", upstream = \"https://up.x.example\" }]");
+        for (host, path, answer) in [
+            ("api.x.example", "/base", Ok(())),
+            ("api.x.example", "/base/", Ok(())),
+            ("api.x.example", "/base//a", Ok(())),
+            ("api.x.example", "/", Err(Refused::Outside)),
+            ("api.x.example", "/other/v1", Err(Refused::Outside)),
+            ("api.x.example", "/baseline", Err(Refused::Outside)),
+            ("api.x.example", "/BASE/a", Err(Refused::Outside)),
+            ("api.x.example", "//base/a", Err(Refused::Outside)),
+            // All of it is the route's, and what is only intercepted has no path of its own.
+            ("up.x.example", "/anything", Ok(())),
+            ("git.x.example", "/anything", Ok(())),
+        ] {
+            let host = host.parse().unwrap();
+            assert_eq!(routed.judge("GET", Some(&host), path), answer, "{host}{path}");
+        }
+        let open = rules(&[("", "/**", true)]);
+        assert_eq!(open.judge("GET", Some(&"api.x.example".parse().unwrap()), "/other/v1"), Ok(()));
     }
 
     #[test]
