@@ -116,6 +116,9 @@ fn a_bundled_provider_refuses_what_makes_or_prints_keys() {
                 "POST /repositories/1/keys",
                 "POST /repos/o/r/actions/runners/registration-token",
                 "PUT /repos/o/r/collaborators/x",
+                "PUT /repos/o/r/dependabot/secrets/x",
+                "PUT /repos/o/r/actions/oidc/customization/sub",
+                "GET /copilot_internal/v2/token",
                 "POST /orgs/o/repos",
                 "POST /repos/o/r/KEYS",
                 "POST /repos/o/r/%6beys",
@@ -164,12 +167,24 @@ fn a_bundled_provider_refuses_what_makes_or_prints_keys() {
                 "POST /api/v4/projects/1/transfer",
                 "POST /api/v4/projects/1/trigger/pipeline",
                 "POST /api/v4/projects/1/ref/a/b/trigger/pipeline",
+                "POST /api/v4/code_suggestions/direct_access",
+                "POST /api/v4/ai/duo_workflows/direct_access",
+                "GET /api/v4/projects/1/pipelines/2/variables",
+                "GET /api/v4/projects/1/pipeline_schedules/2",
+                "PUT /api/v4/projects/1/access_requests/2/approve",
+                "PATCH /api/v4/projects/1/job_token_scope",
+                "DELETE /api/v4/projects/1/protected_branches/main",
+                "PUT /api/v4/projects/1/mirror/pull",
+                "POST /api/v4/bulk_imports",
                 "POST /api/graphql",
                 "GET /-/user_settings/personal_access_tokens",
             ],
             &[
                 "GET /api/v4/projects/g%2Fp",
                 "POST /api/v4/projects/g%2Fp/merge_requests",
+                "GET /api/v4/projects/1/pipelines/2/jobs",
+                "GET /api/v4/projects/1/pipeline_schedules",
+                "GET /api/v4/projects/1/protected_branches",
                 "GET /api/v4/user",
                 "GET /g/sub/p.git/info/refs",
                 "POST /g/p.git/git-upload-pack",
@@ -281,10 +296,43 @@ fn the_documentation_names_every_key_and_its_examples_are_right() {
         .collect();
     assert!(examples.len() >= 4);
     for (name, text) in examples {
-        provider(name, text);
+        let read = provider(name, text);
+        if name == "github-website" {
+            gives_one_repository_and_nothing_that_gives_it_away(&read);
+        }
     }
     for (name, _) in BUNDLED {
         assert!(page.contains(&format!("`{name}`")), "{name} is not listed");
+    }
+}
+
+fn gives_one_repository_and_nothing_that_gives_it_away(provider: &Provider) {
+    let ask = |host: &str, request: &str, own: &str| {
+        let (method, path) = request.split_once(' ').unwrap();
+        let path = path.replacen("REPOSITORY", own, 1);
+        provider.judge(method, Some(&host.parse().unwrap()), &path).is_ok()
+    };
+    for (host, request, allowed) in [
+        ("api.github.com", "GET /repos/REPOSITORY", true),
+        ("api.github.com", "GET /repos/REPOSITORY/actions/runs", true),
+        ("api.github.com", "POST /repos/REPOSITORY/pulls", true),
+        ("api.github.com", "PATCH /repos/REPOSITORY/issues/1", true),
+        ("api.github.com", "PUT /repos/REPOSITORY/contents/a", true),
+        ("api.github.com", "POST /repos/REPOSITORY", false),
+        ("api.github.com", "PATCH /repos/REPOSITORY", false),
+        ("api.github.com", "POST /repos/REPOSITORY/transfer", false),
+        ("api.github.com", "POST /repos/REPOSITORY/forks", false),
+        ("api.github.com", "PUT /repos/REPOSITORY/collaborators/x", false),
+        ("api.github.com", "POST /repos/REPOSITORY/actions/runners/registration-token", false),
+        ("api.github.com", "POST /repos/REPOSITORY/keys", false),
+        ("api.github.com", "GET /repos/REPOSITORY/secret-scanning/alerts", false),
+        ("api.github.com", "POST /graphql", false),
+        ("github.com", "GET /REPOSITORY.git/info/refs", true),
+        ("github.com", "POST /REPOSITORY/git-receive-pack", true),
+        ("github.com", "POST /REPOSITORY/settings", false),
+    ] {
+        assert_eq!(ask(host, request, "example/website"), allowed, "{request}");
+        assert!(!ask(host, request, "example/other"), "{request}");
     }
 }
 
