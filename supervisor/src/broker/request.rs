@@ -12,7 +12,7 @@ use terok_policy::phantom;
 use terok_policy::provider::{Carrier, Token};
 
 /// Headers in which services take credentials; a provider's own carriers come in addition.
-const HEADERS: [&str; 20] = [
+const HEADERS: [&str; 41] = [
     "authorization",
     "proxy-authorization",
     "x-api-key",
@@ -33,10 +33,31 @@ const HEADERS: [&str; 20] = [
     "x-github-token",
     "x-vault-token",
     "x-csrf-session",
+    "x-nuget-apikey",
+    "x-jfrog-art-api",
+    "x-api-token",
+    "x-client-secret",
+    "x-functions-key",
+    "ocp-apim-subscription-key",
+    "x-subscription-token",
+    "x-rapidapi-key",
+    "x-consul-token",
+    "x-nomad-token",
+    "x-redmine-api-key",
+    "x-figma-token",
+    "x-shopify-access-token",
+    "x-buildkite-token",
+    "x-gitlab-static-object-token",
+    "circle-token",
+    "fastly-key",
+    "dd-api-key",
+    "dd-application-key",
+    "cf-access-token",
+    "cf-access-client-secret",
 ];
 
 /// Query parameters likewise, lower case.
-const PARAMETERS: [&str; 14] = [
+const PARAMETERS: [&str; 19] = [
     "api_key",
     "apikey",
     "api-key",
@@ -51,6 +72,11 @@ const PARAMETERS: [&str; 14] = [
     "authorization",
     "x-amz-credential",
     "x-goog-credential",
+    "api_token",
+    "apitoken",
+    "subscription-key",
+    "feed_token",
+    "rss_token",
 ];
 
 /// What the credentials of a request come to.
@@ -288,6 +314,8 @@ mod tests {
             ("private-token", "glpat-evil"),
             ("x-goog-api-key", "AIza"),
             ("proxy-authorization", "Basic eDp5"),
+            ("x-nuget-apikey", "glpat-evil"),
+            ("x-jfrog-art-api", "evil"),
         ] {
             assert_eq!(judged(&[(name, value)], ""), Standing::Foreign, "{name}: {value}");
             assert_eq!(
@@ -302,6 +330,7 @@ mod tests {
             "%61ccess%5ftoken=evil",
             "%2561pi_key=evil",
             "key=AIzaEvil",
+            "api_token=evil",
         ] {
             assert_eq!(judged(&[("authorization", &bearer)], query), Standing::Foreign, "{query}");
         }

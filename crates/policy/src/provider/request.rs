@@ -4,8 +4,9 @@ use super::endpoint::Endpoint;
 use super::{Provider, RequestRule};
 use crate::name::Name;
 
-/// Headers that ask a server to take a request for one of another method. Where a provider has rules, they are refused.
-pub const OVERRIDES: [&str; 3] = ["x-http-method", "x-http-method-override", "x-method-override"];
+/// Headers that ask a server to take a request for one of another method or path. Where a provider has rules, they are refused.
+pub const OVERRIDES: [&str; 5] =
+    ["x-http-method", "x-http-method-override", "x-method-override", "x-original-url", "x-rewrite-url"];
 
 /// A pattern's word for one segment.
 const ONE: &str = "*";

@@ -67,6 +67,8 @@ async fn unknown_providers_forbidden_paths_and_overrides_are_told_apart() {
             ("/plain/v1/%2e%2e/keys/1", "", "403"),
             ("/plain/v1", "X-HTTP-Method-Override: DELETE\r\n", "403"),
             ("/plain/v1", "X_HTTP_Method_Override: DELETE\r\n", "403"),
+            ("/plain/v1", "X-Original-URL: /base/keys/1\r\n", "403"),
+            ("/plain/v1", "X-Rewrite-Url: /base/keys/1\r\n", "403"),
             ("/plain/v1?a=1;%5fmethod=DELETE", "", "403"),
             ("/plain/v1?access_token=evil", "", "401"),
         ] {
