@@ -17,7 +17,7 @@ use terok_policy::layout;
 use terok_policy::provider::CredentialType;
 use terok_vault::ephemeral::Ephemeral;
 use terok_vault::ssh_key::{Kind as KeyKind, SshKey};
-use terok_vault::{Cost, MasterKey, New, Record, Secret, SshPublic, Store, session};
+use terok_vault::{Cost, MasterKey, New, Problem, Record, Secret, SshPublic, Store, session};
 use zeroize::Zeroizing;
 
 /// Descriptors without close-on-exec exist while a helper is started; nothing else may start a process then.
@@ -413,6 +413,17 @@ fn a_dead_refresh_token_is_tried_once_noted_and_left_alone_until_it_is_replaced(
     assert_eq!(secret(&bench.credential(0)), "access-2");
     assert_eq!(endpoint.asked(), 2);
     assert_eq!(store.credential("claude", "default").unwrap().problem, None);
+}
+
+#[test]
+fn a_failure_that_a_clock_noted_which_was_ahead_keeps_nobody_from_trying_again() {
+    let endpoint = Endpoint::new(vec![tokens("access-2", "refresh-2")], Duration::ZERO);
+    let bench = Bench::new(&[grant(provider("claude", &["oauth"], &endpoint.url), "default")], &[]);
+    let (mut store, master) = bench.unlocked();
+    let record = add(&mut store, &master, "claude", "default", oauth("access-1", "refresh-1"), Some(now()));
+    let tomorrow = Problem { at: now() + 24 * 3600, reason: "the service answers with status 500".into() };
+    store.set_problem(&record, &tomorrow).unwrap();
+    assert_eq!(secret(&bench.credential(0)), "access-2");
 }
 
 #[test]

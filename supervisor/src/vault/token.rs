@@ -78,6 +78,8 @@ impl Grant {
             Lasts::Fraction(seconds) => (seconds >= 0.0).then_some(seconds as u64),
             Lasts::Text(text) => text.parse().ok(),
         });
+        // No time at all is how some say that it has no end; taken at its word, each request would renew it.
+        let lasts = lasts.filter(|seconds| *seconds > 0);
         Ok(Grant { access: answer.access_token, refresh, lasts })
     }
 }
@@ -160,6 +162,10 @@ mod tests {
         assert_eq!(grant(r#"{"access_token":"a1"}"#), Ok(("a1".into(), None, None)));
         assert_eq!(grant(r#"{"access_token":"a1","expires_in":"60"}"#), Ok(("a1".into(), None, Some(60))));
         assert_eq!(grant(r#"{"access_token":"a1","expires_in":59.9}"#), Ok(("a1".into(), None, Some(59))));
+        for nothing in ["0", "-1", "-3600.5", "\"0\"", "\"soon\""] {
+            let body = format!(r#"{{"access_token":"a1","expires_in":{nothing}}}"#);
+            assert_eq!(grant(&body), Ok(("a1".into(), None, None)), "{nothing}");
+        }
         assert_eq!(grant(r#"{"access_token":"a1","refresh_token":""}"#), Ok(("a1".into(), None, None)));
     }
 
