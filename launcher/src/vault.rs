@@ -177,12 +177,15 @@ impl<'a> Open<'a> {
         }
     }
 
-    /// Whether it is unlocked.
+    /// Whether it is unlocked. The key of a session that has ended goes with the first look at it.
     pub(crate) fn session(&self) -> anyhow::Result<Session> {
-        match base(self.host, false)? {
-            Some(base) => Ok(terok_vault::session::read(&base, self.store.id(), show::now())?),
-            None => Ok(Session::Locked(Locked::Never)),
+        let Some(base) = base(self.host, false)? else { return Ok(Session::Locked(Locked::Never)) };
+        let now = show::now();
+        let session = terok_vault::session::read(&base, self.store.id(), now)?;
+        if matches!(session, Session::Locked(Locked::Ended)) {
+            terok_vault::session::forget_ended(&base, now)?;
         }
+        Ok(session)
     }
 }
 

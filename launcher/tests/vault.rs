@@ -222,6 +222,7 @@ fn a_session_ends_by_itself_and_is_not_kept_on_a_disk_unnoticed() {
         (passphrase!("init"), 0, "made a vault"),
         (passphrase!("unlock --for 1s"), 0, "unlocked for 1s"),
         ("sleep 1.1; terok vault status", 0, "the vault's session has ended; run `terok vault unlock`"),
+        ("[ -z \"$(find /run -name key.json)\" ]; terok vault status", 0, "the vault is locked"),
         (passphrase!("unlock --for forever"), 0, "until terok vault lock, logout or reboot"),
         ("terok vault status --json", 0, "\"unlocked\":true"),
         ("rm -r /run/terok /run/user/*/terok; terok vault status", 0, "the vault is locked"),

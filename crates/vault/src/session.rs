@@ -5,12 +5,15 @@ use crate::key::MasterKey;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
-use terok_kernel::statedir::Dir;
+use std::time::Duration;
+use terok_kernel::statedir::{Dir, Lock};
 use terok_policy::layout::{SESSION, SESSION_KEY};
 use zeroize::Zeroizing;
 
 /// A session file is shorter.
 const LIMIT: u64 = 4096;
+/// How long another process that begins or ends a session is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a session file says.
 #[derive(Debug)]
@@ -56,7 +59,9 @@ pub fn write(base: &Dir, key: &MasterKey, until: u64) -> Result<()> {
     // Room for all of it, so that no shorter copy stays in memory.
     let mut text = Zeroizing::new(Vec::with_capacity(LIMIT as usize));
     serde_json::to_writer(&mut *text, &written).map_err(|error| Error::System(error.to_string()))?;
-    Ok(base.make_private(SESSION)?.write(SESSION_KEY, &text)?)
+    let folder = base.make_private(SESSION)?;
+    let _alone = alone(&folder)?;
+    Ok(folder.write(SESSION_KEY, &text)?)
 }
 
 /// Whether vault `vault` ([`crate::Store::id`]) is unlocked at `now`.
@@ -77,6 +82,23 @@ pub fn read(base: &Dir, vault: &str, now: u64) -> Result<Session> {
     } else {
         Session::Unlocked { key: MasterKey::new(vault, key), until: written.until }
     })
+}
+
+/// Removes a session whose time is over at `now`: it opens nothing, and the key in it would lie there for whoever reads the file. Whether there was one.
+pub fn forget_ended(base: &Dir, now: u64) -> Result<bool> {
+    let Some(folder) = base.private(SESSION)? else { return Ok(false) };
+    // Another process may have begun a new one since this one looked.
+    let _alone = alone(&folder)?;
+    let text = Zeroizing::new(folder.read(SESSION_KEY, LIMIT)?.unwrap_or_default());
+    let ended = parse(&text).is_some_and(|(written, _)| written.until <= now);
+    if ended {
+        folder.remove(SESSION_KEY)?;
+    }
+    Ok(ended)
+}
+
+fn alone(folder: &Dir) -> Result<Lock> {
+    Ok(folder.lock(PATIENCE)?)
 }
 
 /// Locks. Whether there was a session.

@@ -137,6 +137,19 @@ fn what_another_process_unlocks_and_locks_counts_at_once_and_shows_from_outside(
 }
 
 #[test]
+fn the_key_of_a_session_that_has_ended_is_removed_and_no_other() {
+    let (folder, base) = support::folder();
+    let [vault, runtime] = ["vault", "runtime"].map(|name| base.make_private(name).unwrap());
+    let (_, key) = Store::create(&vault, PASSPHRASE, Cost::LEAST, NOW).unwrap();
+    let file = folder.path().join("runtime/.session/key.json");
+    assert!(!session::forget_ended(&runtime, NOW).unwrap());
+    session::write(&runtime, &key, NOW + 60).unwrap();
+    assert!(!session::forget_ended(&runtime, NOW + 59).unwrap() && file.exists());
+    assert!(session::forget_ended(&runtime, NOW + 60).unwrap() && !file.exists());
+    assert!(!session::forget_ended(&runtime, NOW + 60).unwrap());
+}
+
+#[test]
 fn every_change_of_a_record_shows_in_the_watched_files_and_no_look_does() {
     let mut vault = Vault::new();
     let files = watched(vault.folder.path());
