@@ -21,6 +21,8 @@ const STAGED: &str = ".vault.db.restore";
 const LEAVING: &str = ".vault.db.leaving";
 /// A store is smaller: thousands of records.
 const LIMIT: u64 = 256 << 20;
+/// A database's own file, and what SQLite puts beside it.
+const LOGS: [&str; 4] = ["", "-journal", "-wal", "-shm"];
 
 impl Store {
     /// Copies the store to the new file `to` (0600) as it is at one moment, while others go on using it. The copy's secrets are sealed, under the
@@ -34,8 +36,11 @@ impl Store {
         };
         let folder = folder.canonicalize().map_err(Error::file("find", folder.display()))?;
         let to = folder.join(to.file_name().ok_or_else(unfit)?);
-        if to.symlink_metadata().is_ok() {
-            return Err(Error::Exists { path: shown });
+        // In a folder where others may write, SQLite would take over a log or journal that somebody put there for it.
+        for path in LOGS.map(|suffix| beside(&to, suffix)) {
+            if path.symlink_metadata().is_ok() {
+                return Err(Error::Exists { path: path.display().to_string() });
+            }
         }
         files::make_file(&to)?;
         let copied = (|| {
@@ -52,8 +57,8 @@ impl Store {
                 .map_err(Error::file("sync", folder.display()))
         })();
         if copied.is_err() {
-            for suffix in ["", "-journal", "-wal", "-shm"] {
-                let _ = std::fs::remove_file(beside(&to, suffix));
+            for path in LOGS.map(|suffix| beside(&to, suffix)) {
+                let _ = std::fs::remove_file(path);
             }
         }
         copied
@@ -136,8 +141,8 @@ impl<'a> Restore<'a> {
 
 impl Drop for Restore<'_> {
     fn drop(&mut self) {
-        for suffix in ["", "-wal", "-shm", "-journal"] {
-            let _ = std::fs::remove_file(beside(&self.staged, suffix));
+        for path in LOGS.map(|suffix| beside(&self.staged, suffix)) {
+            let _ = std::fs::remove_file(path);
         }
     }
 }

@@ -50,6 +50,20 @@ fn a_copy_is_one_closed_file_and_replaces_none() {
 }
 
 #[test]
+fn what_somebody_put_beside_a_copys_name_is_neither_used_nor_removed() {
+    let vault = Vault::new();
+    for suffix in ["-journal", "-wal", "-shm"] {
+        let folder = tempfile::tempdir().unwrap();
+        let planted = folder.path().join(format!("copy{suffix}"));
+        fs::write(&planted, "planted").unwrap();
+        let refused = vault.store.backup(&folder.path().join("copy")).unwrap_err();
+        assert!(matches!(&refused, Error::Exists { path } if path.ends_with(suffix)), "{refused}");
+        assert_eq!(fs::read(&planted).unwrap(), b"planted");
+        assert_eq!(names(folder.path()), [format!("copy{suffix}")]);
+    }
+}
+
+#[test]
 fn a_copy_holds_what_only_the_log_has_yet() {
     let mut vault = Vault::new();
     // A reader holds the log open, so nothing moves from it into the file.
