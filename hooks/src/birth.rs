@@ -173,6 +173,16 @@ pub(crate) fn mounted(config: &Value, base: &Dir) -> Option<PathBuf> {
 fn prune(base: &Dir, births: &Dir) -> Result<(), Refusal> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let old = |modified: i64| now.saturating_sub(u64::try_from(modified).unwrap_or(0)) > ABANDONED.as_secs();
+    if let Some(folder) = base.private(layout::EPHEMERAL)? {
+        for entry in folder.list()?.into_iter().filter(|entry| !entry.folder && old(entry.modified)) {
+            // Claimed, and its container's supervisor was killed before it could remove it; or never claimed.
+            let (reference, id) = entry.name.split_once('.').unwrap_or((&entry.name, ""));
+            let lives = layout::is_container_id(id) && base.private(id)?.is_some();
+            if layout::is_reference(reference) && !lives {
+                folder.remove(&entry.name)?;
+            }
+        }
+    }
     let mut cleared = 0;
     for entry in births.list()?.into_iter().filter(|entry| old(entry.modified)) {
         if cleared == CLEARED {
@@ -297,8 +307,25 @@ mod tests {
             std::fs::File::open(births).unwrap().set_modified(long_ago).unwrap();
         }
         base.make_private("running").unwrap();
+        let ephemeral = base.make_private(layout::EPHEMERAL).unwrap();
+        let reference = "0123456789abcdef0123456789abcdef";
+        for (name, is_old) in [
+            (reference.to_owned(), true),
+            (format!("{reference}.old"), true),
+            (format!("{reference}.running"), true),
+            (format!("{reference}.young"), false),
+        ] {
+            ephemeral.write(&name, b"{}").unwrap();
+            if is_old {
+                let file = std::fs::File::options().write(true).open(ephemeral.path().join(&name)).unwrap();
+                file.set_modified(SystemTime::now() - ABANDONED - Duration::from_secs(60)).unwrap();
+            }
+        }
         Birth::make(&base, "new", &policy).unwrap();
         assert!(Birth::open(&base, "old", &policy).unwrap().is_none());
         assert!(Birth::open(&base, "running", &policy).unwrap().is_some());
+        let mut left: Vec<_> = ephemeral.list().unwrap().into_iter().map(|entry| entry.name).collect();
+        left.sort();
+        assert_eq!(left, [format!("{reference}.running"), format!("{reference}.young")]);
     }
 }
