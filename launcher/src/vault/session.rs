@@ -157,7 +157,7 @@ pub(super) fn change(host: &Host, ask: Ask) -> anyhow::Result<()> {
     for tier in Tier::configured(host)? {
         say!("{tier} must give the new one from now on")?;
     }
-    say!("backups that were made before open with the old one")?;
+    say!("backups that were made before open with the old one, and the key in them opens this vault too")?;
     Ok(())
 }
 
