@@ -2,6 +2,7 @@
 
 use crate::rule::Cidr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::LazyLock;
 
 /// Why an address is below the floor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -41,7 +42,12 @@ pub fn floor(ip: IpAddr) -> Option<Floor> {
 }
 
 /// The blocks of [`floor`] as disjoint CIDRs, for the nftables table.
-pub fn blocks() -> Vec<Cidr> {
+pub fn blocks() -> &'static [Cidr] {
+    static BLOCKS: LazyLock<Vec<Cidr>> = LazyLock::new(disjoint);
+    &BLOCKS
+}
+
+fn disjoint() -> Vec<Cidr> {
     let v4 = V4.iter().map(|&(addr, prefix, _)| (IpAddr::V4(addr), prefix));
     let v6 = V6.iter().map(|&(addr, prefix, _)| (IpAddr::V6(addr), prefix));
     let forms = EMBEDDING.iter().flat_map(|&(form, bits)| {
@@ -51,15 +57,14 @@ pub fn blocks() -> Vec<Cidr> {
         })
     });
     let mut all: Vec<Cidr> = v4.chain(v6).chain(forms).map(|(addr, prefix)| Cidr { addr, prefix }).collect();
-    // Widest first, so that a block is kept only where no kept block covers it: CIDRs nest or are disjoint.
-    all.sort_by_key(|block| (block.prefix, block.addr));
+    // CIDRs nest or are disjoint: what covers a block is the last one kept before it, the wider first where both begin alike.
+    all.sort_unstable_by_key(|block| (block.addr, block.prefix));
     let mut kept: Vec<Cidr> = Vec::new();
     for block in all {
-        if !kept.iter().any(|outer| outer.range().0 <= block.addr && block.addr <= outer.range().1) {
+        if kept.last().is_none_or(|outer| outer.range().1 < block.addr) {
             kept.push(block);
         }
     }
-    kept.sort_by_key(|block| block.addr);
     kept
 }
 

@@ -105,7 +105,7 @@ pub(super) fn lookups(end: End, sets: [&'static str; 2], ports: bool) -> impl It
 
 /// Sets of the addresses that only a literal rule reaches (E3), the host's `own` among them, neighbouring blocks merged.
 pub(super) fn floor_sets(own: &[IpAddr]) -> Vec<Set> {
-    let blocks = || floor::blocks().into_iter().chain(own.iter().map(|&ip| Cidr::host(ip)));
+    let blocks = || floor::blocks().iter().copied().chain(own.iter().map(|&ip| Cidr::host(ip)));
     [("floor4", Family::V4), ("floor6", Family::V6)]
         .into_iter()
         .map(|(name, family)| address_set(name, family, blocks().map(|block| block.range())))

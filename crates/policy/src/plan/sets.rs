@@ -113,5 +113,5 @@ fn sorted(elements: impl IntoIterator<Item = Element>) -> Vec<Element> {
 /// Addresses that not even the widest literal rule means: loopback and no address at all, in every form.
 fn nowhere() -> Vec<Cidr> {
     let local = |net: &Cidr| matches!(floor::floor(net.addr), Some(Floor::Loopback | Floor::Unspecified));
-    floor::blocks().into_iter().filter(local).collect()
+    floor::blocks().iter().copied().filter(local).collect()
 }
