@@ -57,19 +57,23 @@ fn build(triple: &str) -> anyhow::Result<PathBuf> {
 pub(crate) fn static_program(program: &str, triple: &str, profile: &str) -> anyhow::Result<PathBuf> {
     // An explicit target keeps crt-static away from build scripts and proc macros, which must stay dynamic.
     let mut build = cargo();
+    let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
     if ["terok-hook", "terok-shim"].contains(&program) {
         // It runs for a millisecond at every start: what counts is how much of it is read and audited.
         build.env("CARGO_PROFILE_DIST_OPT_LEVEL", "z");
+        if profile == "dist" && triple == here() {
+            flags.push("-Clink-arg=-Wl,--no-eh-frame-hdr".to_owned());
+            flags.push(format!("-Clink-arg=-T{NO_UNWINDING}"));
+            if own_relocations_may_be_packed() {
+                flags.push("-Clink-arg=-Wl,-z,pack-relative-relocs".to_owned());
+            }
+        }
     }
+    let flags = serde_json::to_string(&flags).context("flags of the compiler")?;
     must(
         build
             .args(["build", "--quiet", "--locked", "-p", program, "--bin", program, "--profile", profile])
-            .args([
-                "--target",
-                triple,
-                "--config",
-                &format!("target.{triple}.rustflags=[\"-C\",\"target-feature=+crt-static\"]"),
-            ]),
+            .args(["--target", triple, "--config", &format!("target.{triple}.rustflags={flags}")]),
     )?;
     let folder = if profile == "dev" { "debug" } else { profile };
     let built = target().join(triple).join(folder).join(program);
@@ -78,6 +82,25 @@ pub(crate) fn static_program(program: &str, triple: &str, profile: &str) -> anyh
         bail!("{} is not static: it asks for a dynamic loader", built.display());
     }
     Ok(built)
+}
+
+/// Leaves out what a stack would be unwound by: a panic ends the program, and a stripped one has no names to list.
+const NO_UNWINDING: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/no-unwinding.ld");
+
+/// Whether this machine's C library, which goes into the programs, applies relocations in their packed form.
+///
+/// A static program relocates itself: with one that ignores DT_RELR (glibc before 2.36) it would not come to `main`.
+fn own_relocations_may_be_packed() -> bool {
+    let asked = std::process::Command::new("getconf").arg("GNU_LIBC_VERSION").output();
+    asked.is_ok_and(|told| packs_relocations(&String::from_utf8_lossy(&told.stdout)))
+}
+
+fn packs_relocations(version: &str) -> bool {
+    let numbers = version.trim().strip_prefix("glibc ").and_then(|rest| rest.split_once('.'));
+    let Some((Ok(major), Ok(minor))) = numbers.map(|(a, b)| (a.parse::<u32>(), b.parse::<u32>())) else {
+        return false;
+    };
+    (major, minor) >= (2, 36)
 }
 
 /// Whether an ELF64 little-endian program has a PT_INTERP header (elf(5)).
@@ -117,12 +140,26 @@ pub(crate) fn for_the_lab(program: &str) -> anyhow::Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::needs_loader;
+    use super::{needs_loader, packs_relocations};
 
     #[test]
     fn a_dynamic_program_is_told_from_a_static_one() {
         let own = std::fs::read("/proc/self/exe").unwrap();
         assert!(needs_loader(&own).unwrap(), "test programs are dynamic");
         assert!(needs_loader(b"#!/bin/sh").is_err());
+    }
+
+    #[test]
+    fn relocations_are_packed_where_the_c_library_reads_them() {
+        for (version, packed) in [
+            ("glibc 2.35\n", false),
+            ("glibc 2.36\n", true),
+            ("glibc 2.41\n", true),
+            ("glibc 3.0\n", true),
+            ("", false),
+            ("musl 2.40\n", false),
+        ] {
+            assert_eq!(packs_relocations(version), packed, "{version:?}");
+        }
     }
 }
