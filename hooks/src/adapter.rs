@@ -29,9 +29,9 @@ pub(crate) fn amended(
     config: Value,
     ours: &Annotations,
     subject: &Subject,
+    place: &Place,
 ) -> Result<Value, Refusal> {
-    let place = Place::find(request)?;
-    judged(request, config, ours, subject, &place).inspect_err(|refusal| {
+    judged(request, config, ours, subject, place).inspect_err(|refusal| {
         if let Ok(id) = &subject.id
             && layout::is_container_id(id)
             && let Ok(state) = place.state().and_then(|base| Ok(base.make_private(id)?))

@@ -160,13 +160,18 @@ pub(crate) fn guard_of(config: &Value, base: &Dir) -> Result<Option<String>, Ref
 
 /// The folder that the configuration mounts at [`provision::INSIDE`], if it is one of ours: not a door.
 pub(crate) fn mounted(config: &Value, base: &Dir) -> Option<PathBuf> {
-    let mut mounts = config.get("mounts").and_then(Value::as_array)?.iter();
-    let mount =
-        mounts.find(|mount| mount.get("destination").and_then(Value::as_str) == Some(provision::INSIDE))?;
-    let source = PathBuf::from(mount.get("source").and_then(Value::as_str)?);
+    let source = source_inside(config)?;
     let below = source.strip_prefix(base.path().join(layout::BIRTH)).ok()?.to_str()?;
     let (id, last) = below.split_once('/')?;
     (layout::is_container_id(id) && last == layout::INSIDE).then_some(source)
+}
+
+/// What the configuration mounts at [`provision::INSIDE`], whoever put it there.
+pub(crate) fn source_inside(config: &Value) -> Option<PathBuf> {
+    let mut mounts = config.get("mounts").and_then(Value::as_array)?.iter();
+    let mount =
+        mounts.find(|mount| mount.get("destination").and_then(Value::as_str) == Some(provision::INSIDE))?;
+    mount.get("source").and_then(Value::as_str).map(PathBuf::from)
 }
 
 /// Removes what starts that came to nothing have left.

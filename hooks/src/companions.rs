@@ -1,18 +1,12 @@
-//! Who else is in the container's network namespace (L8): the members of its pod, containers joined with `--network
-//! container:X`. All of them have one policy, for the kernel's table knows no containers; a process of an unprotected
-//! container among them is refused.
+//! Which processes are in the container's network namespace (L8) beside its own: those of its pod's members, of containers joined
+//! with `--network container:X`, and the engine's helpers. One of an unprotected container among them is refused.
 
 use crate::refusal::Refusal;
 use std::collections::BTreeSet;
-use std::path::Path;
-use terok_kernel::netns::NsId;
-use terok_kernel::statedir::Dir;
 use terok_policy::control::Container;
-use terok_policy::layout;
 
 /// Bits of `CapBnd` with which a pod's infra process could undo the table: NET_ADMIN, NET_RAW, SYS_ADMIN, SYS_PTRACE.
 const UNDOING: u64 = 1 << 12 | 1 << 13 | 1 << 21 | 1 << 19;
-const RECORD_LIMIT: u64 = 1 << 20;
 /// Generations between a process and the container's init.
 const ANCESTORS: usize = 64;
 
@@ -147,7 +141,8 @@ pub(crate) fn stranger(pid: i32) -> Refusal {
     ))
 }
 
-fn link(pid: i32, namespace: &str) -> Option<String> {
+/// What `/proc/PID/ns` has for a namespace; `None` where there is no such process, or another user's.
+pub(crate) fn link(pid: i32, namespace: &str) -> Option<String> {
     std::fs::read_link(format!("/proc/{pid}/ns/{namespace}")).ok()?.into_os_string().into_string().ok()
 }
 
@@ -165,81 +160,6 @@ fn bounding(pid: i32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let set = status.lines().find_map(|line| line.strip_prefix("CapBnd:"))?;
     u64::from_str_radix(set.trim(), 16).ok()
-}
-
-/// Records of the owner's containers in namespace `netns` whose init is still there, and of the one among them whose
-/// supervisor answers for all: the guard.
-pub(crate) fn members(base: &Dir, netns: NsId) -> Result<(Vec<Container>, Option<Container>), Refusal> {
-    let (mut members, mut guard) = (Vec::new(), None);
-    for entry in base.list()?.into_iter().filter(|entry| entry.folder && layout::is_container_id(&entry.name))
-    {
-        // One that goes away at this moment is no member.
-        let Ok(Some(folder)) = base.private(&entry.name) else { continue };
-        let Some(record) = record(&folder) else { continue };
-        if record.netns != Some((netns.dev, netns.ino)) || !is_there(&record) {
-            continue;
-        }
-        if record.served_by.is_none() && folder.is_served(layout::CONTROL)? {
-            guard = Some(record.clone());
-        }
-        members.push(record);
-    }
-    Ok((members, guard))
-}
-
-/// Refuses a container with the id of another one that runs, of another engine or another namespace of containerd: by its id the
-/// operator reaches a container, and `terok panic` too. `base` is the folder of runtime folders.
-pub(crate) fn refuse_namesake(base: &Dir, id: &str, bundle: &Path) -> Result<(), Refusal> {
-    let other = base.private(id)?.and_then(|folder| record(&folder));
-    match other.filter(|other| Path::new(&other.bundle) != bundle && is_there(other)) {
-        Some(other) => Err(Refusal::Guard(format!(
-            "a protected container with the id {id} runs already ({}), and by its id terok knows a container: give this one another",
-            other.bundle
-        ))),
-        None => Ok(()),
-    }
-}
-
-fn record(folder: &Dir) -> Option<Container> {
-    let json = folder.read(layout::CONTAINER, RECORD_LIMIT).ok()??;
-    serde_json::from_slice(&json).ok()
-}
-
-/// Whether its init is still in its network namespace.
-fn is_there(record: &Container) -> bool {
-    record.netns.is_some_and(|(_, inode)| link(record.pid, "net") == Some(format!("net:[{inode}]")))
-}
-
-/// Refuses a container whose policy is not that of the network's guard, naming the annotations that differ.
-pub(crate) fn same_policy(
-    guard: &Container,
-    digest: &str,
-    ours: &crate::state::Annotations,
-) -> Result<(), Refusal> {
-    if guard.policy == digest {
-        return Ok(());
-    }
-    let name = if guard.name.is_empty() { &guard.id } else { &guard.name };
-    let theirs = annotations(Path::new(&guard.bundle));
-    let keys = theirs
-        .iter()
-        .flat_map(|theirs| theirs.keys().chain(ours.keys()).filter(|key| theirs.get(*key) != ours.get(*key)));
-    let labels =
-        [terok_policy::annotation::PROJECT, terok_policy::annotation::TASK, terok_policy::annotation::NAME];
-    let keys: BTreeSet<&str> = keys.map(String::as_str).filter(|key| !labels.contains(key)).collect();
-    let keys = match keys.is_empty() {
-        true => "terok annotations and profiles".to_owned(),
-        false => keys.into_iter().collect::<Vec<_>>().join(", "),
-    };
-    Err(Refusal::Guard(format!(
-        "the container shares its network with {name}, which has another policy; give both the same {keys}, or start this one with a network of its own"
-    )))
-}
-
-fn annotations(bundle: &Path) -> Option<crate::state::Annotations> {
-    let json = crate::state::read_config(std::fs::File::open(bundle.join("config.json")).ok()?).ok()?;
-    let (_, annotations) = crate::state::parse_config(&json).ok()?;
-    Some(crate::state::ours(&annotations)).filter(|ours| !ours.is_empty())
 }
 
 #[cfg(test)]
@@ -300,83 +220,5 @@ mod tests {
             std::os::unix::process::parent_id() as i32
         );
         assert!(bounding(std::process::id() as i32).is_some());
-    }
-
-    #[test]
-    fn the_guard_of_a_network_is_the_living_one_that_answers_for_it() {
-        let temporary = tempfile::tempdir().unwrap();
-        let base = Dir::base(temporary.path()).unwrap();
-        let here = Path::new("/proc/self/ns/net").metadata().unwrap();
-        use std::os::unix::fs::MetadataExt;
-        let netns = NsId { dev: here.dev(), ino: here.ino() };
-        let put = |id: &str, netns: u64, served_by: Option<&str>, served: bool| {
-            let record = Container {
-                id: id.into(),
-                pid: std::process::id() as i32,
-                netns: Some((here.dev(), netns)),
-                served_by: served_by.map(str::to_owned),
-                ..Container::default()
-            };
-            let folder = base.make_private(id).unwrap();
-            folder.write(layout::CONTAINER, &serde_json::to_vec(&record).unwrap()).unwrap();
-            served.then(|| folder.listen(layout::CONTROL).unwrap())
-        };
-        put("dead", netns.ino, None, false);
-        assert_eq!(members(&base, netns).unwrap().1, None);
-        let _elsewhere = put("elsewhere", netns.ino + 1, None, true);
-        let _guard = put("guard", netns.ino, None, true);
-        put("member", netns.ino, Some("guard"), false);
-        let (members, guard) = members(&base, netns).unwrap();
-        let mut ids: Vec<&str> = members.iter().map(|member| member.id.as_str()).collect();
-        ids.sort();
-        assert_eq!(ids, ["dead", "guard", "member"]);
-        assert_eq!(guard.unwrap().id, "guard");
-    }
-
-    #[test]
-    fn of_two_containers_with_one_id_the_second_is_refused_while_the_first_runs() {
-        let temporary = tempfile::tempdir().unwrap();
-        let base = Dir::base(temporary.path()).unwrap();
-        refuse_namesake(&base, "box", Path::new("/run/b/box")).unwrap();
-        let here = Path::new("/proc/self/ns/net").metadata().unwrap();
-        use std::os::unix::fs::MetadataExt;
-        let put = |inode: u64| {
-            let record = Container {
-                pid: std::process::id() as i32,
-                bundle: "/run/a/box".into(),
-                netns: Some((here.dev(), inode)),
-                ..Container::default()
-            };
-            let folder = base.make_private("box").unwrap();
-            folder.write(layout::CONTAINER, &serde_json::to_vec(&record).unwrap()).unwrap();
-        };
-        put(here.ino());
-        let reason = refuse_namesake(&base, "box", Path::new("/run/b/box")).unwrap_err().to_string();
-        assert!(reason.contains("box") && reason.contains("/run/a/box"), "{reason}");
-        refuse_namesake(&base, "box", Path::new("/run/a/box")).unwrap();
-        refuse_namesake(&base, "other", Path::new("/run/b/other")).unwrap();
-        // Its number is another process's by now.
-        put(here.ino() + 1);
-        refuse_namesake(&base, "box", Path::new("/run/b/box")).unwrap();
-    }
-
-    #[test]
-    fn another_policy_is_refused_with_the_annotations_that_differ() {
-        let bundle = tempfile::tempdir().unwrap();
-        std::fs::write(
-            bundle.path().join("config.json"),
-            r#"{"annotations":{"terok.shield":"up","terok.name":"x"}}"#,
-        )
-        .unwrap();
-        let bundle = bundle.path().display().to_string();
-        let guard = Container { name: "web".into(), policy: "a".into(), bundle, ..Container::default() };
-        let ours = [("terok.shield", "up"), ("terok.shield.allow", "a.example"), ("terok.name", "y")];
-        let ours = ours.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
-        same_policy(&guard, "a", &ours).unwrap();
-        let reason = same_policy(&guard, "b", &ours).unwrap_err().to_string();
-        assert!(
-            reason.contains("web") && reason.contains("terok.shield.allow") && !reason.contains("terok.name"),
-            "{reason}"
-        );
     }
 }

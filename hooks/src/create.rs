@@ -3,7 +3,6 @@
 
 use crate::argv::Request;
 use crate::birth::{self, Birth};
-use crate::companions;
 use crate::handover::{self, Grants, Handover};
 use crate::inside::{self, Before};
 use crate::origin::Origin;
@@ -11,7 +10,7 @@ use crate::place::Place;
 use crate::refusal::{self, Refusal};
 use crate::standing::{Asking, Standing};
 use crate::state::{self, Annotations, State, ours};
-use crate::{asked, guards, publish};
+use crate::{asked, guards, publish, records};
 use serde_json::Value;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -56,7 +55,7 @@ fn protect(
     // What the runtime is about to start: is it what precreate made of it, in a network of its own?
     amend::is_amended(&config).map_err(Refusal::NotAmended)?;
     let base = place.runtime()?;
-    companions::refuse_namesake(&base, &state.id, &state.bundle)?;
+    records::refuse_namesake(&base, &state.id, &state.bundle)?;
     let given = birth::mounted(&config, &base);
     let alone = guards::wanted(&config) == guards::Wanted::Own;
     let brings_card = origin.brings_card(&config);
@@ -130,7 +129,7 @@ fn protect(
         own: if alone && !brings_card { Vec::new() } else { inside::own_addresses()? },
         resolvers: inside::nameservers(&resolv_conf(&config)),
         name_server: origin.name_server(),
-        beyond_a_card: guards::capabilities(&config).err(),
+        beyond_a_card: guards::over_a_card(&config).err(),
         live: &live,
         now,
         may_have_a_table: !alone,
@@ -179,13 +178,10 @@ fn born(config: &Value, policy: &Policy, base: &Dir, id: &str) -> Result<Option<
 
 /// The bundle's `config.json`, with the same annotations.
 fn read_config(state: &State, ours: &Annotations) -> Result<Value, Refusal> {
-    let path = state.bundle.join("config.json");
-    let what = || path.display().to_string();
-    let file = std::fs::File::open(&path).map_err(|error| Refusal::input(what(), error))?;
-    let json = state::read_config(file).map_err(|error| Refusal::input(what(), error))?;
-    let (config, annotations) = state::parse_config(&json).map_err(|error| Refusal::input(what(), error))?;
+    let (config, annotations) = state::of_bundle(&state.bundle)?;
     if state::ours(&annotations) != *ours {
-        return Err(Refusal::input(what(), "has other terok. annotations than the runtime reports"));
+        let what = state.bundle.join("config.json").display().to_string();
+        return Err(Refusal::input(what, "has other terok. annotations than the runtime reports"));
     }
     Ok(config)
 }

@@ -5,6 +5,7 @@ use crate::doors::{self, Keep};
 use crate::refusal::Refusal;
 use serde_json::Value;
 use std::os::unix::fs::MetadataExt;
+use terok_policy::capabilities;
 
 const HOST: &str = "the container is in the host's network namespace, where nothing can be kept from it; ";
 const HOST_PIDS: &str =
@@ -77,21 +78,18 @@ pub(crate) fn check(config: &Value, keep: &Keep<'_>, carded: bool) -> Result<Vec
         return Err(Refusal::Guard(format!("{HOST_PIDS}{remedy}")));
     }
     if carded {
-        capabilities(config)?;
+        over_a_card(config)?;
     }
     doors::check(config, keep)
 }
 
 /// Refuses capabilities that undo the protection of a container with a card.
-pub(crate) fn capabilities(config: &Value) -> Result<(), Refusal> {
-    let has = |capability: &str| {
-        let sets = config.pointer("/process/capabilities").and_then(Value::as_object);
-        let mut all = sets.into_iter().flat_map(|sets| sets.values()).filter_map(Value::as_array).flatten();
-        all.any(|found| found.as_str().is_some_and(|found| found.eq_ignore_ascii_case(capability)))
-    };
-    let Some(found) = CAPABILITIES.into_iter().find(|capability| has(capability)) else { return Ok(()) };
-    let short = found.trim_start_matches("CAP_");
-    let (option, field) = match has("CAP_SYS_MODULE") && has("CAP_SYS_RAWIO") {
+pub(crate) fn over_a_card(config: &Value) -> Result<(), Refusal> {
+    let Some(process) = config.get("process") else { return Ok(()) };
+    let found = CAPABILITIES.into_iter().find(|capability| capabilities::has(process, capability));
+    let Some(found) = found else { return Ok(()) };
+    let short = capabilities::short(found);
+    let (option, field) = match capabilities::has_all(process) {
         true => (
             "start it without --privileged, or with --network none".to_owned(),
             "start it without securityContext.privileged".to_owned(),
@@ -109,15 +107,12 @@ pub(crate) fn capabilities(config: &Value) -> Result<(), Refusal> {
 
 /// Refuses a further process of a container with a card that has more rights than the container may have.
 pub(crate) fn further(process: &Value) -> Result<(), Refusal> {
-    let sets = process.get("capabilities").and_then(Value::as_object);
-    let all = sets.into_iter().flat_map(|sets| sets.values()).filter_map(Value::as_array).flatten();
-    all.filter_map(Value::as_str).try_for_each(|name| undoes(name, "without --privileged and --cap-add"))
+    capabilities::listed(process).try_for_each(|name| undoes(name, "without --privileged and --cap-add"))
 }
 
-/// Refuses a process that is given this capability beside a card. Runtimes take one in any case, with or without its prefix.
+/// Refuses a process that is given this capability beside a card.
 pub(crate) fn undoes(capability: &str, instead: &str) -> Result<(), Refusal> {
-    let short = |name: &str| name.to_ascii_uppercase().trim_start_matches("CAP_").to_owned();
-    match CAPABILITIES.into_iter().find(|guarded| short(guarded) == short(capability)) {
+    match CAPABILITIES.into_iter().find(|guarded| capabilities::same(guarded, capability)) {
         None => Ok(()),
         Some(guarded) => Err(Refusal::Guard(format!(
             "the process has {guarded}, with which it could undo the protection of the container's network card; start it {instead}"

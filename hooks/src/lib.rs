@@ -17,6 +17,7 @@ mod place;
 mod precreate;
 pub mod preview;
 mod publish;
+mod records;
 mod refusal;
 pub mod shim;
 mod standing;

@@ -3,6 +3,7 @@
 use crate::adapter::{self, Subject};
 use crate::argv::Request;
 use crate::origin::Origin;
+use crate::place::Place;
 use crate::refusal::Refusal;
 use crate::state::{self, Annotations, ours};
 use serde_json::Value;
@@ -24,6 +25,7 @@ pub(crate) fn run(request: &Request) -> Result<(), Refusal> {
 fn amended(request: &Request, config: Value, ours: &Annotations) -> Result<Vec<u8>, Refusal> {
     let rootfs = config.pointer("/root/path").and_then(Value::as_str).unwrap_or_default();
     let origin = Origin::of_rootfs(Path::new(rootfs));
-    let amended = adapter::amended(request, config, ours, &Subject { id: origin.id(), origin })?;
+    let subject = Subject { id: origin.id(), origin };
+    let amended = adapter::amended(request, config, ours, &subject, &Place::find(request)?)?;
     serde_json::to_vec(&amended).map_err(|error| Refusal::input("config.json", error))
 }

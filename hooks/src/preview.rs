@@ -5,12 +5,12 @@ use crate::doors::Keep;
 use crate::guards::{self, Wanted};
 use crate::origin::Origin;
 use crate::state::Annotations;
-use crate::{adapter, refusal};
+use crate::{adapter, birth, refusal};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use terok_policy::amend::hooks::Installed;
 use terok_policy::amend::{self, hooks};
-use terok_policy::provision::{self, Provision};
+use terok_policy::provision::Provision;
 use terok_policy::{Policy, layout};
 
 /// A container that may be started with a configuration.
@@ -101,9 +101,12 @@ impl Container {
         hooks::inject(amended, installed).map_err(line)
     }
 
-    /// The folder that an adapter made at an earlier start and mounted at [`provision::INSIDE`].
+    /// The folder that an adapter made at an earlier start and mounted at [`terok_policy::provision::INSIDE`].
     fn given(&self) -> Option<PathBuf> {
-        given(&self.config)
+        // Whose runtime folder it lies in is not known here, so its shape has to do.
+        let source = birth::source_inside(&self.config)?;
+        let births = source.parent()?.parent()?;
+        (source.file_name()? == layout::INSIDE && births.file_name()? == layout::BIRTH).then_some(source)
     }
 }
 
@@ -114,16 +117,6 @@ fn id(bundle: &Path) -> String {
         _ => bundle,
     };
     folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
-/// The folder that an adapter made at an earlier start and mounted at [`provision::INSIDE`].
-fn given(config: &Value) -> Option<PathBuf> {
-    let mut mounts = config.get("mounts").and_then(Value::as_array)?.iter();
-    let mount =
-        mounts.find(|mount| mount.get("destination").and_then(Value::as_str) == Some(provision::INSIDE))?;
-    let source = PathBuf::from(mount.get("source").and_then(Value::as_str)?);
-    let birth = source.parent()?.parent()?;
-    (source.file_name()? == layout::INSIDE && birth.file_name()? == layout::BIRTH).then_some(source)
 }
 
 fn line(error: impl std::fmt::Display) -> String {

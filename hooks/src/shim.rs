@@ -8,17 +8,15 @@ use crate::origin::Origin;
 use crate::place::Place;
 use crate::refusal::{self, Refusal};
 use crate::state::{self, ours};
-use crate::{asked, companions, guards};
+use crate::{asked, guards, records};
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use terok_kernel::program::Program;
 use terok_kernel::statedir::Dir;
 use terok_policy::amend::{self, hooks};
 use terok_policy::control::Container;
 use terok_policy::plan::Network;
 use terok_policy::{layout, provision};
-
-const CONTAINER_LIMIT: u64 = 1 << 20;
 
 /// Why a container or a process of it does not start: one line.
 #[derive(Debug)]
@@ -62,8 +60,9 @@ fn amended(
         return Err(Refusal::input("the container's id", format!("{id:?} cannot name a folder")));
     }
     // Before the other one's tokens are replaced.
-    if let Some(base) = Place::find(request)?.existing_runtime()? {
-        companions::refuse_namesake(&base, id, bundle)?;
+    let place = Place::find(request)?;
+    if let Some(base) = place.existing_runtime()? {
+        records::refuse_namesake(&base, id, bundle)?;
     }
     Program::sibling(layout::HOOK).map_err(Refusal::missing)?;
     let installed = hooks::Installed {
@@ -73,7 +72,7 @@ fn amended(
     };
     let subject = Subject { id: Ok(id.to_owned()), origin };
     let said = amend::annotate(config, &ours)?;
-    let amended = adapter::amended(request, said, &ours, &subject)?;
+    let amended = adapter::amended(request, said, &ours, &subject, &place)?;
     let amended = hooks::inject(amended, &installed)?;
     serde_json::to_vec(&amended).map(Some).map_err(|error| Refusal::input(what(), error))
 }
@@ -169,12 +168,7 @@ struct Running {
 impl Running {
     fn find(place: &Place, id: &str) -> Result<Option<Self>, Refusal> {
         let Some((container, base)) = running(place, id)? else { return Ok(None) };
-        let path = PathBuf::from(&container.bundle).join("config.json");
-        let what = || path.display().to_string();
-        let file = std::fs::File::open(&path).map_err(|error| Refusal::input(what(), error))?;
-        let read = state::read_config(file).map_err(|error| Refusal::input(what(), error))?;
-        let (config, annotations) =
-            state::parse_config(&read).map_err(|error| Refusal::input(what(), error))?;
+        let (config, annotations) = state::of_bundle(Path::new(&container.bundle))?;
         Ok(Some(Running { container, base, config, ours: ours(&annotations) }))
     }
 
@@ -210,11 +204,7 @@ fn running(place: &Place, id: &str) -> Result<Option<(Container, Dir)>, Refusal>
     }
     let Some(base) = place.existing_runtime()? else { return Ok(None) };
     let Some(folder) = base.private(id)? else { return Ok(None) };
-    let Some(json) = folder.read(layout::CONTAINER, CONTAINER_LIMIT)? else { return Ok(None) };
-    let container = serde_json::from_slice(&json).map_err(|error| {
-        Refusal::input(folder.path().join(layout::CONTAINER).display().to_string(), error)
-    })?;
-    Ok(Some((container, base)))
+    Ok(records::read(&folder)?.map(|container| (container, base)))
 }
 
 /// The variables that the container was born with. Where they cannot be told any more (a provider's file has changed since) the

@@ -4,6 +4,7 @@
 use crate::companions::{self, Companions};
 use crate::guards::{self, Wanted};
 use crate::origin::Origin;
+use crate::records;
 use crate::refusal::Refusal;
 use crate::state::{Annotations, State};
 use serde_json::Value;
@@ -66,21 +67,21 @@ pub(crate) fn foresee(
         return Err(guards::host(config));
     }
     let companions = Companions::of(holder, false)?;
-    let (members, _) = companions::members(base, network.id())?;
+    let (members, _) = records::members(base, network.id())?;
     let is_pod = config.pointer(SANDBOX).is_some() && companions.is_infra(holder);
     if !is_pod && members.iter().all(|member| member.pid != holder) {
         return Err(companions::stranger(holder));
     }
     companions.refuse_strangers(&members, None)?;
     let digest = policy.digest();
-    members.iter().try_for_each(|member| companions::same_policy(member, &digest, ours))
+    members.iter().try_for_each(|member| records::same_policy(member, &digest, ours))
 }
 
 /// Id of the container under whose name the supervisor of `holder`'s network stands or will stand: its guard's, or its infra
 /// container's where it is a pod that has none yet.
 pub(crate) fn guard_id(config: &Value, holder: i32, base: &Dir) -> Result<Option<String>, Refusal> {
     let network = NetNs::of(holder, &PidFd::open(holder)?)?;
-    let (_, guard) = companions::members(base, network.id())?;
+    let (_, guard) = records::members(base, network.id())?;
     let infra = || config.pointer(SANDBOX).and_then(Value::as_str).filter(|id| layout::is_container_id(id));
     Ok(guard.map(|guard| guard.id).or_else(|| infra().map(str::to_owned)))
 }
@@ -100,13 +101,13 @@ impl Asking<'_> {
         // Who comes second finds a guard that stands.
         let lock = base.lock(PATIENCE)?;
         let companions = Companions::of(self.pid, joins_pids)?;
-        let (members, guard) = companions::members(base, self.network.id())?;
+        let (members, guard) = records::members(base, self.network.id())?;
         let infra = match wanted {
             Wanted::Joined { holder } => self.infra(holder, &companions)?,
             _ => None,
         };
         companions.refuse_strangers(&members, infra.as_ref().map(|infra| infra.pid))?;
-        members.iter().try_for_each(|member| companions::same_policy(member, self.digest, self.ours))?;
+        members.iter().try_for_each(|member| records::same_policy(member, self.digest, self.ours))?;
         match (guard, infra, members.into_iter().next()) {
             (Some(guard), _, _) => Ok(Standing::Member(Box::new(guard))),
             (None, Some(infra), _) => Ok(Standing::First(infra, lock)),

@@ -1,5 +1,6 @@
 //! What a runtime hands over: the OCI state on stdin and `config.json` in the bundle. Parsed once, refused when doubtful.
 
+use crate::refusal::Refusal;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -62,6 +63,14 @@ impl State {
 /// The octets of `config.json` from `input`.
 pub fn read_config(input: impl Read) -> Result<Vec<u8>, Unreadable> {
     bounded(input, CONFIG_LIMIT)
+}
+
+/// The `config.json` of a bundle, with its annotations.
+pub(crate) fn of_bundle(bundle: &Path) -> Result<(Value, Annotations), Refusal> {
+    let path = bundle.join("config.json");
+    let unreadable = |error: &dyn std::fmt::Display| Refusal::input(path.display().to_string(), error);
+    let file = std::fs::File::open(&path).map_err(|error| unreadable(&error))?;
+    read_config(file).and_then(|json| parse_config(&json)).map_err(|error| unreadable(&error))
 }
 
 /// `config.json` as JSON with all its fields, and its annotations.

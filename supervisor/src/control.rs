@@ -4,6 +4,7 @@
 use crate::context::Context;
 use crate::operator::{Change, ChangeError, Operator};
 use crate::readiness::{hung_up, readable};
+use crate::remains::read_container;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::cell::Cell;
@@ -26,8 +27,6 @@ use zlink::{Call, Connection, Reply, Server, Service};
 pub(crate) const DESCRIPTION: &str = include_str!("io.terok.Supervisor.varlink");
 /// Connections served at a time.
 const CONNECTIONS: usize = 64;
-/// `container.json` is written by the hook and is this long at most.
-const CONTAINER_LIMIT: u64 = 64 << 10;
 
 /// What the interface shows and changes.
 pub(crate) struct Desk {
@@ -282,8 +281,7 @@ impl Desk {
     /// What `create` wrote down; before it has, what the configuration tells.
     fn container(&self) -> Container {
         let config = &self.context.config;
-        let written = self.context.run_dir.read(layout::CONTAINER, CONTAINER_LIMIT).ok().flatten();
-        written.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_else(|| Container {
+        read_container(&self.context.run_dir).unwrap_or_else(|| Container {
             id: config.id.clone(),
             name: config.policy.labels.name.clone(),
             pid: 0,

@@ -8,13 +8,11 @@ use terok_policy::layout;
 
 /// Histories of removed containers that are kept for `terok audit`.
 const HISTORIES: usize = 32;
-/// `container.json` is this long at most.
-const CONTAINER_LIMIT: u64 = 64 << 10;
 
 /// Keeps who the container was with its history, and removes its runtime folder unless a newer one has taken its place.
 /// Everything is tried; the first thing that failed is returned.
 pub(crate) fn clear(run: &Dir, state: &Dir, id: &str) -> Result<(), terok_kernel::error::Error> {
-    let kept = run.read(layout::CONTAINER, CONTAINER_LIMIT).and_then(|text| match text {
+    let kept = run.read(layout::CONTAINER, Container::LIMIT).and_then(|text| match text {
         Some(text) => state.write(layout::CONTAINER, &text),
         None => Ok(()),
     });
@@ -100,8 +98,9 @@ fn bundle_exists(states: &Dir, id: &str) -> bool {
     read_container(&folder).is_some_and(|container| Path::new(&container.bundle).exists())
 }
 
-fn read_container(folder: &Dir) -> Option<Container> {
-    serde_json::from_slice(&folder.read(layout::CONTAINER, CONTAINER_LIMIT).ok()??).ok()
+/// What `create` wrote down of the container of this folder.
+pub(crate) fn read_container(folder: &Dir) -> Option<Container> {
+    serde_json::from_slice(&folder.read(layout::CONTAINER, Container::LIMIT).ok()??).ok()
 }
 
 #[cfg(test)]

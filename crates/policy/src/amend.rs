@@ -6,6 +6,7 @@ mod restricted;
 mod seccomp;
 mod sockets;
 
+use crate::capabilities;
 use crate::policy::Policy;
 use seccomp::Filter;
 use serde_json::{Map, Value};
@@ -100,7 +101,7 @@ fn drop_raw(process: &mut Map<String, Value>) -> bool {
     let mut dropped = false;
     for set in sets.into_iter().flat_map(|sets| sets.values_mut()).filter_map(Value::as_array_mut) {
         let before = set.len();
-        set.retain(|capability| !capability.as_str().is_some_and(|name| name.eq_ignore_ascii_case(RAW)));
+        set.retain(|capability| !capability.as_str().is_some_and(|name| capabilities::same(name, RAW)));
         dropped |= set.len() < before;
     }
     dropped
@@ -166,7 +167,7 @@ fn refuse_orders(config: &Value) -> Result<(), AmendError> {
 /// Whether CAP_NET_RAW was granted on purpose: engines' defaults have it only where the engine's author chose so.
 fn grants_raw_sockets(config: &Value) -> bool {
     let bounding = config.pointer("/process/capabilities/bounding").and_then(Value::as_array);
-    bounding.is_some_and(|caps| caps.iter().any(|cap| cap == "CAP_NET_RAW"))
+    bounding.is_some_and(|caps| caps.iter().any(|cap| cap == RAW))
 }
 
 /// The object at `path`, made where it is missing.

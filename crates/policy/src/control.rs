@@ -36,6 +36,11 @@ pub struct Container {
     pub served_by: Option<String>,
 }
 
+impl Container {
+    /// Its file is this long at most, octets.
+    pub const LIMIT: u64 = 1 << 20;
+}
+
 /// A connection that waits for a verdict (`terok.shield.hold`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Waiting {

@@ -7,6 +7,7 @@ pub mod amend;
 pub mod annotation;
 pub mod answer;
 pub mod audit;
+pub mod capabilities;
 pub mod control;
 pub mod floor;
 pub mod grants;

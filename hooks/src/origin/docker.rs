@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use terok_policy::{Policy, layout};
+use terok_policy::{Policy, capabilities, layout};
 
 /// Docker's namespace of containerd, where nobody gave it another (`--containerd-namespace`).
 const NAMESPACE: &str = "moby";
@@ -215,10 +215,7 @@ impl Docker {
 
     /// Whether CAP_NET_RAW was asked for, which Docker gives to every container.
     pub(super) fn wants_raw(&self) -> bool {
-        let is_raw = |name: &String| {
-            let name = name.to_ascii_uppercase();
-            matches!(name.trim_start_matches("CAP_"), "NET_RAW" | "ALL")
-        };
+        let is_raw = |name: &String| ["NET_RAW", "ALL"].iter().any(|raw| capabilities::same(name, raw));
         self.host.privileged.unwrap_or_default() || self.host.cap_add.iter().flatten().any(is_raw)
     }
 }

@@ -5,6 +5,7 @@
 
 use super::seccomp::{Arg, ENOSYS, EPERM, Filter, Form};
 use super::{AmendError, object};
+use crate::capabilities;
 use serde_json::{Map, Value, json};
 
 /// CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET.
@@ -93,11 +94,9 @@ const PROCESSES: u64 = 2048;
 /// Refuses what asks for every privilege and for none. What is beyond capabilities and filter, the host's devices above all, stays with
 /// a privileged container, so that it would only look restricted.
 pub(super) fn refuse_privileged(config: &Value) -> Result<(), AmendError> {
-    let bounding = config.pointer("/process/capabilities/bounding").and_then(Value::as_array);
-    let has = |wanted: &str| bounding.is_some_and(|all| all.iter().any(|capability| capability == wanted));
     let masked = config.pointer("/linux/maskedPaths").and_then(Value::as_array);
     // Every engine's `--privileged`: all capabilities, and nothing is hidden.
-    if has("CAP_SYS_MODULE") && has("CAP_SYS_RAWIO") && masked.is_none_or(Vec::is_empty) {
+    if config.get("process").is_some_and(capabilities::has_all) && masked.is_none_or(Vec::is_empty) {
         return Err(AmendError {
             place: "/process/capabilities".into(),
             reason: "the container is privileged, so terok.restricted=true could not be kept: start it without --privileged, or without terok.restricted"
