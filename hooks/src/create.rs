@@ -22,7 +22,6 @@ use terok_policy::control::Container;
 use terok_policy::live::Live;
 use terok_policy::{Policy, amend, layout, provision};
 
-const LIVE_LIMIT: u64 = 16 << 20;
 const RESOLV_CONF_LIMIT: u64 = 64 << 10;
 
 /// Protects the container that stdin describes, or refuses it.
@@ -198,7 +197,7 @@ fn resolv_conf(config: &Value) -> String {
 
 /// What an operator set in an earlier run. It may be a denial, so what cannot be read is no reason to go on without.
 fn operator_state(folder: &Dir) -> Result<Live, Refusal> {
-    match folder.read(layout::LIVE, LIVE_LIMIT)? {
+    match folder.read(layout::LIVE, Live::LIMIT)? {
         None => Ok(Live::default()),
         Some(json) => serde_json::from_slice(&json).map_err(|error| {
             let path = folder.path().join(layout::LIVE).display().to_string();

@@ -10,13 +10,15 @@ mod session;
 mod test;
 mod tiers;
 
+use crate::containers::Known;
 use crate::{cli::Json, containers, control, show};
 use anyhow::{Context as _, bail};
 use std::process::ExitCode;
 use terok_install::host::Host;
+use terok_policy::control::Applied;
 use terok_policy::layout;
 use terok_vault::session::{Locked, Session};
-use terok_vault::{Dir, MasterKey, Store};
+use terok_vault::{Dir, MasterKey, Revocation, Store};
 
 pub(crate) use session::{findings, missing, unlock_silently};
 use tiers::Ask;
@@ -87,7 +89,7 @@ pub(crate) enum Vault {
         #[command(flatten)]
         json: Json,
     },
-    /// Take granted providers back from a running container: its tokens answer 401 from now on
+    /// Take granted providers back from a container: its tokens answer 401 from now on
     Revoke {
         /// Name, id or the beginning of one
         container: String,
@@ -217,10 +219,22 @@ fn base(host: &Host, make: bool) -> anyhow::Result<Option<Dir>> {
 
 /// `terok vault revoke`
 fn revoke(host: &Host, container: &str, grants: &[String], undo: bool, json: Json) -> anyhow::Result<()> {
-    let known = containers::find_running(host, container)?;
-    let applied = control::block_on(control::give(&known, control::Order::Revoke(grants, undo)))??;
+    let known = containers::find(host, container)?;
+    // First where no worker can undo it: one that a container took over could keep the word to itself.
+    note_revocation(host, &known, grants, undo)?;
+    let applied = match known.run {
+        Some(_) => tell_revocation(&known, grants, undo)?,
+        None => Applied { changed: grants.to_vec(), cut: 0 },
+    };
     if json.json {
         say!("{}", serde_json::to_string(&applied)?)?;
+        return Ok(());
+    }
+    if known.run.is_none() {
+        let what = if grants.is_empty() { "what it was granted".to_owned() } else { grants.join(", ") };
+        let has = if undo { "has" } else { "does without" };
+        let (name, what) = (show::printable(known.name()), show::printable(&what));
+        say!("{name} does not run; from its next start on it {has} {what}")?;
         return Ok(());
     }
     let what = match (undo, applied.changed.is_empty()) {
@@ -235,4 +249,26 @@ fn revoke(host: &Host, container: &str, grants: &[String], undo: bool, json: Jso
     };
     say!("{}: {}{cut}", show::printable(known.name()), show::printable(&what))?;
     Ok(())
+}
+
+/// For the container itself and for the one whose supervisor serves it: which of them it is, is told by a file of the worker's.
+fn note_revocation(host: &Host, known: &Known, grants: &[String], undo: bool) -> anyhow::Result<()> {
+    let vault = folder(host)?;
+    for id in [Some(known.id.as_str()), known.served_by()].into_iter().flatten() {
+        Revocation::note(&vault, id, grants, undo)?;
+    }
+    let states = host.state_dir();
+    Ok(Revocation::prune(&vault, |id| states.join(id).is_dir())?)
+}
+
+fn tell_revocation(known: &Known, grants: &[String], undo: bool) -> anyhow::Result<Applied> {
+    let told = control::block_on(control::give(known, control::Order::Revoke(grants, undo)))?;
+    match told {
+        Err(error) if !undo => {
+            bail!(
+                "{error:#}; the vault gives it nothing more of what was named, whatever its supervisor does"
+            )
+        }
+        told => told,
+    }
 }

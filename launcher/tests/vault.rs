@@ -121,6 +121,29 @@ fn from_nothing_to_a_sealed_credential_and_back() {
 }
 
 #[test]
+fn what_is_taken_back_from_a_container_that_does_not_run_is_noted_for_its_next_start() {
+    walk(&[
+        ("mkdir -m 700 -p /var/lib/terok/c0ffee00", 0, ""),
+        (
+            "terok vault revoke c0ff github ssh:work",
+            0,
+            "c0ffee00 does not run; from its next start on it does without github, ssh:work",
+        ),
+        ("cat /var/lib/terok.vault/revoked/c0ffee00", 0, r#"{"of":["github","ssh:work"]}"#),
+        ("terok vault revoke c0ffee00", 0, "does without what it was granted"),
+        ("terok vault revoke c0ffee00 github --undo", 0, "it has github"),
+        ("cat /var/lib/terok.vault/revoked/c0ffee00", 0, r#"{"all-but":["github"]}"#),
+        ("terok vault revoke beef", 1, "no protected container"),
+        (
+            "mkdir -m 700 /var/lib/terok/beef; rmdir /var/lib/terok/c0ffee00; terok vault revoke beef --undo",
+            0,
+            "it has what",
+        ),
+        ("ls -A /var/lib/terok.vault/revoked | wc -l", 0, "0"),
+    ]);
+}
+
+#[test]
 fn a_backup_opens_with_the_passphrase_of_its_day() {
     walk(&[
         (passphrase!("init"), 0, "made a vault"),

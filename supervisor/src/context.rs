@@ -6,6 +6,7 @@ use crate::hold::{Answer, Hold};
 use crate::names::NameTable;
 use crate::parent_link::{News, ParentLink};
 use crate::vault::{Granted, Standings, Vault};
+use anyhow::Context as _;
 use std::cell::{Cell, Ref, RefCell};
 use std::fs::File;
 use std::io;
@@ -174,6 +175,15 @@ impl Context {
             self.state_dir.as_fd().try_clone_to_owned().and_then(|folder| File::from(folder).metadata());
         let peer = terok_kernel::socket::peer(stream);
         matches!((own, peer), (Ok(own), Ok(peer)) if own.uid() == peer.uid)
+    }
+}
+
+/// What an operator set on the container with this state folder ([`Context::keep`]).
+pub(crate) fn kept_live(state: &Dir) -> anyhow::Result<Live> {
+    let what = || format!("{}: repair or remove it", state.path().join(layout::LIVE).display());
+    match state.read(layout::LIVE, Live::LIMIT)? {
+        Some(text) => serde_json::from_slice(&text).with_context(what),
+        None => Ok(Live::default()),
     }
 }
 

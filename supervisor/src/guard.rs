@@ -7,9 +7,10 @@ mod steady;
 #[cfg(test)]
 mod tests;
 
+use crate::context::kept_live;
 use crate::inherit::{Inherited, ParentConfig, StoredConfig};
 use crate::parent_link::News;
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use granting::{Asked, Granting};
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -27,8 +28,6 @@ use terok_policy::policy::{Policy, Shield};
 use terok_policy::ruleset::Set;
 use terok_policy::{Name, layout};
 
-/// An operator's rules, at most.
-const LIVE_LIMIT: u64 = 16 << 20;
 /// A comparison that failed for another reason than a difference is tried again so soon, and this often: then whatever
 /// hinders it counts as tampering, because a table that cannot be read cannot be trusted.
 const AGAIN: Duration = Duration::from_millis(50);
@@ -107,7 +106,7 @@ impl Guard {
             host: if filtered { Some(rtnl::news()?) } else { None },
             nft: NftSocket::from(inherited.take_fd(Fd::Nftables)?),
         };
-        let live = read_live(state)?;
+        let live = kept_live(state)?;
         Ok(Self::with(sockets, inherited.stored_config()?, config.wiring, config.facts.clone(), live))
     }
 
@@ -199,7 +198,7 @@ impl Guard {
     /// Loads what the operator's file in `state` says into the kernel's sets.
     pub(crate) fn apply(&mut self, state: &Dir) -> anyhow::Result<()> {
         self.refuse_if_cut_off()?;
-        let live = self.clock.of_live(read_live(state)?);
+        let live = self.clock.of_live(kept_live(state)?);
         self.put(live)
     }
 
@@ -458,12 +457,5 @@ impl Guard {
 impl Tampering {
     fn news(&self) -> News {
         News::Tampered { what: self.what.clone(), cut: self.cut }
-    }
-}
-
-fn read_live(state: &Dir) -> anyhow::Result<Live> {
-    match state.read(layout::LIVE, LIVE_LIMIT)? {
-        Some(text) => serde_json::from_slice(&text).context(layout::LIVE),
-        None => Ok(Live::default()),
     }
 }

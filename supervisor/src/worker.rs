@@ -3,7 +3,7 @@
 
 use crate::audit::{Audit, Facts as _, LogFile, event, open_file};
 use crate::broker::{Broker, Ca};
-use crate::context::{Context, unix_seconds};
+use crate::context::{Context, kept_live, unix_seconds};
 use crate::control::Desk;
 use crate::dns::Dns;
 use crate::inherit::{BirthError, Inherited};
@@ -17,6 +17,7 @@ use crate::ssh::Signer;
 use crate::vault::Vault;
 use crate::{control, nflog, remains, trust};
 use anyhow::{Context as _, bail};
+use std::fs::File;
 use std::net::{TcpListener as StdTcpListener, UdpSocket as StdUdpSocket};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixListener as StdUnixListener;
@@ -31,14 +32,11 @@ use terok_policy::Verdict;
 use terok_policy::audit::Kind;
 use terok_policy::judge::Reason;
 use terok_policy::layout;
-use terok_policy::live::Live;
 use terok_policy::plan::{Fd, SupervisorConfig};
 use terok_policy::rule::Target;
 use tokio::net::{TcpListener, UdpSocket, UnixListener};
 use tokio::task::JoinSet;
 
-/// An operator's rules, at most.
-const LIVE_LIMIT: u64 = 16 << 20;
 /// How often, and how long at most, the worker looks for what is still under way when its container has ended.
 const SETTLING: Duration = Duration::from_millis(5);
 const SETTLED: Duration = Duration::from_millis(200);
@@ -60,24 +58,25 @@ pub(crate) fn run(turn: &Turn) -> anyhow::Result<()> {
     let run_dir = inherited.folder(Fd::RunDir, &config.run_dir)?;
     let state_dir = inherited.folder(Fd::StateDir, &config.state_dir)?;
     let authority = authority(&inherited, &config, &run_dir)?;
-    let around = std::fs::File::open(run_dir.path().parent().unwrap_or(run_dir.path()))?;
-    let layers = confine(&Confinement {
-        keep: &[],
-        files: Allowed {
-            read: crate::resolver_files(turn.owner),
-            write: vec![run_dir.as_fd(), state_dir.as_fd()],
-            look: vec![],
-            remove: vec![around.as_fd()],
-            execute: vec![],
-        },
-        calls: Filter::Worker,
-    });
+    let around = File::open(run_dir.path().parent().unwrap_or(run_dir.path()))?;
+    let files = files(turn.owner, &run_dir, &state_dir, &around);
+    let layers = confine(&Confinement { keep: &[], files, calls: Filter::Worker });
     drop(around);
     crate::report(&layers)?;
     let confinement = layers.iter().map(ToString::to_string).chain(config.missing.iter().cloned()).collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     tokio::task::LocalSet::new()
         .block_on(&runtime, serve(turn, inherited, config, run_dir, state_dir, confinement, authority))
+}
+
+/// What is left to it of all files: its own container's folders. What an operator took back lies elsewhere ([`terok_vault::Revocation`]).
+fn files<'a>(owner: u32, run: &'a Dir, state: &'a Dir, around: &'a File) -> Allowed<'a> {
+    Allowed {
+        read: crate::resolver_files(owner),
+        write: vec![run.as_fd(), state.as_fd()],
+        remove: vec![around.as_fd()],
+        ..Allowed::default()
+    }
 }
 
 #[allow(clippy::too_many_arguments, reason = "what was opened before the limits")]
@@ -94,7 +93,7 @@ async fn serve(
     let container = readable(inherited.take_fd(Fd::Pidfd)?)?;
     let audit = Audit::open(LogFile::open(&state_dir)?).context(layout::AUDIT)?;
     let names = NameTable::open(open_file(&state_dir, layout::NAMES)?).context(layout::NAMES)?;
-    let live = read_live(&state_dir)?;
+    let live = kept_live(&state_dir)?;
     let policy_names = config.policy.allow.iter().map(|sourced| &sourced.rule).chain(&live.allow);
     names.allocate_all(policy_names.filter_map(|rule| match &rule.target {
         Target::Name(name) => Some(name),
@@ -291,15 +290,6 @@ fn announce(turn: &Turn, context: &Context, confinement: &[String]) -> anyhow::R
     Ok(context.audit.record(line)?)
 }
 
-fn read_live(state_dir: &Dir) -> anyhow::Result<Live> {
-    match state_dir.read(layout::LIVE, LIVE_LIMIT)? {
-        Some(text) => serde_json::from_slice(&text).with_context(|| {
-            format!("{}: repair or remove it", state_dir.path().join(layout::LIVE).display())
-        }),
-        None => Ok(Live::default()),
-    }
-}
-
 /// The log's last line; and where the parent died before, what it would have cleared up.
 fn end(context: &Context, parent: u32) -> anyhow::Result<()> {
     context.audit.flush();
@@ -311,4 +301,41 @@ fn end(context: &Context, parent: u32) -> anyhow::Result<()> {
         remains::clear(&context.run_dir, &context.state_dir, &context.config.id)?;
     }
     Ok(ended?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use terok_kernel::landlock::{Enforced, restrict};
+    use terok_vault::Revocation;
+
+    #[test]
+    fn a_worker_may_rewrite_what_it_was_told_and_not_what_was_taken_back_from_its_container() {
+        let root = tempfile::tempdir().unwrap();
+        let make = |name: &str| Dir::base(root.path()).unwrap().make_private(name).unwrap();
+        let (vault, run, state) = (make("vault"), make("run").make_private("c1").unwrap(), make("state"));
+        let state = state.make_private("c1").unwrap();
+        Revocation::note(&vault, "c1", &["github".to_owned()], false).unwrap();
+        let note = Revocation::path(vault.path(), "c1");
+        let worker = std::thread::spawn(move || {
+            let around = File::open(run.path().parent().unwrap()).unwrap();
+            if let Enforced::No(reason) = restrict(&files(0, &run, &state, &around)) {
+                terok_need::missing("landlock", reason);
+                return;
+            }
+            state.write(layout::LIVE, b"{}").unwrap();
+            let vault = note.parent().unwrap().parent().unwrap();
+            fs::write(&note, b"{}").unwrap_err();
+            fs::remove_file(&note).unwrap_err();
+            fs::rename(&note, state.path().join("note")).unwrap_err();
+            fs::rename(state.path().join(layout::LIVE), &note).unwrap_err();
+            fs::hard_link(state.path().join(layout::LIVE), vault.join("c1")).unwrap_err();
+            fs::rename(vault, state.path().join("vault")).unwrap_err();
+            fs::rename(note.parent().unwrap(), vault.join("aside")).unwrap_err();
+            fs::remove_dir_all(vault).unwrap_err();
+        });
+        worker.join().unwrap();
+        assert!(Revocation::read(&vault, "c1").unwrap().has("github"));
+    }
 }

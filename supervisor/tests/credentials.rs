@@ -17,7 +17,7 @@ use terok_policy::layout;
 use terok_policy::policy::{SshGrant, VaultGrant};
 use terok_policy::provision;
 use terok_vault::ssh_key::{Kind, SshKey};
-use terok_vault::{Cost, MasterKey, New, Secret, SshPublic, Store, session};
+use terok_vault::{Cost, MasterKey, New, Revocation, Secret, SshPublic, Store, session};
 use zeroize::Zeroizing;
 
 const TOKEN: &str = "tk-terok0123456789abcdefghijklmnopqrstuvwxyz";
@@ -162,6 +162,15 @@ fn a_credential_goes_to_the_service_and_follows_the_vault_without_a_restart() {
     assert_eq!(applied["parameters"]["applied"]["changed"], json!(["plain"]), "{applied}");
     assert_eq!((request(&rig).0, state(&rig)), (401, json!("revoked")));
     rig.ask("Revoke", json!({ "grants": [], "undo": true }));
+    assert_eq!(request(&rig).0, 200);
+
+    // What is noted beside the store counts although nobody tells the worker, and none of its own words undoes it.
+    let folder = Dir::base(rig.root.path()).unwrap().private("vault").unwrap().unwrap();
+    Revocation::note(&folder, "c1", &["plain".to_owned()], false).unwrap();
+    assert_eq!((request(&rig).0, state(&rig)), (401, json!("revoked")));
+    rig.ask("Revoke", json!({ "grants": [], "undo": true }));
+    assert_eq!(request(&rig).0, 401);
+    Revocation::note(&folder, "c1", &[], true).unwrap();
     assert_eq!(request(&rig).0, 200);
 
     let record = store.credential("plain", "default").unwrap();

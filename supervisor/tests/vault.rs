@@ -17,7 +17,7 @@ use terok_policy::layout;
 use terok_policy::provider::CredentialType;
 use terok_vault::ephemeral::Ephemeral;
 use terok_vault::ssh_key::{Kind as KeyKind, SshKey};
-use terok_vault::{Cost, MasterKey, New, Problem, Record, Secret, SshPublic, Store, session};
+use terok_vault::{Cost, MasterKey, New, Problem, Record, Revocation, Secret, SshPublic, Store, session};
 use zeroize::Zeroizing;
 
 /// Descriptors without close-on-exec exist while a helper is started; nothing else may start a process then.
@@ -290,6 +290,13 @@ fn each_trouble_says_what_to_do() {
     bench.dir("state").write(layout::LIVE, b"{").unwrap();
     trouble(&bench.credential(0), "failed");
     bench.dir("state").write(layout::LIVE, b"{}").unwrap();
+    assert_eq!(secret(&bench.credential(0)), "ghp_work");
+    Revocation::note(&bench.dir("vault"), ID, &[], false).unwrap();
+    assert!(trouble(&bench.credential(0), "revoked").contains("`terok vault revoke c0ffee github --undo`"));
+    std::fs::write(Revocation::path(bench.dir("vault").path(), ID), b"{").unwrap();
+    assert!(trouble(&bench.credential(0), "failed").contains("revoke again"));
+    Revocation::note(&bench.dir("vault"), ID, &[], true).unwrap();
+    assert_eq!(secret(&bench.credential(0)), "ghp_work");
 
     session::remove(&bench.dir("run")).unwrap();
     trouble(&bench.credential(0), "locked");
@@ -322,10 +329,10 @@ fn what_lives_with_one_container_is_its_own_and_needs_no_vault() {
 
 #[test]
 fn public_keys_are_told_although_the_vault_is_locked() {
-    let bench = Bench::new(&[], &["work", "absent", "taken"]);
+    let bench = Bench::new(&[], &["work", "absent", "taken", "noted"]);
     let (mut store, master) = bench.unlocked();
     let mut blobs = Vec::new();
-    for name in ["work", "taken", "other"] {
+    for name in ["work", "taken", "noted", "other"] {
         let made = SshKey::generate(KeyKind::Ed25519, name).unwrap();
         let ssh = SshPublic { public: made.public(), users: vec!["git".into()] };
         let new = New {
@@ -340,7 +347,10 @@ fn public_keys_are_told_although_the_vault_is_locked() {
     }
     session::remove(&bench.dir("run")).unwrap();
     bench.dir("state").write(layout::LIVE, br#"{"revoked":["ssh:taken"]}"#).unwrap();
+    Revocation::note(&bench.dir("vault"), ID, &["ssh:noted".to_owned()], false).unwrap();
     let done = bench.run(&json!("keys"));
+    let signed = bench.run(&json!({ "sign": { "grant": 3, "bindings": [], "data": "", "flags": 0 } }));
+    assert!(trouble(&signed, "revoked").contains("ssh:noted"));
     let keys = done["Ok"]["keys"].as_array().unwrap();
     assert_eq!(keys.len(), 1, "{done}");
     use base64::Engine as _;

@@ -1,6 +1,7 @@
 //! Locked is a state and no error; what an operator does to the vault takes effect with the next request of containers that run.
 
 use crate::expect::terok;
+use terok_policy::layout;
 use terok_tests::{
     Answer, Container, Mode, PASSPHRASE, Service, Vault, both_modes, both_modes_alone, eventually, secret,
 };
@@ -151,6 +152,33 @@ both_modes! {
         container.podman(&["start"]).succeeded();
         assert_eq!(ask(&container).status, 401);
         terok_vault(mode, &["revoke", &container.name, &service.provider, "--undo"]);
+        works(&container);
+    }
+
+    /// What a worker may write is its own container's, and nothing of it gives back what was taken.
+    fn what_is_revoked_stays_so_whatever_the_worker_writes(mode: Mode) {
+        let service = Service::new(mode);
+        let container = service.sealed();
+        works(&container);
+        terok_vault(mode, &["revoke", &container.name]);
+        says(&container, 401, &service.provider);
+        container.podman(&["stop", "--time=0"]).succeeded();
+        container.is_left_alone();
+        let live = mode.state(&container.id).join(layout::LIVE);
+        let told = std::fs::read_to_string(&live).expect("the worker kept what it was told");
+        assert!(told.contains(&service.provider), "{told}");
+        std::fs::write(&live, "{}").expect("root may");
+        container.podman(&["start"]).succeeded();
+        says(&container, 401, &service.provider);
+        terok_vault(mode, &["revoke", &container.name, &service.provider, "--undo"]);
+        works(&container);
+        // While it does not run it is noted for its next start.
+        container.podman(&["stop", "--time=0"]).succeeded();
+        container.is_left_alone();
+        terok_vault(mode, &["revoke", &container.name, &service.provider]);
+        container.podman(&["start"]).succeeded();
+        says(&container, 401, &service.provider);
+        terok_vault(mode, &["revoke", &container.name, "--undo"]);
         works(&container);
     }
 

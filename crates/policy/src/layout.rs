@@ -41,6 +41,8 @@ pub const VAULT_ROOTFUL: &str = "/var/lib/terok.vault";
 pub const VAULT_STORE: &str = "vault.db";
 /// In it: host keys that were learnt with `terok ssh hosts add`, in OpenSSH's form.
 pub const VAULT_KNOWN_HOSTS: &str = "known_hosts";
+/// Beside the store: what was taken back from containers, a file for each by its id.
+pub const REVOKED: &str = "revoked";
 /// Beside the runtime folders of containers: the unlocked vault's session (tmpfs).
 pub const SESSION: &str = ".session";
 /// In [`SESSION`]: the master key and its end.

@@ -26,6 +26,9 @@ pub struct Live {
 }
 
 impl Live {
+    /// Its file is this long at most, octets: ten thousand rules are one megabyte.
+    pub const LIMIT: u64 = 16 << 20;
+
     /// The state in force at `now` (seconds since the Unix epoch) over a policy's own `base` state.
     pub fn shield(&self, base: Shield, now: u64) -> Shield {
         match (self.state, self.until) {

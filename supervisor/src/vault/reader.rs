@@ -2,7 +2,7 @@
 
 use super::renewal::{self, Wanted};
 use super::{AgentKey, Credential, Errand, Fetched, Stamp, Trouble};
-use crate::context::unix_seconds;
+use crate::context::{kept_live, unix_seconds};
 use crate::ssh::errand;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -17,11 +17,10 @@ use terok_policy::settings::Upstream;
 use terok_vault::ephemeral::Ephemeral;
 use terok_vault::known_hosts::{self, KnownHosts};
 use terok_vault::session::{self, Session};
-use terok_vault::{Error, Kind, MasterKey, Record, Secret, SshPublic, Store, ssh_key};
+use terok_vault::{Error, Kind, MasterKey, Record, Revocation, Secret, SshPublic, Store, ssh_key};
 use zeroize::Zeroizing;
 
-/// `live.json` and an ephemeral credential are this long at most.
-const LIVE_LIMIT: u64 = 16 << 20;
+/// An ephemeral credential is this long at most.
 const EPHEMERAL_LIMIT: u64 = 1 << 20;
 
 /// The part of [`terok_policy::plan::SupervisorConfig`] that is about the vault.
@@ -70,6 +69,25 @@ impl Grants {
     }
 }
 
+/// What was taken back from the container.
+struct Revoked<'a> {
+    container: &'a str,
+    /// Beside the store, where its worker cannot write.
+    noted: Revocation,
+    /// In `live.json`: what the worker was told.
+    live: Vec<String>,
+}
+
+impl Revoked<'_> {
+    /// Refuses the grant that is called `name`, if it was.
+    fn refuse(&self, name: &str) -> Result<(), Trouble> {
+        match self.noted.has(name) || self.live.iter().any(|revoked| revoked == name) {
+            true => Err(Trouble::Revoked(super::revoked(name, self.container))),
+            false => Ok(()),
+        }
+    }
+}
+
 /// A store with the key to it.
 struct Opened {
     store: Store,
@@ -101,21 +119,21 @@ impl Reader {
             }
             _ => None,
         };
-        Stamp::take(&match granted.and_then(|grant| self.claimed(grant)) {
+        let mut watched = match granted.and_then(|grant| self.claimed(grant)) {
             Some(name) => vec![self.base.path().join(layout::EPHEMERAL).join(name)],
             None => {
                 let session: PathBuf = self.base.path().join(layout::SESSION).join(layout::SESSION_KEY);
                 terok_vault::watched(self.vault.path()).into_iter().chain([session]).collect()
             }
-        })
+        };
+        watched.push(Revocation::path(self.vault.path(), &self.grants.id));
+        Stamp::take(&watched)
     }
 
     fn credential(&self, grant: usize, refused: Option<u64>) -> Result<Credential, Trouble> {
         let granted = self.grants.policy.vault.get(grant).ok_or_else(not_granted)?;
         let provider = &granted.provider;
-        if self.live()?.revoked.contains(&provider.name) {
-            return Err(Trouble::Revoked(super::revoked(&provider.name, &self.grants.id)));
-        }
+        self.revoked()?.refuse(&provider.name)?;
         if is_ephemeral(granted) {
             return self.ephemeral(granted);
         }
@@ -182,20 +200,20 @@ impl Reader {
     }
 
     /// What an operator took back. An unreadable file gives nothing.
-    fn live(&self) -> Result<Live, Trouble> {
-        match self.state.read(layout::LIVE, LIVE_LIMIT).map_err(failed)? {
-            Some(text) => serde_json::from_slice(&text)
-                .map_err(|error| Trouble::Failed(format!("{}: {error}", layout::LIVE))),
-            None => Ok(Live::default()),
-        }
+    fn revoked(&self) -> Result<Revoked<'_>, Trouble> {
+        let container = &self.grants.id;
+        let noted = Revocation::read(&self.vault, container).map_err(failed)?;
+        let Live { revoked: live, .. } =
+            kept_live(&self.state).map_err(|error| failed(format!("{error:#}")))?;
+        Ok(Revoked { container, noted, live })
     }
 
     /// Public keys are readable while the vault is locked.
     fn keys(&self) -> Result<Vec<AgentKey>, Trouble> {
-        let (store, live) = (self.store()?, self.live()?);
+        let (store, revoked) = (self.store()?, self.revoked()?);
         let mut keys = Vec::new();
         for (grant, granted) in self.grants.policy.ssh.iter().enumerate() {
-            if live.revoked.contains(&super::ssh_name(granted)) {
+            if revoked.refuse(&super::ssh_name(granted)).is_err() {
                 continue;
             }
             let record = match store.ssh_key(&granted.key) {
@@ -214,9 +232,7 @@ impl Reader {
     fn sign(&self, grant: usize, wanted: &errand::Wanted<'_>) -> Result<String, Trouble> {
         let granted = self.grants.policy.ssh.get(grant).ok_or_else(not_granted)?;
         let name = super::ssh_name(granted);
-        if self.live()?.revoked.contains(&name) {
-            return Err(Trouble::Revoked(super::revoked(&name, &self.grants.id)));
-        }
+        self.revoked()?.refuse(&name)?;
         let Opened { store, key, .. } = self.open()?;
         let record = match store.ssh_key(&granted.key) {
             Err(Error::Absent { .. }) => {
