@@ -142,6 +142,9 @@ impl Operator {
         if let Change::Allow(rules) | Change::Deny(rules) = &change {
             self.check(&after, &change, rules)?;
         }
+        if let Change::Return(_) = &change {
+            self.context.given_back();
+        }
         if changed.is_empty() {
             return Ok(Applied { changed, cut: 0 });
         }

@@ -79,6 +79,14 @@ impl Context {
         self.live().revoked.contains(&name).then(|| Trouble::Revoked(revoked(&name, &self.config.id)))
     }
 
+    /// An operator has given grants back: the next request tells how each stands.
+    pub(crate) fn given_back(&self) {
+        let mut standings = self.standings.0.borrow_mut();
+        for standing in standings.values_mut().filter(|s| s.state == Some(CredentialState::Revoked)) {
+            (standing.state, standing.reason) = (None, String::new());
+        }
+    }
+
     /// A request was forwarded or a signature given, or refused.
     pub(crate) fn count(&self, granted: Granted, used: bool) {
         let mut standings = self.standings.0.borrow_mut();
@@ -127,11 +135,8 @@ impl Context {
             let standing = standings.get(&granted);
             let (state, reason) = match self.taken_back(granted) {
                 Some(trouble) => (CredentialState::Revoked, trouble.to_string()),
-                // It was given back since.
                 None => match standing.map(|standing| (standing.state, &standing.reason)) {
-                    Some((Some(state), reason)) if state != CredentialState::Revoked => {
-                        (state, reason.clone())
-                    }
+                    Some((Some(state), reason)) => (state, reason.clone()),
                     _ => (CredentialState::Unused, String::new()),
                 },
             };
