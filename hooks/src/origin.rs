@@ -49,9 +49,9 @@ impl Origin {
         Ok(Origin::in_storage(storage::by_bundle(bundle, id)))
     }
 
-    /// Of the container with this root filesystem: all that `precreate` is told.
-    pub(crate) fn of_rootfs(rootfs: &Path) -> Self {
-        Origin::in_storage(storage::by_rootfs(rootfs))
+    /// Of the container with this configuration: all that `precreate` is told.
+    pub(crate) fn of_config(config: &Value) -> Self {
+        Origin::in_storage(storage::by_config(config))
     }
 
     /// Whether what is to protect the container may be elsewhere than in its configuration.

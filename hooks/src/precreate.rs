@@ -8,7 +8,6 @@ use crate::refusal::Refusal;
 use crate::state::{self, Annotations, ours};
 use serde_json::Value;
 use std::io::Write;
-use std::path::Path;
 
 /// Reads `config.json` from stdin and writes it, amended, to stdout; without a `terok.` annotation octet by octet.
 pub(crate) fn run(request: &Request) -> Result<(), Refusal> {
@@ -23,8 +22,7 @@ pub(crate) fn run(request: &Request) -> Result<(), Refusal> {
 }
 
 fn amended(request: &Request, config: Value, ours: &Annotations) -> Result<Vec<u8>, Refusal> {
-    let rootfs = config.pointer("/root/path").and_then(Value::as_str).unwrap_or_default();
-    let origin = Origin::of_rootfs(Path::new(rootfs));
+    let origin = Origin::of_config(&config);
     let subject = Subject { id: origin.id(), origin };
     let amended = adapter::amended(request, config, ours, &subject, &Place::find(request)?)?;
     serde_json::to_vec(&amended).map_err(|error| Refusal::input("config.json", error))

@@ -62,6 +62,20 @@ impl Storage {
         Some((storage, layer.to_owned()))
     }
 
+    /// From what Podman itself mounts: `<root>/<driver>-containers/<id>/userdata/shm`, and a file of the same container.
+    fn of_mounts(config: &Value) -> Option<(Self, String)> {
+        let mounts = config.get("mounts")?.as_array()?;
+        let folder = |destination: &str| {
+            let mount = mounts.iter().rfind(|mount| mount["destination"] == destination)?;
+            Path::new(mount["source"].as_str()?).parent()
+        };
+        let id = |folder: &Path| Some(folder.parent()?.file_name()?.to_str()?.to_owned());
+        let bundle = folder("/dev/shm").filter(|bundle| bundle.ends_with("userdata"))?;
+        let own = id(bundle)?;
+        let agrees = id(folder("/run/.containerenv")?)? == own;
+        agrees.then_some((Self::of_bundle(bundle)?, own))
+    }
+
     fn find(self, is_it: impl Fn(&Record) -> bool) -> Result<Found, String> {
         let folder = self.root.join(format!("{}-containers", self.driver));
         // Containers started with --rm are in the second.
@@ -88,11 +102,16 @@ pub(super) fn by_bundle(bundle: &Path, id: &str) -> Result<Found, String> {
     storage.find(|record| record.id == id)
 }
 
-/// The container whose root filesystem this is: all that `precreate` is told.
-pub(super) fn by_rootfs(rootfs: &Path) -> Result<Found, String> {
-    let (storage, layer) = Storage::of_rootfs(rootfs)
+/// The container by its configuration: all that `precreate` is told. Where a user namespace of its own could not reach the root file
+/// system, Podman 5 has it below `/var/tmp` for as long as the runtime needs it.
+pub(super) fn by_config(config: &Value) -> Result<Found, String> {
+    let rootfs = Path::new(config.pointer("/root/path").and_then(Value::as_str).unwrap_or_default());
+    if let Some((storage, layer)) = Storage::of_rootfs(rootfs) {
+        return storage.find(|record| record.layer.as_ref() == Some(&layer));
+    }
+    let (storage, id) = Storage::of_mounts(config)
         .ok_or_else(|| format!("{} is not in a container store", rootfs.display()))?;
-    storage.find(|record| record.layer.as_ref() == Some(&layer))
+    storage.find(|record| record.id == id)
 }
 
 /// Whether a card comes into the namespace that the runtime makes: with a user namespace (`--userns`, `--uidmap`) Podman connects the
@@ -163,6 +182,32 @@ mod tests {
         Origin::of_bundle(bundle, id, &Value::Null).unwrap()
     }
 
+    /// As Podman 5.4 describes a container with `--userns=auto`, whose other files are those of container `id`.
+    fn by_mounts(bundle: &Path, id: &str) -> Value {
+        json!({ "root": { "path": "/var/tmp/intermediate-mountpoint-0.0" }, "mounts": [
+            { "destination": "/proc", "type": "proc", "source": "proc" },
+            { "destination": "/dev/shm", "type": "bind", "source": bundle.join("shm") },
+            { "destination": "/run/.containerenv", "type": "bind",
+              "source": format!("/run/containers/storage/overlay-containers/{id}/userdata/.containerenv") },
+        ] })
+    }
+
+    #[test]
+    fn a_container_whose_mounts_are_not_its_own_is_unknown() {
+        let (root, bundle) = store("containers.json", "{}");
+        let down = Policy { shield: terok_policy::Shield::Down, ..Policy::default() };
+        let of = |config: &Value| Origin::of_config(config).check(&annotations(&[]), &down);
+        of(&by_mounts(&bundle, "c1")).unwrap();
+        let mut without = by_mounts(&bundle, "c1");
+        without["mounts"].as_array_mut().unwrap().pop();
+        let volume = by_mounts(&root.path().join("overlay-containers/c1/volume"), "c1");
+        let nowhere = by_mounts(&root.path().join("other-containers/c1/userdata"), "c1");
+        for config in [by_mounts(&bundle, "c2"), without, volume, nowhere, json!({})] {
+            let refused = of(&config);
+            assert!(matches!(refused, Err(Refusal::ImageUnknown { .. })), "{config}: {refused:?}");
+        }
+    }
+
     fn annotations(pairs: &[(&str, &str)]) -> Annotations {
         pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
     }
@@ -172,8 +217,11 @@ mod tests {
         let manifest = r#"{"schemaVersion":2,"annotations":{"terok.shield":"up"}}"#;
         for list in ["containers.json", "volatile-containers.json"] {
             let (root, bundle) = store(list, manifest);
-            let rootfs = root.path().join("overlay/l1/merged");
-            for container in [by_bundle(&bundle, "c1"), Origin::of_rootfs(&rootfs)] {
+            let rootfs = json!({ "root": { "path": root.path().join("overlay/l1/merged") } });
+            let elsewhere = by_mounts(&bundle, "c1");
+            for container in
+                [by_bundle(&bundle, "c1"), Origin::of_config(&rootfs), Origin::of_config(&elsewhere)]
+            {
                 let refused = container.check(&annotations(&[("terok.shield", "up")]), &Policy::default());
                 assert!(matches!(refused, Err(Refusal::FromImage { .. })), "{refused:?}");
                 container.check(&annotations(&[("terok.shield", "block")]), &Policy::default()).unwrap();
