@@ -38,13 +38,17 @@ enum Refusal {
         "a protected container cannot be restored from a checkpoint: its sockets and rules are not in it; start it anew"
     )]
     Restore,
+    #[error(
+        "{0} (youki 0.7) misreads the filter of system calls of a protected container, and leaves it out of further processes; take crun or runc"
+    )]
+    Misread(String),
 }
 
 impl Refusal {
     fn exit_code(&self) -> u8 {
         match self {
             Refusal::Refused(refused) => refused.exit_code(),
-            Refusal::OtherConfig(_) | Refusal::Restore => 1,
+            Refusal::OtherConfig(_) | Refusal::Restore | Refusal::Misread(_) => 1,
             _ => 2,
         }
     }
@@ -98,6 +102,9 @@ fn create(id: &str, bundle: &Path, config: Option<&Path>, settings: &Settings) -
     let request = request(settings);
     let folder = terok_kernel::program::own_folder()?;
     match shim::bundle(&request, id, &bundle, &config, &folder).map_err(Refusal::Refused)? {
+        Some(_) if Style::of(&settings.runtime) == Style::Clap => {
+            Err(Refusal::Misread(settings.runtime.display().to_string()))
+        }
         Some(amended) => replace::file(&path, &amended).map_err(|error| input(&path, error)),
         None => Ok(()),
     }

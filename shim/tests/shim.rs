@@ -389,6 +389,19 @@ fn with_all_containers_one_without_a_key_is_protected_too() {
     });
 }
 
+/// It takes mask and value of a masked comparison for each other, and nothing of `linux` for a further process.
+#[test]
+fn youki_gets_no_protected_container() {
+    let lab = Lab::new(&config(CONFIGS[0], &[("terok.shield", "up")]));
+    let youki = lab.bin().join("youki");
+    std::fs::copy(lab.bin().join("runtime"), &youki).unwrap();
+    let settings = format!("runtime = {youki:?}\n");
+    std::fs::write(lab.path("home").join(layout::SHIM_USER), settings).unwrap();
+    lab.refused("take crun or runc");
+    std::fs::write(lab.config(), config(CONFIGS[0], &[])).unwrap();
+    lab.passed();
+}
+
 #[test]
 fn settings_that_are_wrong_stop_it_and_name_the_file() {
     let lab = Lab::new(&config(CONFIGS[0], &[]));
