@@ -193,11 +193,13 @@ fn hooks_and_shim_make_the_same_container() {
     install();
 }
 
-/// Podman where the lab shows control groups as runc wants them.
+/// Podman where the lab shows root's runc control groups as it wants them; a user's does without. What a user's first Podman sees, all
+/// after it do.
 fn podman_with_groups(mode: Mode, words: &[&str]) -> Ended {
-    let user: &[&str] = if mode == Mode::Rootless { &["/run/lab/scripts/as-tester"] } else { &[] };
-    let line = [&["kept"], user, &["podman"], words].concat();
-    Mode::Rootful.run("/run/lab/scripts/engines.sh", &line)
+    match mode {
+        Mode::Rootless => mode.podman(words),
+        Mode::Rootful => mode.run("/run/lab/scripts/engines.sh", &[&["kept", "podman"], words].concat()),
+    }
 }
 
 /// A container of that Podman; removed at the end of the test.
