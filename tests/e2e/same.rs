@@ -3,10 +3,10 @@
 
 use crate::shim::{FOLDER, config, hook_files, put_shim, take_shim, through};
 use serde_json::Value;
-use std::time::Duration;
 use terok_policy::layout;
 use terok_tests::{
-    Container, Ended, Engine, Lab, Mode, Net, Recipe, Service, bad_addresses, install, seen_at, site, within,
+    Container, Ended, Engine, Lab, Mode, Net, Recipe, Service, bad_addresses, eventually, install, seen_at,
+    site,
 };
 
 /// What protects a container, without what is its own or chance.
@@ -233,7 +233,7 @@ impl Grouped {
             Grouped(Container { engine: Engine::Podman, mode: net.mode(), name: name.to_owned(), id });
         let logged = || podman_with_groups(net.mode(), &["logs", name]).lines();
         let mut lines = Vec::new();
-        within(Duration::from_secs(60), "its program has tried everything", || {
+        eventually("its program has tried everything", || {
             lines = logged();
             lines.len() > steps.len()
         });
