@@ -66,9 +66,13 @@ fn end_to_end(lab: Lab, bin: &Path, options: &Options) -> anyhow::Result<ExitSta
         anyhow::Ok(command)
     };
     let filter = options.filter.as_deref();
-    let mut failed = Vec::new();
-    let ended = read(&mut run(filter.as_slice(), options.jobs)?, |line| failed.extend(failure(line)))?;
-    if ended.success() || !options.again || !(1..=UNSTEADY).contains(&failed.len()) {
+    let (mut failed, mut counted) = (Vec::new(), None);
+    let ended = read(&mut run(filter.as_slice(), options.jobs)?, |line| {
+        failed.extend(failure(line));
+        counted = failures(line).or(counted);
+    })?;
+    // A run that broke off, or with a failure that was not read, says nothing of the tests that are not named here.
+    if ended.success() || !options.again || counted != Some(failed.len()) || failed.len() > UNSTEADY {
         return Ok(ended);
     }
     println!("failed beside the others, once more and alone: {}", failed.join(", "));
@@ -84,6 +88,12 @@ fn end_to_end(lab: Lab, bin: &Path, options: &Options) -> anyhow::Result<ExitSta
 /// The test that a line of libtest's says has failed.
 fn failure(line: &str) -> Option<String> {
     line.strip_prefix("test ")?.strip_suffix(" ... FAILED").map(str::to_owned)
+}
+
+/// How many tests have failed, by libtest's last line, which it writes once all of them have ended.
+fn failures(line: &str) -> Option<usize> {
+    let counts = line.strip_prefix("test result: FAILED. ")?;
+    counts.split("; ").find_map(|count| count.strip_suffix(" failed"))?.parse().ok()
 }
 
 /// One folder with everything that runs in the lab: the programs, the probe, the compiled tests.
@@ -114,7 +124,7 @@ pub(crate) fn compiled_tests() -> anyhow::Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::failure;
+    use super::{failure, failures};
 
     #[test]
     fn a_failed_test_is_known_by_its_line() {
@@ -126,6 +136,17 @@ mod tests {
             ["test live::it_ends ... ok", "test result: FAILED. 637 passed; 1 failed", "    live::it_ends"]
         {
             assert_eq!(failure(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn failures_are_counted_where_all_tests_have_ended() {
+        let line = "test result: FAILED. 637 passed; 3 failed; 0 ignored; 0 measured; 2 filtered out; finished in 9.81s";
+        assert_eq!(failures(line), Some(3));
+        for other in
+            ["test live::it_ends ... FAILED", "test result: ok. 4 passed; 0 failed; 0 ignored", "failures:"]
+        {
+            assert_eq!(failures(other), None, "{other}");
         }
     }
 }
