@@ -11,14 +11,14 @@ mod test;
 mod tiers;
 
 use crate::containers::Known;
-use crate::{cli::Json, containers, control, show};
+use crate::{cli::Json, containers, control, profiles, show};
 use anyhow::{Context as _, bail};
 use std::process::ExitCode;
 use terok_install::host::Host;
 use terok_policy::control::Applied;
 use terok_policy::layout;
 use terok_vault::session::{Locked, Session};
-use terok_vault::{Dir, MasterKey, Revocation, Store};
+use terok_vault::{Dir, Error, MasterKey, Revocation, Store};
 
 pub(crate) use session::{findings, missing, unlock_silently};
 use tiers::Ask;
@@ -220,6 +220,9 @@ fn base(host: &Host, make: bool) -> anyhow::Result<Option<Dir>> {
 /// `terok vault revoke`
 fn revoke(host: &Host, container: &str, grants: &[String], undo: bool, json: Json) -> anyhow::Result<()> {
     let known = containers::find(host, container)?;
+    if known.run.is_none() && !undo {
+        refuse_misspelt(host, grants)?;
+    }
     // First where no worker can undo it: one that a container took over could keep the word to itself.
     note_revocation(host, &known, grants, undo)?;
     let applied = match known.run {
@@ -249,6 +252,26 @@ fn revoke(host: &Host, container: &str, grants: &[String], undo: bool, json: Jso
     };
     say!("{}: {}{cut}", show::printable(known.name()), show::printable(&what))?;
     Ok(())
+}
+
+/// What a container that does not run was granted nobody can tell any more; a name that is no provider's and no key's it never had,
+/// and what was meant would stay with it.
+fn refuse_misspelt(host: &Host, grants: &[String]) -> anyhow::Result<()> {
+    let providers = profiles::catalog(host)?.providers;
+    // Without a vault there is no list of keys.
+    let store = Store::open(&folder(host)?).ok();
+    let is_known = |name: &str| match name.strip_prefix("ssh:") {
+        Some(key) => {
+            store.as_ref().is_none_or(|store| !matches!(store.ssh_key(key), Err(Error::Absent { .. })))
+        }
+        None => providers.contains_key(name),
+    };
+    match grants.iter().find(|name| !is_known(name)) {
+        Some(name) => bail!(
+            "{name:?} is no provider and no SSH key, so nothing was taken back: `terok provider list` and `terok ssh list` tell the names; without a name all that was granted is taken back"
+        ),
+        None => Ok(()),
+    }
 }
 
 /// For the container itself and for the one whose supervisor serves it: which of them it is, is told by a file of the worker's.
