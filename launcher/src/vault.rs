@@ -23,6 +23,9 @@ use terok_vault::{Dir, Error, MasterKey, Revocation, Store};
 pub(crate) use session::{findings, missing, unlock_silently};
 use tiers::Ask;
 
+/// What was taken back from containers that left no history is kept this often: files of a few octets.
+const REVOKED_KEPT: usize = 1000;
+
 /// `terok vault …`
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Vault {
@@ -274,14 +277,21 @@ fn refuse_misspelt(host: &Host, grants: &[String]) -> anyhow::Result<()> {
     }
 }
 
-/// For the container itself and for the one whose supervisor serves it: which of them it is, is told by a file of the worker's.
+/// For the container itself and for the one whose supervisor serves it: which of them it is, is told by a file of the worker's. So
+/// nothing is given again by that word, which could be another container's.
 fn note_revocation(host: &Host, known: &Known, grants: &[String], undo: bool) -> anyhow::Result<()> {
+    if let Some(guard) = known.served_by().filter(|_| undo) {
+        bail!(
+            "{} shares the network and the grants of {guard}: `terok vault revoke {guard} --undo` gives them again to all of its members",
+            show::printable(known.name())
+        );
+    }
     let vault = folder(host)?;
     for id in [Some(known.id.as_str()), known.served_by()].into_iter().flatten() {
         Revocation::note(&vault, id, grants, undo)?;
     }
     let states = host.state_dir();
-    Ok(Revocation::prune(&vault, |id| states.join(id).is_dir())?)
+    Ok(Revocation::prune(&vault, REVOKED_KEPT, |id| states.join(id).is_dir())?)
 }
 
 fn tell_revocation(known: &Known, grants: &[String], undo: bool) -> anyhow::Result<Applied> {

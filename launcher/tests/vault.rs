@@ -134,6 +134,14 @@ fn what_is_taken_back_from_a_container_that_does_not_run_is_noted_for_its_next_s
         ("terok vault revoke c0ffee00 github --undo", 0, "it has github"),
         ("cat /var/lib/terok.vault/revoked/c0ffee00", 0, r#"{"all-but":["github"]}"#),
         ("terok vault revoke beef", 1, "no protected container"),
+        (
+            r#"echo '{"id":"c0ffee00","name":"web","pid":1,"started":1,"bundle":"/b","labels":{"project":"","task":"","name":""},"served_by":"c0ffee01"}' > /var/lib/terok/c0ffee00/container.json; terok vault revoke web --undo"#,
+            1,
+            "web shares the network and the grants of c0ffee01: `terok vault revoke c0ffee01 --undo`",
+        ),
+        ("cat /var/lib/terok.vault/revoked/c0ffee00", 0, r#"{"all-but":["github"]}"#),
+        ("terok vault revoke web; cat /var/lib/terok.vault/revoked/c0ffee01", 0, r#"{"all-but":[]}"#),
+        ("rm /var/lib/terok/c0ffee00/container.json /var/lib/terok.vault/revoked/c0ffee01", 0, ""),
         ("terok vault revoke c0ffee00 githb", 1, "\"githb\" is no provider"),
         ("terok vault revoke c0ffee00 githb --undo", 0, "it has githb"),
         (
@@ -142,11 +150,7 @@ fn what_is_taken_back_from_a_container_that_does_not_run_is_noted_for_its_next_s
             "\"mistrel\" is no provider",
         ),
         ("ls -A /var/lib/terok.vault/revoked | wc -l", 0, "0"),
-        (
-            "mkdir -m 700 /var/lib/terok/beef; rmdir /var/lib/terok/c0ffee00; terok vault revoke beef --undo",
-            0,
-            "it has what",
-        ),
+        ("mkdir -m 700 /var/lib/terok/beef; terok vault revoke beef --undo", 0, "it has what"),
         (passphrase!("init"), 0, "made a vault"),
         ("terok vault revoke beef ssh:wrok", 1, "\"ssh:wrok\" is no provider and no SSH key"),
         ("ls -A /var/lib/terok.vault/revoked | wc -l", 0, "0"),

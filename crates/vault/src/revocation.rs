@@ -63,11 +63,15 @@ impl Revocation {
         Ok(folder.write(container, &text)?)
     }
 
-    /// Removes what was noted of containers that are no more.
-    pub fn prune(vault: &Dir, is_there: impl Fn(&str) -> bool) -> Result<()> {
+    /// Removes what was noted of containers that are no more, but for the newest `keep`: whether an engine still has a container that nothing
+    /// else is known of any more, cannot be told here.
+    pub fn prune(vault: &Dir, keep: usize, is_there: impl Fn(&str) -> bool) -> Result<()> {
         let _turn = vault.lock_file(LOCK, Hold::Alone, PATIENCE)?;
         let Some(folder) = vault.private(REVOKED)? else { return Ok(()) };
-        for entry in folder.list()?.iter().filter(|entry| !entry.folder && !is_there(&entry.name)) {
+        let mut gone = folder.list()?;
+        gone.retain(|entry| !entry.folder && !is_there(&entry.name));
+        gone.sort_by_key(|entry| std::cmp::Reverse(entry.modified));
+        for entry in gone.iter().skip(keep) {
             folder.remove(&entry.name)?;
         }
         Ok(())
@@ -106,6 +110,7 @@ impl Revocation {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::SystemTime;
 
     fn vault() -> (tempfile::TempDir, Dir) {
         let root = tempfile::tempdir().unwrap();
@@ -143,14 +148,16 @@ mod tests {
     }
 
     #[test]
-    fn each_container_has_its_own_and_those_that_are_no_more_are_forgotten() {
+    fn each_container_has_its_own_and_of_those_that_are_no_more_the_oldest_are_forgotten() {
         let (_root, vault) = vault();
-        for container in ["c1", "c2"] {
+        for (container, age) in [("c1", 90), ("c2", 60), ("c3", 30)] {
             Revocation::note(&vault, container, &[], false).unwrap();
+            let file = std::fs::File::options().write(true).open(Revocation::path(vault.path(), container));
+            file.unwrap().set_modified(SystemTime::now() - Duration::from_secs(age)).unwrap();
         }
-        Revocation::prune(&vault, |container| container == "c1").unwrap();
-        assert!(Revocation::read(&vault, "c1").unwrap().has("github"));
-        assert!(!Revocation::read(&vault, "c2").unwrap().has("github"));
+        Revocation::prune(&vault, 1, |container| container == "c1").unwrap();
+        let has = |container| Revocation::read(&vault, container).unwrap().has("github");
+        assert_eq!(["c1", "c2", "c3"].map(has), [true, false, true]);
         Revocation::note(&vault, "../vault.db", &[], false).unwrap_err();
     }
 
