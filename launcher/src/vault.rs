@@ -227,11 +227,14 @@ fn revoke(host: &Host, container: &str, grants: &[String], undo: bool, json: Jso
         refuse_misspelt(host, grants)?;
     }
     // First where no worker can undo it: one that a container took over could keep the word to itself.
-    note_revocation(host, &known, grants, undo)?;
-    let applied = match known.run {
-        Some(_) => tell_revocation(&known, grants, undo)?,
-        None => Applied { changed: grants.to_vec(), cut: 0 },
+    let noted = note_revocation(host, &known, grants, undo);
+    let told = match known.run {
+        // What runs loses its grants even where a full disk keeps no note of it.
+        Some(_) if noted.is_ok() || !undo => tell_revocation(&known, grants, undo),
+        _ => Ok(Applied { changed: grants.to_vec(), cut: 0 }),
     };
+    noted.context("not noted beside the vault, where it would outlive the container's supervisor")?;
+    let applied = told?;
     if json.json {
         say!("{}", serde_json::to_string(&applied)?)?;
         return Ok(());

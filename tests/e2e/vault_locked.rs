@@ -182,6 +182,27 @@ both_modes! {
         works(&container);
     }
 
+    /// A full disk, say: the command fails, and what runs has lost its grants all the same.
+    fn what_cannot_be_noted_is_told_to_what_runs(mode: Mode) {
+        let service = Service::new(mode);
+        let container = service.sealed();
+        works(&container);
+        let revoke = ["revoke", &container.name, &service.provider];
+        // The folder of notes is there from then on.
+        terok_vault(mode, &revoke);
+        terok_vault(mode, &[&revoke[..], &["--undo"]].concat());
+        works(&container);
+        let mut live = Live::of(&service, &container);
+        // In the way of this container's note alone: the vault is everybody's.
+        let note = Vault(mode).folder().join(layout::REVOKED).join(&container.id);
+        std::fs::create_dir(&note).expect("root may");
+        let ended = Vault(mode).says(&revoke, "");
+        std::fs::remove_dir(&note).expect("root may");
+        assert!(ended.code == 1 && ended.stderr.contains("not noted beside the vault"), "{ended:?}");
+        eventually("what is under way is cut", || live.has_ended());
+        says(&container, 401, &service.provider);
+    }
+
     fn what_is_removed_is_missing_until_it_is_added_again(mode: Mode) {
         let service = Service::new(mode);
         let container = service.sealed();
